@@ -1,0 +1,108 @@
+"""Every exception of the package: one base class, and a remedy in every message.
+
+Each class also derives from the builtin a caller would expect (``ValueError``, ``NotImplementedError``, ...), so
+that code which knows nothing of this package still handles them naturally.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class LirpaLipError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+
+class ShapeError(LirpaLipError, ValueError):
+    """A tensor has the wrong shape."""
+
+
+class NonFiniteError(LirpaLipError, ValueError):
+    """A weight, an input, a radius or a computed bound is NaN or infinite where it must be finite."""
+
+    def __init__(self, quantity: str, remedy: str = "check the model's weights and the input") -> None:
+        self.quantity = quantity
+        super().__init__(f"{quantity} contains NaN or infinite values; {remedy}.")
+
+
+class ConfigError(LirpaLipError, ValueError):
+    """A setting has a value it cannot have."""
+
+
+class UnknownMethodError(ConfigError):
+    """A method, option or other name which must be one of a list is none of them.
+
+    Args:
+        name: what was asked for.
+        choices: what may be asked for.
+        kind: what is being named, as in ``unknown <kind> 'x'``.
+    """
+
+    def __init__(self, name: object, choices: Iterable[str], kind: str = "method") -> None:
+        self.name = name
+        self.choices = tuple(choices)
+        super().__init__(f"unknown {kind} {name!r}; choose one of: {', '.join(map(repr, self.choices))}.")
+
+
+class UnsupportedNormError(ConfigError, NotImplementedError):
+    """A bound was asked for in a norm it does not exist in."""
+
+    def __init__(self, norm: object, what: str, supported: Iterable[object] = (2,)) -> None:
+        self.norm = norm
+        self.supported = tuple(supported)
+        listed = ", ".join(map(str, self.supported))
+        super().__init__(f"{what} is not available for norm={norm}; it supports norm={listed}.")
+
+
+class UnsupportedOperatorError(LirpaLipError, NotImplementedError):
+    """The model holds an operator, or a graph structure, for which a method has no valid rule.
+
+    Args:
+        node: name of the node in the traced graph.
+        operator: class or operator name of that node.
+        supported: the operators which would have been accepted.
+        reason: what is missing, where "no rule" alone would not tell.
+    """
+
+    def __init__(self, node: str, operator: str, supported: Iterable[str] = (), reason: str = "") -> None:
+        self.node = node
+        self.operator = operator
+        self.supported = tuple(sorted(supported))
+        message = f"operator {operator} at node {node!r} is not supported"
+        if reason:
+            message += f": {reason}"
+        if self.supported:
+            message += f"; supported are: {', '.join(self.supported)}"
+        super().__init__(message + ".")
+
+
+class CertificateError(LirpaLipError, ValueError):
+    """An estimate, which is not a bound, was asked for where a certificate is needed."""
+
+
+class TrainingModeError(LirpaLipError, RuntimeError):
+    """A module whose output depends on the whole batch, or on chance, is in training mode."""
+
+    def __init__(self, node: str, operator: str) -> None:
+        self.node = node
+        self.operator = operator
+        super().__init__(
+            f"{operator} at node {node!r} is in training mode, where its output is no fixed function of one input; "
+            "call .eval() on the model before it is bounded."
+        )
+
+
+class DataError(LirpaLipError, ValueError):
+    """A data set is absent, damaged, or not what it is said to be."""
+
+
+class CheckpointError(LirpaLipError, ValueError):
+    """A checkpoint is absent, damaged, or belongs to another model or configuration."""
+
+
+class DivergedError(LirpaLipError, ArithmeticError):
+    """Training or an iteration produced a NaN or infinite value and was stopped."""
+
+
+class MissingDependencyError(LirpaLipError, ImportError):
+    """A package which is needed here is not installed; the message holds the command that installs it."""
