@@ -1,0 +1,70 @@
+# make setup   builds .venv (nothing is redone while setup.py, TORCH, AUTO_LIRPA stay as they are)
+# make demo    trains, certifies and draws demo.png
+# make test    runs the tests;  make test AUTO_LIRPA=<pip requirement or path>  runs them on another auto_LiRPA
+# make lint    ruff and mypy
+# make bench   runs every script of benchmarks/
+# make clean   removes .venv and caches
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+AUTO_LIRPA ?= auto_LiRPA==0.3
+PYTEST_ARGS ?= -n auto --maxprocesses 4
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -q
+# Every later installation is held to the torch that is there: nothing may swap a CPU build for a CUDA one.
+CONSTRAINTS := $(VENV)/constraints.txt
+
+# A stamp's name holds a checksum of the requirement: another value is another file, so that make sees the change.
+stamp = $(VENV)/.$(1)-$(firstword $(shell printf '%s' '$(2)' | cksum))
+TORCH_STAMP := $(call stamp,torch,$(TORCH))
+LIRPA_STAMP := $(call stamp,auto_lirpa,$(AUTO_LIRPA))
+DEPS_STAMP := $(VENV)/.dependencies
+
+# Threads of one process gain little on small networks, and the test workers would fight over the cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test lint bench clean
+setup: $(LIRPA_STAMP) $(DEPS_STAMP)
+
+$(PY):
+	$(PYTHON) -m venv $(VENV)
+
+$(TORCH_STAMP): | $(PY)
+	@echo "installing $(TORCH)"
+	@rm -f $(VENV)/.torch-* $(DEPS_STAMP)
+	$(PIP) install '$(TORCH)' numpy
+	$(PY) -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(CONSTRAINTS)
+	@touch $@
+
+# --no-deps: auto_LiRPA declares a torch older than the one it runs on here.
+$(LIRPA_STAMP): $(TORCH_STAMP)
+	@echo "installing $(AUTO_LIRPA)"
+	@rm -f $(VENV)/.auto_lirpa-*
+	$(PIP) install --no-deps --force-reinstall '$(AUTO_LIRPA)'
+	@touch $@
+
+# A CUDA build of torch brings its own triton; a CPU build has none, and there the kernels run in its interpreter.
+# Where no wheel of it exists, only the kernel tests are skipped.
+$(DEPS_STAMP): setup.py $(TORCH_STAMP)
+	@echo "installing lirpa_lip and what it needs"
+	$(PIP) install -c $(CONSTRAINTS) -e '.[dev]'
+	@$(PY) -c "import triton" 2>/dev/null || $(PIP) install --no-deps triton || echo "triton is not available here"
+	@touch $@
+
+demo: setup
+	$(PY) examples/demo.py
+
+test: setup
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+bench: setup
+	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
