@@ -1,0 +1,6 @@
+"""Largest singular values of masked linear maps: estimates, probabilistic bounds and deterministic bounds."""
+
+from lirpa_lip.norms.result import NormResult
+from lirpa_lip.norms.solve import masked_spectral_norm
+
+__all__ = ["NormResult", "masked_spectral_norm"]
