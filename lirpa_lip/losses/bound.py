@@ -1,0 +1,90 @@
+"""The seam between a Lipschitz bound and a loss: what a bound returns, and the bounds known by name.
+
+A loss asks a bound for logits and pair-wise Lipschitz constants and knows nothing of how they came about; so one
+loss trains against the global norm product, the local product and the composed bound alike.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from lirpa_lip.errors import UnknownMethodError
+
+BOUNDS: dict[str, str] = {
+    "global": "lirpa_lip.losses.global_bound:GlobalBound",
+    "local-lip": "lirpa_lip.losses.local_bound:LocalLipBound",
+    "composed": "lirpa_lip.losses.local_bound:ComposedBound",
+}
+"""Name -> ``module:class``. A new bound is one file and one row here."""
+
+
+class ActivationInterval(NamedTuple):
+    """Interval of one activation's input over the region.
+
+    ``layer`` is the module (its thresholds are read from it), ``lower`` and ``upper`` have its input's shape.
+    """
+
+    layer: nn.Module
+    lower: Tensor
+    upper: Tensor
+
+
+class FeatureRegion(NamedTuple):
+    """Where the input of the last linear layer can lie: a ball around ``center``, intersected with a box.
+
+    ``center``, ``lower``, ``upper``: (batch, features); ``radius``: (batch,); ``weight``: (classes, features).
+    """
+
+    center: Tensor
+    radius: Tensor
+    lower: Tensor
+    upper: Tensor
+    weight: Tensor
+
+
+class BoundOutput(NamedTuple):
+    """What a bound says of a batch.
+
+    Attributes:
+        logits: (batch, classes) of the unperturbed input.
+        pair_lipschitz: (batch, classes); entry [b, j] bounds the ℓ₂ Lipschitz constant of logit_y − logit_j on the
+            ball around sample b, where y is its label. Zero at j = y.
+        intervals: intervals of the activations' inputs, for the sparsity loss; empty where the bound has none.
+        region: the set that BCP maximises over; None where the bound has none.
+    """
+
+    logits: Tensor
+    pair_lipschitz: Tensor
+    intervals: tuple[ActivationInterval, ...] = ()
+    region: FeatureRegion | None = None
+
+
+@runtime_checkable
+class LipschitzBound(Protocol):
+    """A differentiable bound plug-in, bound to a model at construction."""
+
+    def __call__(self, x: Tensor, eps: float | Tensor, labels: Tensor | None = None) -> BoundOutput:
+        """Bounds the model on B₂(x, eps).
+
+        Args:
+            x: (batch, *input shape).
+            eps: radius of the ball, a number or one per sample.
+            labels: (batch,) integer classes y; by default the predicted ones.
+        """
+        ...
+
+
+def make_bound(name: str, model: nn.Module, sample: Tensor, **options: Any) -> LipschitzBound:
+    """Builds the bound ``name`` (a key of ``BOUNDS``) for ``model``, whose input looks like ``sample``.
+
+    Raises:
+        UnknownMethodError: no such bound.
+    """
+    if name not in BOUNDS:
+        raise UnknownMethodError(name, BOUNDS, kind="bound")
+    module, attribute = BOUNDS[name].split(":")
+    bound: LipschitzBound = getattr(import_module(module), attribute)(model, sample, **options)
+    return bound

@@ -1,0 +1,115 @@
+"""Data sets by name: images in [0, 1], a validation split carved from the training data, and where to find the files.
+
+A data set becomes a ``DataBundle`` of three ``ImageSource``s. A source gives a batch for a list of indices, and nothing
+else about it is random: order and augmentation belong to ``sampling``, so that a run can be resumed exactly.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lirpa_lip.errors import ConfigError, DataError, UnknownMethodError
+from lirpa_lip.training import data_files as files
+from lirpa_lip.training.sources import ImageSource, Subset
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """The three splits, and what a network needs to know of the data.
+
+    ``mean`` and ``std`` are per channel, or None where the data set is used as it is.
+    """
+
+    name: str
+    train: ImageSource
+    validation: ImageSource
+    test: ImageSource
+    classes: int
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+_CIFAR_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+_Reader = Callable[[Path, int | None], files.Splits]
+_Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+
+DATASETS: dict[str, tuple[_Reader, _Statistics | None]] = {
+    "digits": (files.digits, None),
+    "mnist": (files.mnist, ((0.1307,), (0.3081,))),
+    "cifar10": (files.cifar10, _CIFAR_STATISTICS),
+    "cifar100": (files.cifar100, ((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762))),
+    "tiny-imagenet": (files.tiny_imagenet, ((0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821))),
+    "imagefolder": (files.image_folder, None),
+}
+"""Name -> (reader, (mean, std) of its training images)."""
+
+
+def default_data_dir() -> Path:
+    """``$LIRPA_LIP_DATA``, or ``~/.cache/lirpa_lip``: where downloads go."""
+    return Path(os.environ.get("LIRPA_LIP_DATA") or Path.home() / ".cache" / "lirpa_lip")
+
+
+def load_data(
+    name: str,
+    data_dir: str | Path | None = None,
+    validation: float | int = 0.1,
+    seed: int = 0,
+    image_size: int | None = None,
+    limit: int | None = None,
+) -> DataBundle:
+    """Reads a data set and carves the validation split from its *training* images.
+
+    Args:
+        name: a key of ``DATASETS``.
+        data_dir: folder (or file) that holds the data; None downloads to ``default_data_dir()``.
+        validation: fraction, or number, of training images for validation; 0 for none.
+        seed: of the split.
+        image_size: side to resize to (image folders only).
+        limit: keep this many training images and as many test images at most, for trials.
+
+    Raises:
+        UnknownMethodError: no such data set.
+        DataError: the folder is not there, or does not hold the data.
+    """
+    if name not in DATASETS:
+        raise UnknownMethodError(name, DATASETS, kind="dataset")
+    if data_dir is not None and not Path(data_dir).exists():
+        raise DataError(f"--data-dir {data_dir} does not exist; give the folder that holds {name}, or leave it out.")
+    reader, statistics = DATASETS[name]
+    root = default_data_dir() if data_dir is None else Path(data_dir)
+    if data_dir is None:
+        _download(name, root)
+    train, test, classes, shape = reader(root, image_size)
+    if limit is not None:
+        train, test = _first(train, limit), _first(test, limit)
+    train, held_out = _carve(train, validation, seed)
+    mean, std = statistics or (None, None)
+    return DataBundle(name, train, held_out, test, classes, shape, mean, std)
+
+
+def _download(name: str, root: Path) -> None:
+    if name == "digits":
+        return  # scikit-learn ships them
+    if name not in files.DOWNLOADERS:
+        raise DataError(f"{name} cannot be downloaded for you; give its folder with --data-dir.")
+    root.mkdir(parents=True, exist_ok=True)
+    files.DOWNLOADERS[name](root)
+
+
+def _carve(train: ImageSource, validation: float | int, seed: int) -> tuple[ImageSource, ImageSource]:
+    count = round(validation * len(train)) if isinstance(validation, float) and validation < 1 else int(validation)
+    if not 0 <= count < len(train):
+        raise ConfigError(f"validation={validation} leaves nothing of {len(train)} training images to train on.")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    return Subset(train, order[count:].sort().values), Subset(train, order[:count].sort().values)
+
+
+def _first(source: ImageSource, count: int) -> ImageSource:
+    return Subset(source, torch.arange(min(count, len(source))))

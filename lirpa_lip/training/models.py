@@ -1,0 +1,168 @@
+"""Networks by name, with the published shapes and threshold starts, and how to bring one's own.
+
+Every network takes images in [0, 1]: normalisation is its first layer, so ε is always in pixels. Shapes and starts:
+Huang et al., NeurIPS 2021 (arXiv 2111.01395), appendix, and the published code of Lee et al., NeurIPS 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+
+import torch
+from torch import Tensor, nn
+
+from lirpa_lip.errors import ConfigError, ShapeError, UnknownMethodError
+from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
+
+ACTIVATIONS = ("relu", "clipped_relu", "maxmin", "clipped_maxmin")
+
+
+class Normalize(nn.Module):
+    """(x − mean) / std per channel, for images (batch, channels, height, width) in [0, 1]."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not mean or min(std) <= 0:
+            raise ConfigError(f"normalisation needs as many means as positive stds; got {mean} and {std}.")
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Convolutions as (channels, kernel, stride, padding), widths of hidden fully connected layers, threshold starts.
+
+    ``maxmin`` holds the half-width b of the start (b, −b), or the pair itself, of each activation in order.
+    """
+
+    convolutions: tuple[tuple[int, int, int, int], ...]
+    hidden: tuple[int, ...]
+    threshold: float = 1.0
+    maxmin: tuple[tuple[float, float], ...] = ()
+
+
+def _symmetric(*starts: float) -> tuple[tuple[float, float], ...]:
+    return tuple((start, -start) for start in starts)
+
+
+_4C = ((32, 3, 1, 1), (32, 4, 2, 1), (64, 3, 1, 1), (64, 4, 2, 1))
+_6C = ((32, 3, 1, 1), (32, 3, 1, 1), (32, 4, 2, 1), (64, 3, 1, 1), (64, 3, 1, 1), (64, 4, 2, 1))
+_8C = (
+    *((64, 3, 1, 1), (64, 3, 1, 1), (64, 4, 2, 0), (128, 3, 1, 1), (128, 3, 1, 1), (128, 4, 2, 0)),
+    *((256, 3, 1, 1), (256, 4, 2, 0)),
+)
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "4c3f": Architecture(_4C, (512, 512), threshold=1.0),
+    "6c2f": Architecture(
+        *(_6C, (512,), 2.0),
+        maxmin=((0.1, -0.1), (0.1, -0.15), *_symmetric(0.15, 0.15, 0.2, 0.3, 1.2)),
+    ),
+    "8c2f": Architecture(_8C, (256,), threshold=1.0, maxmin=_symmetric(0.8, 1.0, 1.4, 1.4, 1.4, 1.6, 2.0, 3.0, 1.6)),
+    # Small enough for two CPU cores.
+    "cnn-small": Architecture(((16, 4, 2, 1), (32, 4, 2, 1)), (100,)),
+    "cnn-tiny": Architecture(((8, 3, 1, 1), (16, 4, 2, 1)), (32,)),
+    "mlp-small": Architecture((), (100, 100)),
+}
+
+_DEFAULT_MAXMIN_START = (0.5, -0.5)
+
+
+def build_model(
+    arch: str,
+    input_shape: tuple[int, int, int],
+    classes: int,
+    activation: str = "clipped_relu",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    threshold: float | None = None,
+) -> nn.Module:
+    """Builds the network ``arch`` for images of ``input_shape`` (channels, height, width).
+
+    Args:
+        arch: a key of ``ARCHITECTURES``, or ``"package.module:factory"``, one's own callable. It is called as
+            ``factory(input_shape=…, classes=…)`` and returns a module that takes images in [0, 1].
+        activation: one of ``ACTIVATIONS`` (of the named networks only).
+        mean, std: normalisation per channel, inside the network; None for none.
+        threshold: start of the clipped ReLU's θ, and of MaxMin's (θ, −θ); None for the published one.
+
+    Raises:
+        UnknownMethodError: no such architecture or activation.
+        ConfigError: the factory cannot be imported or does not return a module.
+        ShapeError: the image is too small for the convolutions.
+    """
+    if ":" in arch:
+        return _own_module(arch, input_shape, classes)
+    if arch not in ARCHITECTURES:
+        raise UnknownMethodError(arch, [*ARCHITECTURES, "package.module:factory"], kind="architecture")
+    if activation not in ACTIVATIONS:
+        raise UnknownMethodError(activation, ACTIVATIONS, kind="activation")
+    spec = ARCHITECTURES[arch]
+    layers: list[nn.Module] = [] if mean is None or std is None else [Normalize(mean, std)]
+    make_activation = _activation_factory(spec, activation, threshold)
+    channels, height, width = input_shape
+    for out, kernel, stride, padding in spec.convolutions:
+        layers.append(_convolution(channels, out, kernel, stride, padding))
+        channels = out
+        height, width = ((size + 2 * padding - kernel) // stride + 1 for size in (height, width))
+        if min(height, width) < 1:
+            raise ShapeError(f"images of shape {tuple(input_shape)} are too small for {arch!r}.")
+        layers.append(make_activation((channels, height, width)))
+    layers.append(nn.Flatten())
+    features = channels * height * width
+    for out in spec.hidden:
+        layers += [nn.Linear(features, out), make_activation((out,))]
+        features = out
+    return nn.Sequential(*layers, nn.Linear(features, classes))
+
+
+def _convolution(channels: int, out: int, kernel: int, stride: int, padding: int) -> nn.Conv2d:
+    """Weights start N(0, 2 / (kernel² · out)), biases zero, as published; linear layers keep torch's default."""
+    layer = nn.Conv2d(channels, out, kernel, stride=stride, padding=padding)
+    nn.init.normal_(layer.weight, 0.0, math.sqrt(2.0 / (kernel * kernel * out)))
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _activation_factory(
+    spec: Architecture, activation: str, threshold: float | None
+) -> Callable[[tuple[int, ...]], nn.Module]:
+    """Makes the network's activations, called once per activation in order."""
+    starts = iter(spec.maxmin)
+
+    def make(shape: tuple[int, ...]) -> nn.Module:
+        if activation == "relu":
+            return nn.ReLU()
+        if activation == "maxmin":
+            return MaxMin()
+        if activation == "clipped_relu":
+            return ClippedReLU(shape, threshold=spec.threshold if threshold is None else threshold)
+        top, bottom = next(starts, _DEFAULT_MAXMIN_START) if threshold is None else (threshold, -threshold)
+        return ClippedMaxMin(shape, max_threshold=top, min_threshold=bottom)
+
+    return make
+
+
+def _own_module(path: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
+    module_name, _, attribute = path.partition(":")
+    try:
+        factory = getattr(import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"cannot import the network {path!r} ({error}); write it as package.module:factory, with the module's "
+            "folder on PYTHONPATH."
+        ) from error
+    model = factory(input_shape=input_shape, classes=classes)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"{path} returned {type(model).__name__}, not a torch.nn.Module.")
+    return model
