@@ -1,0 +1,140 @@
+"""Atomic checkpoints: tensors as safetensors, everything else as JSON, each complete or not there at all.
+
+A checkpoint is a folder ``<kind>-<step>`` with ``tensors.safetensors`` and ``state.json``, which holds a SHA-256 of
+both. It is written under another name, flushed to disk and renamed, so a process killed at any moment leaves the
+previous checkpoint intact.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from lirpa_lip.errors import CheckpointError
+
+FORMAT = 1
+_TENSORS, _STATE = "tensors.safetensors", "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on, or a network to be used: named tensors and a JSON-serialisable state."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+    def group(self, prefix: str) -> dict[str, Tensor]:
+        """Tensors whose name begins with ``prefix.``, without it."""
+        return {name[len(prefix) + 1 :]: t for name, t in self.tensors.items() if name.startswith(prefix + ".")}
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "step", keep: int = 2) -> Path:
+    """Writes ``folder/<kind>-<step>`` atomically, then removes all but the newest ``keep`` of that kind.
+
+    Raises:
+        CheckpointError: it could not be written (disk full, no permission); what was there before is still there.
+    """
+    name = f"{kind}-{step:08d}"
+    target, scratch = folder / name, folder / f".{name}.writing"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        content = safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in checkpoint.tensors.items()})
+        record = {"format": FORMAT, "sha256": _digest(content, checkpoint.state), "state": checkpoint.state}
+        _write(scratch / _TENSORS, content)
+        _write(scratch / _STATE, json.dumps(record, indent=1).encode())
+        _swap(scratch, target)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        cause = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        raise CheckpointError(
+            f"checkpoint {target} could not be written: {cause}. Earlier checkpoints in {folder} are intact; "
+            "make room and resume."
+        ) from error
+    for old in checkpoints_in(folder, kind)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads and verifies a checkpoint folder.
+
+    Raises:
+        CheckpointError: absent, truncated, changed since it was written, or of another format.
+    """
+    path = Path(path)
+    if not (path / _STATE).is_file() or not (path / _TENSORS).is_file():
+        raise CheckpointError(f"{path} is no checkpoint: it needs {_STATE} and {_TENSORS}.")
+    try:
+        record = json.loads((path / _STATE).read_text())
+        found, expected, state = record["format"], record["sha256"], record["state"]
+        content = (path / _TENSORS).read_bytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(_damaged(path, f"{_STATE}: {error!r}")) from error
+    if found != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {found}; this version reads {FORMAT}.")
+    if _digest(content, state) != expected:
+        raise CheckpointError(_damaged(path, "its content does not match its SHA-256"))
+    return Checkpoint(safetensors.torch.load(content), state)
+
+
+def checkpoints_in(folder: Path, kind: str = "step") -> list[Path]:
+    """The complete ``<kind>-<step>`` checkpoints in a folder, oldest first."""
+    return sorted(p for p in folder.glob(f"{kind}-*") if (p / _STATE).is_file())
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Resolves a checkpoint folder, or a run folder: its best checkpoint if there is one, else its newest.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if (path / _STATE).is_file():
+        return path
+    found = checkpoints_in(path / "checkpoints", "best") or checkpoints_in(path / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{path} holds no checkpoint; give a run folder (--out of train) or a checkpoint in it.")
+    return found[-1]
+
+
+def _digest(content: bytes, state: dict[str, Any]) -> str:
+    return hashlib.sha256(content + json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, cause: str) -> str:
+    others = [p.name for p in checkpoints_in(path.parent) if p != path]
+    remedy = f"use an earlier one: {path.parent / others[-1]}" if others else "there is no earlier one: start again"
+    return f"checkpoint {path} is damaged ({cause}); {remedy}."
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _swap(scratch: Path, target: Path) -> None:
+    """Puts ``scratch`` in place of ``target``; a folder cannot be replaced in one step, so the old one moves aside."""
+    aside = target.with_name(f".{target.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if target.exists():
+        os.rename(target, aside)
+    os.rename(scratch, target)
+    descriptor = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    shutil.rmtree(aside, ignore_errors=True)

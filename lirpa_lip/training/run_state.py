@@ -1,0 +1,113 @@
+"""What a checkpoint holds of a training run, and how it is put back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.errors import CheckpointError
+from lirpa_lip.training.checkpoint import Checkpoint
+from lirpa_lip.training.config import TrainConfig
+from lirpa_lip.training.data import DataBundle
+from lirpa_lip.training.ema import WeightAverage
+from lirpa_lip.training.models import build_model
+from lirpa_lip.training.objective import Objective
+
+_FREE_TO_CHANGE = {"out", "data_dir", "epochs", "checkpoint_every", "log_every", "clip_grad", "lr", "end_lr", "lr_hold"}
+"""Settings that may differ between a checkpoint and the run that resumes it: they change what comes, not what was."""
+
+
+@dataclass
+class RunState:
+    """Progress: updates made so far, and the best validation result."""
+
+    step: int = 0
+    best: float = -1.0
+
+
+def snapshot(
+    state: RunState,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    config: TrainConfig,
+    data: DataBundle,
+) -> Checkpoint:
+    """Everything a run needs to go on. Random states are not among it: draws are functions of the step."""
+    model = objective.model
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {name: tensor for name, tensor in objective.named_buffers() if name.startswith("bound.")}
+    for index, parameter in enumerate(model.parameters()):
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in optimizer.state.get(parameter, {}).items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.weights.items()}
+    described: dict[str, Any] = {
+        "step": state.step,
+        "best": state.best,
+        "average_steps": 0 if average is None else average.steps,
+        "config": config.to_dict(),
+        "data": {"shape": list(data.shape), "classes": data.classes, "mean": data.mean, "std": data.std},
+    }
+    return Checkpoint({name: t.detach().clone() for name, t in tensors.items()}, described)
+
+
+def restore(
+    checkpoint: Checkpoint,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage | None,
+    config: TrainConfig,
+) -> RunState:
+    """Puts a checkpoint back into a run of the same configuration.
+
+    Raises:
+        CheckpointError: a setting that shaped the past differs, or the tensors do not fit.
+    """
+    saved = checkpoint.state["config"]
+    differing = [n for n, v in config.to_dict().items() if n not in _FREE_TO_CHANGE and saved.get(n) != v]
+    if differing:
+        listed = ", ".join(f"{name} was {saved.get(name)!r}, is {getattr(config, name)!r}" for name in differing)
+        raise CheckpointError(f"the checkpoint belongs to another configuration: {listed}.")
+    try:
+        objective.model.load_state_dict(checkpoint.group("model"))
+        buffers = dict(objective.named_buffers())
+        for name, tensor in checkpoint.group("bound").items():
+            buffers[f"bound.{name}"].copy_(tensor)
+        for index, parameter in enumerate(objective.model.parameters()):
+            optimizer.state[parameter] = _optimizer_state(checkpoint.group(f"optimizer.{index}"), parameter)
+        if average is not None:
+            average.steps = checkpoint.state["average_steps"]
+            average.weights = {name: t.to(p.device) for name, t, p in _matched(checkpoint, objective)}
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"the checkpoint does not fit this network ({error}).") from error
+    return RunState(checkpoint.state["step"], checkpoint.state["best"])
+
+
+def model_from(checkpoint: Checkpoint) -> torch.nn.Module:
+    """The trained network, in eval mode: the weights' moving average where the run kept one.
+
+    Raises:
+        CheckpointError: the tensors do not fit the network that the configuration describes.
+    """
+    config, data = TrainConfig(**checkpoint.state["config"]), checkpoint.state["data"]
+    mean_std = (data["mean"], data["std"]) if config.normalize else (None, None)
+    shape: tuple[int, int, int] = tuple(data["shape"])  # type: ignore[assignment]
+    model = build_model(config.arch, shape, data["classes"], config.activation, *mean_std, config.threshold)
+    try:
+        model.load_state_dict({**checkpoint.group("model"), **checkpoint.group("average")})
+    except RuntimeError as error:
+        raise CheckpointError(f"the checkpoint does not fit its network ({error}).") from error
+    return model.eval()
+
+
+def _optimizer_state(saved: dict[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+    """Adam keeps its step count on the CPU and its moments beside the parameter."""
+    return {key: value if key == "step" else value.to(parameter.device) for key, value in saved.items()}
+
+
+def _matched(checkpoint: Checkpoint, objective: Objective) -> list[tuple[str, Tensor, Tensor]]:
+    saved = checkpoint.group("average")
+    return [(name, saved[name], parameter) for name, parameter in objective.model.named_parameters()]

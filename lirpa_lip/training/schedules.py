@@ -1,0 +1,54 @@
+"""Ramps of ε and κ, and the learning rate, as functions of the (fractional) epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lirpa_lip.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LinearRamp:
+    """``start`` until ``warmup``, then linear, ``end`` from ``warmup + length`` on (times in epochs)."""
+
+    start: float
+    end: float
+    warmup: float = 0.0
+    length: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or self.length < 0:
+            raise ConfigError(f"a ramp needs warmup >= 0 and length >= 0; got {self.warmup} and {self.length}.")
+
+    def __call__(self, epoch: float) -> float:
+        if epoch < self.warmup:
+            return self.start
+        if epoch >= self.warmup + self.length:
+            return self.end
+        return self.start + (self.end - self.start) * (epoch - self.warmup) / self.length
+
+
+@dataclass(frozen=True)
+class HoldThenDecay:
+    """``start`` for the first ``hold`` epochs, then exponential decay that reaches ``end`` at ``epochs``.
+
+    The published schedule holds for half the epochs + 25 (Huang et al. 2021, published code).
+    """
+
+    start: float
+    end: float
+    hold: float
+    epochs: float
+
+    def __post_init__(self) -> None:
+        if self.start <= 0 or self.end <= 0 or not 0 <= self.hold <= self.epochs:
+            raise ConfigError(
+                "the learning rate needs start > 0, end > 0 and 0 <= hold <= epochs; "
+                f"got {self.start}, {self.end}, {self.hold} of {self.epochs}."
+            )
+
+    def __call__(self, epoch: float) -> float:
+        if epoch <= self.hold:
+            return self.start
+        progress = min(1.0, (epoch - self.hold) / (self.epochs - self.hold)) if self.epochs > self.hold else 1.0
+        return float(self.start * (self.end / self.start) ** progress)

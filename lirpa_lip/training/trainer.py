@@ -1,0 +1,236 @@
+"""The training loop: plain, resumable to the bit, and the same on one process or many (through Accelerate)."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from lirpa_lip.errors import CheckpointError, DivergedError
+from lirpa_lip.training.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, save_checkpoint
+from lirpa_lip.training.config import TrainConfig, write_config
+from lirpa_lip.training.data import load_data
+from lirpa_lip.training.ema import WeightAverage
+from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
+from lirpa_lip.training.models import build_model
+from lirpa_lip.training.objective import Objective
+from lirpa_lip.training.progress import Progress
+from lirpa_lip.training.run_state import RunState, restore, snapshot
+from lirpa_lip.training.runlog import RunLog
+from lirpa_lip.training.sampling import augmented, derived_seed, epoch_batches, prefetched, steps_per_epoch
+from lirpa_lip.training.schedules import HoldThenDecay, LinearRamp
+
+
+class Trainer:
+    """Trains one network as a ``TrainConfig`` says.
+
+    Every random draw is a function of the seed and the step, so a run that was killed and resumed ends with the same
+    weights, bit for bit on a CPU, as one that never was.
+
+    Args:
+        config: the run's settings.
+        progress: what to show; None shows nothing.
+    """
+
+    def __init__(self, config: TrainConfig, progress: Progress | None = None) -> None:
+        self.config = config
+        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
+        self.progress = progress if progress is not None and self.rank == 0 else Progress()
+        self.folder = Path(config.out)
+        self.data = load_data(
+            config.dataset, config.data_dir, config.validation, config.seed, config.image_size, config.limit
+        )
+        self.steps = steps_per_epoch(len(self.data.train), config.batch_size)
+        torch.manual_seed(derived_seed("weights", config.seed))
+        mean_std = (self.data.mean, self.data.std) if config.normalize else (None, None)
+        model = build_model(
+            config.arch, self.data.shape, self.data.classes, config.activation, *mean_std, config.threshold
+        ).to(self.accelerator.device)
+        sample = torch.zeros(1, *self.data.shape, device=self.accelerator.device)
+        self.objective = Objective(
+            *(model, sample, config.loss, config.bound, config.sparsity, config.saturation),
+            iterations=config.bound_iterations,
+        ).to(self.accelerator.device)
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        self.average = WeightAverage(model, config.ema) if config.ema is not None else None
+        self.state = RunState()
+        train_eps, eps = (rounded_up(parse_epsilon(text or config.eps)) for text in (config.train_eps, config.eps))
+        self.eps, ramp = eps, (config.warmup, config.ramp)
+        self.eps_ramp, self.kappa_ramp = LinearRamp(0.0, train_eps, *ramp), LinearRamp(1.0, config.kappa, *ramp)
+        self.lr = HoldThenDecay(config.lr, config.end_lr, config.lr_hold * config.epochs, config.epochs)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        return self.objective.model
+
+    def say(self, text: str) -> None:
+        """Prints on the first process."""
+        if self.rank == 0:
+            self.accelerator.print(text)
+
+    def resume(self, path: str | Path | None = None) -> Path:
+        """Goes back to a checkpoint of this run, by default its newest; returns it.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or it belongs to another configuration.
+        """
+        found = checkpoints_in(self.folder / "checkpoints")
+        if path is None and not found:
+            raise CheckpointError(f"{self.folder} holds no checkpoint to resume from; train without --resume.")
+        chosen = Path(path) if path is not None else found[-1]
+        self.state = restore(load_checkpoint(chosen), self.objective, self.optimizer, self.average, self.config)
+        return chosen
+
+    def fit(self) -> Path:
+        """Trains to the end; returns the best checkpoint (by the validation split; the last one without a split).
+
+        Raises:
+            DivergedError: the loss or a gradient became NaN or infinite; the last checkpoint is intact.
+            CheckpointError: a checkpoint could not be written.
+        """
+        wrapped, optimizer = self.accelerator.prepare(self.objective, self.optimizer)
+        if self.rank == 0:
+            write_config(self.config, self.folder / "config.yaml")
+        log = RunLog(self.folder, self.state.step) if self.rank == 0 else None
+        self.progress.start(self.config.epochs * self.steps, self.state.step)
+        try:
+            while self.state.step < self.config.epochs * self.steps:
+                self._epoch(wrapped, optimizer, log)
+                self._end_of_epoch(log)
+        finally:
+            self.progress.stop()
+            if log is not None:
+                log.close()
+        folder = self.folder / "checkpoints"
+        return (checkpoints_in(folder, "best") or checkpoints_in(folder))[-1]
+
+    def _epoch(self, wrapped: torch.nn.Module, optimizer: Any, log: RunLog | None) -> None:
+        config, epoch = self.config, self.state.step // self.steps
+        first = self.state.step % self.steps
+        place = (self.rank, self.processes)
+        batches = epoch_batches(len(self.data.train), config.batch_size, config.seed, epoch, first, *place)
+        wrapped.train()
+        totals, begun = _Totals(), time.perf_counter()
+        for step, images, labels in prefetched(self.data.train, batches):
+            images, labels = images.to(self.accelerator.device), labels.to(self.accelerator.device)
+            images = augmented(images, config.augment, config.seed, epoch, step, *place)
+            totals.add(len(labels), **self._step(wrapped, optimizer, images, labels))
+            self.progress.advance()
+            last = step + 1 == self.steps
+            if self.state.step % config.log_every == 0 or last:
+                row = self._row("train", totals, begun)
+                totals, begun = _Totals(), time.perf_counter()
+                if log is not None:
+                    log.add(row)
+            if self.state.step % config.checkpoint_every == 0 and not last:
+                self._save()
+
+    def _step(self, wrapped: torch.nn.Module, optimizer: Any, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """One update; every source of chance is seeded by the step's number."""
+        now = self.state.step / self.steps
+        torch.manual_seed(derived_seed("step", self.config.seed, self.state.step, self.rank))
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr(now)
+        loss, counted = wrapped(images, labels, self.eps_ramp(now), self.kappa_ramp(now))
+        optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        limit = math.inf if self.config.clip_grad is None else self.config.clip_grad
+        norm = self.accelerator.clip_grad_norm_(self.model.parameters(), limit)
+        # Gradients are averaged over the processes, so all of them see a bad one and stop together.
+        if not bool(torch.isfinite(norm)):
+            raise DivergedError(
+                f"the gradient became NaN or infinite at step {self.state.step} (loss {loss.item():.4g}, learning rate "
+                f"{self.lr(now):.3g}); checkpoints in {self.folder / 'checkpoints'} are intact. Lower --lr, set "
+                "--clip-grad, or lengthen --ramp, and --resume."
+            )
+        optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model)
+        self.state.step += 1
+        return {"loss": loss.detach() * len(labels), **counted}
+
+    def _end_of_epoch(self, log: RunLog | None) -> None:
+        """Validates, keeps the best, writes a checkpoint."""
+        if len(self.data.validation):
+            begun = time.perf_counter()
+            row = self._row("validation", self._validate(), begun)
+            if log is not None:
+                log.add(row)
+            self.progress.epoch(row)
+            ramped = self.state.step / self.steps >= min(self.config.warmup + self.config.ramp, self.config.epochs)
+            # A plain network has no bound worth comparing: there, clean accuracy decides.
+            key = "clean" if self.config.loss == "plain" else "certified_estimate"
+            if ramped and row[key] >= self.state.best:
+                self.state.best = row[key]
+                self._save("best", keep=1)
+        self._save()
+
+    @torch.no_grad()
+    def _validate(self) -> _Totals:
+        """The validation split, divided among the processes, with the averaged weights where there are any."""
+        self.objective.eval()
+        totals, count = _Totals(), len(self.data.validation)
+        device = self.accelerator.device
+        if self.average is not None:
+            with self.average.applied_to(self.model):
+                self._count_validation(totals, count, device)
+        else:
+            self._count_validation(totals, count, device)
+        self.objective.train()
+        return totals
+
+    def _count_validation(self, totals: _Totals, count: int, device: torch.device) -> None:
+        torch.manual_seed(derived_seed("validation", self.config.seed))
+        for indices in torch.arange(self.rank, count, self.processes).split(self.config.batch_size):
+            images, labels = (t.to(device) for t in self.data.validation.batch(indices))
+            totals.add(len(labels), **self.objective.evaluate(images, labels, self.eps))
+
+    def _row(self, split: str, totals: _Totals, begun: float) -> dict[str, Any]:
+        means = totals.means(self.accelerator)
+        now = self.state.step / self.steps
+        eps = self.eps_ramp(now) if split == "train" else self.eps
+        return {
+            **{"step": self.state.step, "epoch": round(now, 4), "split": split},
+            **{
+                "loss": means.get("loss", math.nan),
+                "clean": means["correct"],
+                "certified_estimate": means["certified"],
+            },
+            **{"eps": eps, "kappa": self.kappa_ramp(now), "lr": self.lr(now)},
+            "seconds": round(time.perf_counter() - begun, 3),
+        }
+
+    def _save(self, kind: str = "step", keep: int = 2) -> None:
+        if self.rank == 0:
+            taken: Checkpoint = snapshot(
+                self.state, self.objective, self.optimizer, self.average, self.config, self.data
+            )
+            save_checkpoint(self.folder / "checkpoints", taken, self.state.step, kind, keep)
+        self.accelerator.wait_for_everyone()
+
+
+class _Totals:
+    """Sums over samples, kept on the device so that a step need not wait for them."""
+
+    def __init__(self) -> None:
+        self.count, self.sums = 0, dict[str, Tensor]()
+
+    def add(self, count: int, **sums: Tensor) -> None:
+        self.count += count
+        for name, value in sums.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+
+    def means(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over the samples of all processes."""
+        names = sorted(self.sums)
+        stacked = torch.stack(
+            [torch.tensor(float(self.count), device=accelerator.device)] + [self.sums[name].float() for name in names]
+        )
+        stacked = accelerator.reduce(stacked, reduction="sum")
+        return {name: float(value / stacked[0]) for name, value in zip(names, stacked[1:], strict=True)}
