@@ -1,0 +1,104 @@
+"""The input region: a ball in an ℓp norm, of one radius or of one radius per sample, optionally cut by a box."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import auto_LiRPA.perturbations
+import numpy as np
+import torch
+from auto_LiRPA.patches import Patches
+from auto_LiRPA.utils import eyeC
+from torch import Tensor
+
+from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
+
+
+class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
+    """The region {x : ‖x − x₀‖_p ≤ eps, x_L ≤ x ≤ x_U}, where x₀ is the tensor it is attached to.
+
+    auto_LiRPA's class of the same name, with checked arguments and with one radius per sample allowed, which
+    auto_LiRPA's own methods refuse for finite p. As there, for p = ∞ a given box takes the place of the radius. For
+    finite p auto_LiRPA's linear bounds ignore the box, so that they hold on a larger region: valid, not tight.
+
+    Args:
+        eps: the radius, a float or a tensor of shape () or (batch,), finite and ≥ 0.
+        norm: p, from 1 to ∞.
+        x_L, x_U: the box, each None or of a shape that broadcasts to the input's.
+        options: further arguments of auto_LiRPA's class (they differ between its versions).
+
+    Raises:
+        ConfigError: p < 1, eps < 0, or an empty box.
+        ShapeError: eps has more than one dimension, or not one entry for each sample.
+        NonFiniteError: eps is NaN or infinite, the box holds a NaN, or the input does.
+    """
+
+    def __init__(
+        self,
+        eps: float | Tensor = 0.0,
+        norm: float = np.inf,
+        x_L: Tensor | None = None,
+        x_U: Tensor | None = None,
+        **options: Any,
+    ) -> None:
+        if not norm >= 1:
+            raise ConfigError(f"norm={norm} is no norm; use a number from 1 to infinity.")
+        _check_radius(eps)
+        _check_box(x_L, x_U)
+        super().__init__(eps=eps, norm=norm, x_L=x_L, x_U=x_U, **options)
+
+    def set_eps(self, eps: float | Tensor) -> None:
+        _check_radius(eps)
+        super().set_eps(eps)
+
+    def init(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not torch.isfinite(x).all():
+            raise NonFiniteError("the input")
+        with self._radius_beside(x, x.ndim - 1):
+            return super().init(x, *args, **kwargs)
+
+    def concretize(self, x: Tensor, A: Any, *args: Any, **kwargs: Any) -> Any:
+        if math.isinf(self.norm) or (isinstance(A, Patches) and A.identity == 1):
+            trailing = x.ndim - 1  # the radius meets x itself
+        elif isinstance(A, eyeC):
+            trailing = 2  # it meets x of shape (batch, inputs, 1)
+        else:
+            trailing = 1  # it meets dual norms of shape (batch, specs)
+        with self._radius_beside(x, trailing):
+            return super().concretize(x, A, *args, **kwargs)
+
+    @contextmanager
+    def _radius_beside(self, x: Tensor, trailing: int) -> Iterator[None]:
+        """Give a radius per sample as many trailing dimensions as the parent's formula needs to broadcast it."""
+        eps = self.eps
+        if not isinstance(eps, Tensor) or eps.ndim != 1:
+            yield
+            return
+        if eps.shape[0] not in (1, x.shape[0]):
+            raise ShapeError(f"eps has {eps.shape[0]} entries for a batch of {x.shape[0]}; give one for each sample.")
+        self.eps = eps.to(x).reshape(-1, *[1] * trailing)
+        try:
+            yield
+        finally:
+            self.eps = eps
+
+
+def _check_radius(eps: float | Tensor) -> None:
+    values = torch.as_tensor(eps)
+    if values.ndim > 1:
+        raise ShapeError(f"eps has shape {tuple(values.shape)}; give one number, or one for each sample.")
+    if not torch.isfinite(values).all():
+        raise NonFiniteError("eps", "give a finite radius")
+    if (values < 0).any():
+        raise ConfigError(f"eps must not be negative, but its least value is {values.min().item()}.")
+
+
+def _check_box(x_L: Tensor | None, x_U: Tensor | None) -> None:
+    for side, name in ((x_L, "x_L"), (x_U, "x_U")):
+        if side is not None and torch.isnan(side).any():
+            raise NonFiniteError(name, "give numbers, or leave it out")
+    if x_L is not None and x_U is not None and (x_L > x_U).any():
+        raise ConfigError("x_L exceeds x_U somewhere, so the box is empty; swap or correct them.")
