@@ -1,54 +1,205 @@
-"""Lanczos on the smaller Gram operator of each sample, for a whole batch at once."""
+"""Lanczos on the Gram operator of every sample of a batch at once.
+
+``T = VᵀGV`` is tridiagonal, with ``alpha`` on and ``beta`` beside its diagonal, and its top eigenvalue, the Ritz value,
+rises to that of G from below. Only the top one is wanted, so nothing is reorthogonalised: the loss of orthogonality sets
+in when a Ritz value has converged and brings copies of it, never a value beyond the spectrum (C. C. Paige, *Accuracy and
+effectiveness of the Lanczos algorithm*, Linear Algebra Appl. 34, 1980). Samples that have converged leave the batch.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from lirpa_lip.norms.kernels.registry import backend
 from lirpa_lip.norms.problem import Problem
+from lirpa_lip.norms.result import NormResult
+
+#: Lanczos vectors are kept while they take at most this many times the larger activation; past it, they are made anew.
+BASIS_ACTIVATIONS = 6
+
+#: Steps at which convergence is looked at: each costs an eigendecomposition of T.
+CHECKS = (2, 4, 6, 8, 11, 14, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 120)
 
 
-@dataclass
-class LanczosRun:
-    """The recurrence after k steps.
+class Recurrence:
+    """The three-term recurrence of the samples still in the batch.
 
     Attributes:
-        alpha, beta: ``(B, k)``; ``beta[:, -1]`` is the norm of the last residual. Past an invariant subspace both are 0.
-        basis: ``(B, k, n)``, the Lanczos vectors.
+        index: ``(b,)``, positions in the first batch of the samples still here.
+        alpha, beta: ``(b, k)``; ``beta[:, -1]`` is the norm of the last residual. All zeros past an invariant subspace.
     """
 
-    alpha: Tensor
-    beta: Tensor
-    basis: Tensor
+    def __init__(self, problem: Problem, start: Tensor, keep_basis: bool) -> None:
+        self.problem, self.start = problem, start
+        self.index = torch.arange(problem.size, device=start.device)
+        self._restart()
+        self.alphas: list[Tensor] = []
+        self.betas: list[Tensor] = []
+        self.scale = torch.zeros_like(self.norm)
+        room = BASIS_ACTIVATIONS * max(problem.map.in_numel, problem.map.out_numel) // problem.numel
+        self.room = room if keep_basis else 0
+        self.basis: list[Tensor] = []
 
-    def ritz(self) -> tuple[Tensor, Tensor]:
-        """Top eigenvalue ``(B,)`` of the tridiagonal matrix, and the Ritz vector ``(B, n)``."""
-        off = self.beta[:, :-1]
-        matrix = torch.diag_embed(self.alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    def _restart(self) -> None:
+        self.w, self.w_prev = self.start, torch.zeros_like(self.start)
+        self.norm = self.start.norm(dim=1)
+        self.norm_prev = torch.ones_like(self.norm)
+
+    @property
+    def steps(self) -> int:
+        return len(self.alphas)
+
+    @property
+    def alpha(self) -> Tensor:
+        return torch.stack(self.alphas, 1)
+
+    @property
+    def beta(self) -> Tensor:
+        return torch.stack(self.betas, 1)
+
+    def advance(self) -> None:
+        """One step: one application of the pair (A, Aᵀ)."""
+        if self.steps < self.room:
+            self.basis.append(self._vector())
+        else:
+            self.basis.clear()
+        alpha, beta = self._step()
+        self.alphas.append(alpha)
+        self.betas.append(beta)
+
+    def _vector(self) -> Tensor:
+        return self.w * torch.where(self.norm > 0, 1 / torch.where(self.norm > 0, self.norm, 1), 0).unsqueeze(1)
+
+    def _step(self) -> tuple[Tensor, Tensor]:
+        z = self.problem.gram_without_last_mask(self.w)
+        step = backend(self.w.device).lanczos_step
+        w_next, alpha, beta = step(z, self.problem.outer, self.w, self.w_prev, self.norm, self.norm_prev)
+        self.scale = torch.maximum(self.scale, alpha.abs() + beta)
+        # A residual below rounding is noise: the Krylov space is exhausted, and T ends here.
+        beta = torch.where(beta > 4 * torch.finfo(beta.dtype).eps * self.scale, beta, 0)
+        self.w_prev, self.norm_prev, self.w, self.norm = self.w, self.norm, w_next, beta
+        return alpha, beta
+
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues ``(b, k)``, rising, and eigenvectors ``(b, k, k)`` of T, in float64 and on the CPU's LAPACK."""
+        alpha, off = self.alpha.double().cpu(), self.beta[:, :-1].double().cpu()
+        matrix = torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
         values, vectors = torch.linalg.eigh(matrix)
-        top = (vectors[:, None, :, -1] @ self.basis).squeeze(1)
-        return values[:, -1].clamp(min=0), top
+        return values.to(self.w.device), vectors.to(self.w.device)
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """``sum_j c_j v_j``, ``(b, k) -> (b, n)``; runs the recurrence again where its vectors were not kept."""
+        coefficients = coefficients.to(self.start.dtype)
+        total = torch.zeros_like(self.start)
+        if len(self.basis) == self.steps:
+            for c, v in zip(coefficients.unbind(1), self.basis):
+                total.addcmul_(v, c.unsqueeze(1))
+            return total
+        saved = (self.w, self.w_prev, self.norm, self.norm_prev)
+        self._restart()
+        for c in coefficients.unbind(1):
+            total.addcmul_(self._vector(), c.unsqueeze(1))
+            self._step()
+        self.w, self.w_prev, self.norm, self.norm_prev = saved
+        return total
+
+    def select(self, keep: Tensor) -> Recurrence:
+        """The recurrence of the samples at a 1-D index tensor, in its present state."""
+        part = object.__new__(Recurrence)
+        part.problem, part.room = self.problem.select(keep), self.room
+        for name in ("start", "index", "w", "w_prev", "norm", "norm_prev", "scale"):
+            setattr(part, name, getattr(self, name)[keep])
+        for name in ("alphas", "betas", "basis"):
+            setattr(part, name, [tensor[keep] for tensor in getattr(self, name)])
+        return part
 
 
-def lanczos(problem: Problem, start: Tensor, steps: int) -> LanczosRun:
-    """``steps`` steps from ``start`` ``(B, n)``, fully reorthogonalised."""
-    v = start / start.norm(dim=1, keepdim=True).clamp(min=torch.finfo(start.dtype).tiny)
-    alphas, betas, basis = [], [], []
-    scale = torch.zeros(problem.size, dtype=start.dtype, device=start.device)
-    for _ in range(steps):
-        basis.append(v)
-        w = problem.gram(v)
-        scale = torch.maximum(scale, w.norm(dim=1))
-        alphas.append((v * w).sum(1))
-        stack = torch.stack(basis, 1)
-        for _ in range(2):
-            w = w - ((stack @ w.unsqueeze(-1)).mT @ stack).squeeze(1)
-        norm = w.norm(dim=1)
-        # What is left below rounding is noise: the Krylov space is exhausted.
-        alive = norm > 8 * torch.finfo(start.dtype).eps * scale
-        norm = torch.where(alive, norm, 0.0)
-        betas.append(norm)
-        v = torch.where(alive.unsqueeze(1), w / torch.where(alive, norm, 1.0).unsqueeze(1), 0.0)
-    return LanczosRun(torch.stack(alphas, 1), torch.stack(betas, 1), torch.stack(basis, 1))
+def random_start(problem: Problem, generator: torch.Generator | None) -> Tensor:
+    """``(B, numel)``: Gaussian on the coordinates that are not masked, so uniform in direction there."""
+    shape = (problem.size, problem.numel)
+    start = torch.randn(shape, dtype=problem.map.dtype, device=problem.map.device, generator=generator)
+    return start if problem.outer is None else start * (problem.outer != 0)
+
+
+def run(
+    problem: Problem,
+    start: Tensor,
+    done: Callable[[Recurrence, Tensor, Tensor], Tensor],
+    max_steps: int,
+    keep_basis: bool,
+) -> Iterator[tuple[Recurrence, Tensor, Tensor]]:
+    """Advance all samples; yield those that are done, in groups.
+
+    Args:
+        done: ``(recurrence, eigenvalues (b, k), eigenvectors (b, k, k) of T) -> (b,)`` boolean, at each check.
+
+    Yields:
+        the recurrence of a group, and the eigenvalues and eigenvectors of its T.
+    """
+    state = Recurrence(problem, start, keep_basis)
+    max_steps = max(1, min(max_steps, problem.numel))
+    checks = {step for step in CHECKS if step < max_steps} | {max_steps}
+    while True:
+        state.advance()
+        if state.steps not in checks:
+            continue
+        values, vectors = state.eigen()
+        if state.steps >= max_steps:
+            yield state, values, vectors
+            return
+        finished = done(state, values, vectors)
+        leave, stay = finished.nonzero().squeeze(1), (~finished).nonzero().squeeze(1)
+        if len(leave):
+            yield (state.select(leave) if len(stay) else state), values[leave], vectors[leave]
+            if not len(stay):
+                return
+            state = state.select(stay)
+
+
+def ritz_error(state: Recurrence, values: Tensor, vectors: Tensor) -> Tensor:
+    """Estimated relative error of the top Ritz value theta: ``residual min(1, residual / gap) / theta``; ``(b,)``.
+
+    An eigenvalue lies within the residual of theta, and within residual²/gap if the rest of the spectrum is a gap
+    away (Parlett, *The Symmetric Eigenvalue Problem*, 11.7); the gap is taken to the next Ritz value.
+    """
+    top = values[:, -1].clamp(min=torch.finfo(values.dtype).tiny)
+    residual = state.beta[:, -1].double() * vectors[:, -1, -1].abs()
+    gap = values[:, -1] - values[:, -2] if values.shape[1] > 1 else torch.zeros_like(top)
+    return residual * (residual / gap.clamp(min=torch.finfo(values.dtype).tiny)).clamp(max=1) / top
+
+
+def estimate(
+    problem: Problem,
+    start: Tensor | None,
+    rtol: float,
+    max_steps: int,
+    generator: torch.Generator | None,
+    want_vectors: bool,
+) -> NormResult:
+    """An estimate from below of each norm, stopped where the error of sigma is estimated at ``rtol`` or less.
+
+    Args:
+        start: ``(B, numel)`` or ``None`` for a random one; samples whose start is 0 get a random one too.
+    """
+    begin = random_start(problem, generator)
+    if start is not None:
+        alive = start.flatten(1).norm(dim=1, keepdim=True) > 0
+        begin = torch.where(alive, start.to(begin.dtype), begin)
+
+    def done(state: Recurrence, values: Tensor, vectors: Tensor) -> Tensor:
+        # sigma is the root of the Ritz value, so its relative error is half.
+        return ritz_error(state, values, vectors) <= 2 * rtol
+
+    sigma, top, steps = begin.new_zeros(problem.size), torch.zeros_like(begin) if want_vectors else None, 0
+    for state, values, vectors in run(problem, begin, done, max_steps, want_vectors):
+        sigma[state.index] = values[:, -1].clamp(min=0).sqrt().to(sigma.dtype)
+        steps = max(steps, state.steps)
+        if top is not None:
+            top[state.index] = state.combine(vectors[:, :, -1])
+    left = right = None
+    if top is not None:
+        left, right, sigma = problem.singular_pair(top)
+    return NormResult(sigma, sigma, "estimate", float("nan"), steps, left, right)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,56 +14,117 @@ from lirpa_lip.norms.linear_map import LinearMap, MaskedMap
 
 @dataclass(frozen=True)
 class Problem:
-    """The operators ``A_b = diag(mask_out[b]) A diag(mask_in[b])``, detached, in one precision.
+    """The operators ``A_b = diag(mask_out[b]) A diag(mask_in[b])`` of B samples, cut from the autograd graph.
+
+    Iterations run on the smaller of ``AᵀA`` and ``AAᵀ``, called the Gram operator G, which acts on flat vectors of
+    length `numel`. Write ``B`` for A or Aᵀ, so that ``G = BᵀB`` in either case; `outer` is the mask on that side, and
+    `inner` the mask on the other.
 
     Attributes:
-        operator: the masked map.
-        size: number of samples B.
-        mask_in, mask_out: ``(B, *shape)`` or ``None``, as they entered.
+        map: the map A, shared or per sample.
+        size: number of samples.
+        mask_in, mask_out: ``(B, *shape)`` or ``None`` for ones.
     """
 
-    operator: LinearMap
+    map: LinearMap
     size: int
-    mask_in: Tensor | None
-    mask_out: Tensor | None
+    mask_in: Tensor | None = None
+    mask_out: Tensor | None = None
 
     @property
     def on_input(self) -> bool:
-        """Whether AᵀA, rather than AAᵀ, is the smaller of the two Gram operators."""
-        return self.operator.in_numel <= self.operator.out_numel
+        """Whether G is AᵀA."""
+        return self.map.in_numel <= self.map.out_numel
 
     @property
     def numel(self) -> int:
-        """Length of the vectors the smaller Gram operator acts on."""
-        return min(self.operator.in_numel, self.operator.out_numel)
+        return min(self.map.in_numel, self.map.out_numel)
+
+    @property
+    def outer(self) -> Tensor | None:
+        mask = self.mask_in if self.on_input else self.mask_out
+        return None if mask is None else mask.flatten(1)
+
+    @property
+    def inner(self) -> Tensor | None:
+        return self.mask_out if self.on_input else self.mask_in
+
+    @cached_property
+    def inner_square(self) -> Tensor | None:
+        """``inner^2``; the same tensor where it is 0/1."""
+        if self.inner is None:
+            return None
+        square = self.inner * self.inner
+        return self.inner if torch.equal(square, self.inner) else square
+
+    def gram_without_last_mask(self, x: Tensor) -> Tensor:
+        """``(B, numel) -> (B, numel)``: G x but for the last multiplication by `outer`."""
+        outer, inner_square = self.outer, self.inner_square
+        x = x if outer is None else x * outer
+        there, back = (self.map.forward, self.map.adjoint) if self.on_input else (self.map.adjoint, self.map.forward)
+        y = there(x.reshape(-1, *(self.map.in_shape if self.on_input else self.map.out_shape)))
+        if inner_square is not None:
+            y = y * inner_square
+        return back(y).flatten(1)
 
     def gram(self, x: Tensor) -> Tensor:
-        """The smaller Gram operator on flat vectors, ``(B, numel) -> (B, numel)``."""
-        operator = self.operator
-        if self.on_input:
-            return operator.adjoint(operator.forward(x.reshape(-1, *operator.in_shape))).flatten(1)
-        return operator.forward(operator.adjoint(x.reshape(-1, *operator.out_shape))).flatten(1)
+        """The Gram operator on flat vectors, ``(B, numel) -> (B, numel)``."""
+        z = self.gram_without_last_mask(x)
+        return z if self.outer is None else z * self.outer
 
     def active(self) -> Tensor:
-        """``(B, numel)`` or ``(1, numel)``, boolean: coordinates which the smaller Gram operator does not annihilate."""
-        mask = self.mask_in if self.on_input else self.mask_out
-        if mask is None:
-            return torch.ones(1, self.numel, dtype=torch.bool, device=self.operator.device)
-        return mask.flatten(1) != 0
+        """``(B, numel)``, boolean: coordinates which G does not annihilate by its masks."""
+        if self.outer is None:
+            return torch.ones(self.size, self.numel, dtype=torch.bool, device=self.map.device)
+        return self.outer != 0
+
+    def singular_pair(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Left and right unit vectors from a vector of G's space, and the singular value ``|A v|`` they show.
+
+        Args:
+            vector: ``(B, numel)``.
+
+        Returns:
+            ``left`` (B, *out_shape), ``right`` (B, *in_shape), ``sigma`` (B,); zeros where the vector is 0.
+        """
+        one = unit(vector)
+        one = one if self.outer is None else one * (self.outer != 0)
+        if self.on_input:
+            right = one.reshape(-1, *self.map.in_shape)
+            image = self.map.forward(right if self.mask_in is None else right * self.mask_in)
+            image = image if self.mask_out is None else image * self.mask_out
+            sigma = image.flatten(1).norm(dim=1)
+            return unit(image), right, sigma
+        left = one.reshape(-1, *self.map.out_shape)
+        image = self.map.adjoint(left if self.mask_out is None else left * self.mask_out)
+        image = image if self.mask_in is None else image * self.mask_in
+        sigma = image.flatten(1).norm(dim=1)
+        return left, unit(image), sigma
 
     def select(self, index: Tensor) -> Problem:
         """The sub-batch at a 1-D index tensor."""
         masks = [None if mask is None else mask[index] for mask in (self.mask_in, self.mask_out)]
-        return Problem(self.operator.select(index), len(index), *masks)
+        return Problem(self.map.select(index), len(index), *masks)
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The same operators in another precision."""
+        if dtype == self.map.dtype:
+            return self
         masks = [None if mask is None else mask.to(dtype) for mask in (self.mask_in, self.mask_out)]
-        return Problem(self.operator.to(dtype), self.size, *masks)
+        return Problem(self.map.to(dtype), self.size, *masks)
 
 
-def prepare(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | None) -> tuple[LinearMap, Problem]:
-    """Check the input; return the masked map with its graph, and the detached problem.
+def unit(tensor: Tensor) -> Tensor:
+    """Each sample scaled to norm one; zeros stay zeros."""
+    norm = tensor.flatten(1).norm(dim=1)
+    inverse = torch.where(norm > 0, 1 / torch.where(norm > 0, norm, 1), 0)
+    return tensor * inverse.reshape(-1, *[1] * (tensor.ndim - 1))
+
+
+def prepare(
+    linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | None
+) -> tuple[LinearMap, Problem]:
+    """Check the input; return the masked map with its graph, and the problem without.
 
     Raises:
         ShapeError: a mask does not fit the map, batch sizes differ, or the map is empty.
@@ -72,9 +133,9 @@ def prepare(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | No
     """
     if not isinstance(linear_map, LinearMap):
         raise ShapeError(f"expected a LinearMap, got {type(linear_map).__name__}; wrap a matrix as DenseMap(weight).")
-    if 0 in (math.prod(linear_map.in_shape), math.prod(linear_map.out_shape)):
+    if 0 in (linear_map.in_numel, linear_map.out_numel):
         raise ShapeError(f"the map {tuple(linear_map.in_shape)} -> {tuple(linear_map.out_shape)} is empty.")
-    if isinstance(linear_map, MaskedMap) and linear_map.batch_size is not None and mask_in is None and mask_out is None:
+    if isinstance(linear_map, MaskedMap) and mask_in is None and mask_out is None:
         linear_map, mask_in, mask_out = linear_map.map, linear_map.mask_in, linear_map.mask_out
     size = _batch_size(linear_map, mask_in, mask_out)
     mask_in = _checked_mask("mask_in", mask_in, linear_map.in_shape, size, linear_map)
@@ -83,15 +144,14 @@ def prepare(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | No
         raise NonFiniteError("the weights of a linear map")
     masked = linear_map if mask_in is None and mask_out is None else MaskedMap(linear_map, mask_in, mask_out)
     bare = [None if mask is None else mask.detach() for mask in (mask_in, mask_out)]
-    return masked, Problem(masked.detach(), size, *bare)
+    return masked, Problem(linear_map.detach(), size, *bare)
 
 
 def _batch_size(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | None) -> int:
-    given = {"map": linear_map.batch_size}
-    given |= {name: mask.shape[0] for name, mask in (("mask_in", mask_in), ("mask_out", mask_out)) if mask is not None}
-    sizes = {size for size in given.values() if size is not None}
-    if len(sizes - {1}) > 1 or (linear_map.batch_size == 1 and len(sizes) > 1):
-        raise ShapeError(f"batch sizes differ: {given}.")
+    masks = {name: mask.shape[0] for name, mask in (("mask_in", mask_in), ("mask_out", mask_out)) if mask is not None}
+    sizes = set(masks.values()) | {linear_map.batch_size} - {None}
+    if len(sizes - {1}) > 1 or 0 in sizes or (linear_map.batch_size == 1 and len(sizes) > 1):
+        raise ShapeError(f"batch sizes must agree and not be 0: map {linear_map.batch_size}, masks {masks}.")
     return max(sizes, default=1)
 
 

@@ -1,0 +1,120 @@
+"""Eliminated rows and columns dropped: a masked map as a small dense matrix per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.norms.linear_map import LinearMap
+from lirpa_lip.norms.maps.base import TensorFn
+from lirpa_lip.norms.problem import Problem
+
+#: Elements of one group of padded matrices (64 MiB in float64).
+GROUP_ELEMENTS = 1 << 23
+
+
+class BatchedDenseMap(LinearMap):
+    """A matrix per sample.
+
+    Args:
+        weight: ``(B, out, in)``.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.batch_size = weight, weight.shape[0]
+        self.out_shape, self.in_shape = weight.shape[1:2], weight.shape[2:3]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.weight @ x.unsqueeze(2)).squeeze(2)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y.unsqueeze(1) @ self.weight).squeeze(1)
+
+    def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> BatchedDenseMap:
+        return BatchedDenseMap(per_sample(self.weight))
+
+    def dense(self) -> Tensor:
+        return self.weight
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """Some samples of a problem, as dense matrices padded with zeros to a common shape.
+
+    Attributes:
+        index: ``(g,)``, positions of the samples in the problem.
+        problem: the same operators on `BatchedDenseMap`, without masks: the masks are multiplied in.
+        rows, columns: ``(g, r)``, ``(g, c)``, flat indices kept; padded with the numel of that side.
+    """
+
+    index: Tensor
+    problem: Problem
+    rows: Tensor
+    columns: Tensor
+
+    def expand(self, values: Tensor, on_output: bool, numel: int) -> Tensor:
+        """A vector of the reduced space, ``(g, r or c)``, in the full one, ``(g, numel)``."""
+        index = self.rows if on_output else self.columns
+        full = values.new_zeros(len(values), numel + 1)
+        return full.scatter_(1, index, values)[:, :numel]
+
+
+def active_counts(problem: Problem) -> tuple[Tensor, Tensor]:
+    """Numbers of rows and of columns that are not masked, ``(B,)`` each, on the CPU."""
+
+    def count(mask: Tensor | None, numel: int) -> Tensor:
+        if mask is None:
+            return torch.full((problem.size,), numel)
+        return (mask.flatten(1) != 0).sum(1).cpu()
+
+    return count(problem.mask_out, problem.map.out_numel), count(problem.mask_in, problem.map.in_numel)
+
+
+def reduced_groups(problem: Problem) -> Iterator[Reduced]:
+    """The samples in groups of similar size, smallest first; samples with nothing left are in no group."""
+    rows, columns = active_counts(problem)
+    order = torch.argsort(rows * columns)
+    order = order[(rows * columns)[order] > 0]
+    while len(order):
+        sizes = torch.cummax(rows[order], 0).values * torch.cummax(columns[order], 0).values
+        total = sizes * torch.arange(1, len(order) + 1)
+        # A group may pad its smallest matrix to at most twice its size.
+        small_enough = (total <= GROUP_ELEMENTS) & (sizes <= 2 * sizes[0] + 4096)
+        taken = max(1, int(small_enough.long().cumprod(0).sum()))
+        group, order = order[:taken], order[taken:]
+        yield _gather(problem, group, int(rows[group].max()), int(columns[group].max()))
+
+
+def _gather(problem: Problem, group: Tensor, height: int, width: int) -> Reduced:
+    linear_map = problem.map
+    matrices = torch.zeros(len(group), height, width, dtype=linear_map.dtype, device=linear_map.device)
+    rows = torch.full((len(group), height), linear_map.out_numel, device=linear_map.device)
+    columns = torch.full((len(group), width), linear_map.in_numel, device=linear_map.device)
+    for slot, sample in enumerate(group.tolist()):
+        one = problem.select(torch.tensor([sample], device=linear_map.device))
+        row = _kept(one.mask_out, linear_map.out_numel, linear_map.device)
+        column = _kept(one.mask_in, linear_map.in_numel, linear_map.device)
+        matrix = one.map.entries(row, column)
+        if one.mask_out is not None:
+            matrix = matrix * one.mask_out.flatten()[row].unsqueeze(1)
+        if one.mask_in is not None:
+            matrix = matrix * one.mask_in.flatten()[column]
+        matrices[slot, : len(row), : len(column)] = matrix
+        rows[slot, : len(row)], columns[slot, : len(column)] = row, column
+    group = group.to(linear_map.device)
+    return Reduced(group, Problem(BatchedDenseMap(matrices), len(group)), rows, columns)
+
+
+def _kept(mask: Tensor | None, numel: int, device: torch.device) -> Tensor:
+    return torch.arange(numel, device=device) if mask is None else mask.flatten().nonzero().squeeze(1)
