@@ -58,6 +58,11 @@ def is_ball(node: Any) -> bool:
     )
 
 
+def is_affine(node: Any) -> bool:
+    """Whether the node's operator takes exactly known values on a ball: Linear, MatMul by a constant, Conv."""
+    return type(node) in _AFFINE
+
+
 def input_ball(node: Any) -> Ball:
     """The ball at an input for which `is_ball` holds.
 

@@ -6,9 +6,10 @@ relaxation of a nonlinear operator at the input is built from that point too. Bo
 every method that takes intermediate bounds from it. Here
 
 * the interval of an input is the box around its ball, which every operator reads rightly, and
-* where the ball determines an interval exactly (`lirpa_lip.ball`), IBP takes that one.
+* where the ball determines an interval exactly (`lirpa_lip.ball`), that one is taken.
 
-auto_LiRPA computes everything else, from these intervals, as it always did.
+auto_LiRPA computes everything else, from these intervals, as it always did, but without its "patches" where those are
+invalid, for any norm: see `leave_patches`.
 """
 
 from __future__ import annotations
@@ -18,18 +19,65 @@ from collections.abc import Callable
 from typing import Any
 
 import auto_LiRPA
+from auto_LiRPA import bound_ops as ops
 from torch import Tensor
 
-from lirpa_lip.ball import ball_interval, input_ball, is_ball
+from lirpa_lip.ball import ball_interval, input_ball, is_affine, is_ball
+from lirpa_lip.perturbation import PerturbationLpNorm
 
 
 def box_inputs(module: Any) -> None:
     """Replace the interval [x, x] of every input with a ball by the box around it. Does nothing the second time."""
     roots = module.roots() if hasattr(module, "roots") else [module[name] for name in module.root_name]
     for root in roots:
-        if is_ball(root) and getattr(getattr(root, "interval", None), "ptb", None) is not None:
+        if getattr(getattr(root, "interval", None), "ptb", None) is None:
+            continue
+        if is_ball(root):
             root.interval = root.lower, root.upper = input_ball(root).box
             root.linear.lower, root.linear.upper = root.interval  # these are what forward bounds read
+        elif isinstance(root.perturbation, PerturbationLpNorm):
+            root.interval = tuple(root.interval)  # a box already; 0.3's Concat cannot read a radius per sample
+
+
+def leave_patches(module: Any) -> None:
+    """Use dense matrices in CROWN for a graph that adds or multiplies a constant, instead of patches.
+
+    In patches auto_LiRPA counts an added number for the zero padding of a later convolution too, and bounds a
+    ``Conv(1 - x)`` by less than it reaches; other shapes of constants it refuses or fails on. Seen in 0.3 and 0.7.1.
+    """
+    nodes = list(module._modules.values())
+    variable = {node.name for node in nodes if type(node) is ops.BoundInput}
+    pending = list(variable)
+    while pending:
+        reached = set(module[pending.pop()].output_name) - variable
+        variable |= reached
+        pending.extend(reached)
+    arithmetic = (ops.BoundAdd, ops.BoundSub, ops.BoundMul, ops.BoundDiv)
+    mixed = (node for node in nodes if isinstance(node, arithmetic) and node.name in variable)
+    if any(parent.name not in variable for node in mixed for parent in node.inputs):
+        module.conv_mode = module.bound_opts["conv_mode"] = "matrix"
+        for node in nodes:
+            if getattr(node, "mode", None) == "patches":
+                node.mode = "matrix"
+
+
+def store_every_slope(module: Any) -> None:
+    """Keep α-CROWN's slopes for stable neurons too: 0.3 mixes up its two ways of storing them, and fails, on a
+    convolution where more than 90 % of the neurons are unstable. Can go with 0.3."""
+    if auto_LiRPA.__version__ == "0.3":
+        for node in module._modules.values():
+            if hasattr(node, "use_sparse_features_alpha"):
+                node.use_sparse_features_alpha = False
+
+
+def _repair_init(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        leave_patches(self)
+        store_every_slope(self)
+
+    return __init__
 
 
 def _repair_ibp(original: Callable) -> Callable:
@@ -47,6 +95,25 @@ def _repair_ibp(original: Callable) -> Callable:
     return IBP_general
 
 
+def _repair_first_linear(original: Callable) -> Callable:
+    """CROWN's shortcut for a first Linear or Conv, whose exact interval it can have without a backward pass."""
+
+    @functools.wraps(original)
+    def check_IBP_first_linear(self: Any, node: Any) -> bool:
+        if original(self, node):
+            return True
+        by_crown = self.bound_opts["optimize_bound_args"].get("directly_optimize", ())  # not in 0.3
+        if not is_affine(node) or self.intermediate_constr is not None or node.name in (*self.needed_A_dict, *by_crown):
+            return False
+        interval = ball_interval(self, node)
+        if interval is None:
+            return False
+        node.interval = node.lower, node.upper = interval
+        return True
+
+    return check_IBP_first_linear
+
+
 def _repair_entry(original: Callable) -> Callable:
     @functools.wraps(original)
     def entry(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -58,9 +125,11 @@ def _repair_entry(original: Callable) -> Callable:
 
 # Whatever compute_bounds does, it reads the intervals of the inputs through one of these methods.
 _REPAIRS = {
+    "__init__": _repair_init,
     "IBP_general": _repair_ibp,
     "check_prior_bounds": _repair_entry,
     "compute_intermediate_bounds": _repair_entry,
+    "check_IBP_first_linear": _repair_first_linear,
 }
 
 
@@ -77,9 +146,11 @@ def _next_in_line(name: str) -> Callable:
 class BallRepairMixin:
     """To be put before auto_LiRPA's class: ``class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule)``."""
 
+    __init__ = _repair_init(_next_in_line("__init__"))
     IBP_general = _repair_ibp(_next_in_line("IBP_general"))
     check_prior_bounds = _repair_entry(_next_in_line("check_prior_bounds"))
     compute_intermediate_bounds = _repair_entry(_next_in_line("compute_intermediate_bounds"))
+    check_IBP_first_linear = _repair_first_linear(_next_in_line("check_IBP_first_linear"))
 
 
 def install_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:
