@@ -1,0 +1,165 @@
+"""`BoundedModule`: auto_LiRPA's, with local Lipschitz methods. Dispatches ``method=``; the mathematics is elsewhere."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+
+import auto_LiRPA
+from torch import Tensor, nn
+
+from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
+from .config import LocalLipConfig
+from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError
+from .local_lip import METHODS, local_lip_bounds, local_lip_constants
+from .operators import clipped_relu_bound, maxmin_bound  # noqa: F401  (registers the bound classes)
+from .result import LipschitzResult
+
+#: What auto_LiRPA's own compute_bounds understands, in both supported versions.
+LIRPA_METHODS = (
+    "ibp",
+    "crown-ibp",
+    "ibp+backward",
+    "ibp+crown",
+    "crown",
+    "backward",
+    "forward",
+    "forward+backward",
+    "forward+crown",
+    "crown-optimized",
+    "alpha-crown",
+    "forward-optimized",
+)
+_TRAINING_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+_SIGNATURE = inspect.signature(auto_LiRPA.BoundedModule.compute_bounds)
+
+
+def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
+    """``compute_bounds``: our methods here, all others to auto_LiRPA."""
+    call = _SIGNATURE.bind(bounded, *args, **kwargs).arguments
+    method = call.get("method", _SIGNATURE.parameters["method"].default)
+    name = method.lower() if isinstance(method, str) else method
+    if isinstance(name, str) and name not in METHODS + LIRPA_METHODS:
+        raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
+    if name not in METHODS:
+        return inherited(*args, **kwargs)
+    wanted = [call.get(f"bound_{side}", True) for side in ("lower", "upper")]
+    if not any(wanted):
+        raise ConfigError("at least one of bound_lower and bound_upper must be True.")
+    _check_mode(bounded)
+    lower, upper, kind, delta = local_lip_bounds(bounded, call.get("x"), call.get("C"), name)
+    object.__setattr__(bounded, "last_certificate", (kind, delta))
+    return tuple(bound if want else None for bound, want in zip((lower, upper), wanted))
+
+
+def _local_lipschitz(bounded, x, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
+    if method not in METHODS:
+        raise UnknownMethodError(method, METHODS)
+    if norm != 2:
+        raise UnsupportedNormError(norm, f"method={method!r}", (2,))
+    if options:
+        raise UnknownMethodError(next(iter(options)), ("x", "C", "method", "norm"), kind="argument")
+    _check_mode(bounded)
+    return local_lip_constants(bounded, x, c, method)
+
+
+def _check_mode(bounded) -> None:
+    for name in getattr(bounded, "_in_training_mode", ()):
+        raise TrainingModeError(name, "BatchNorm or Dropout")
+
+
+def _note_training_mode(bounded, model) -> None:
+    modules = model.named_modules() if isinstance(model, nn.Module) else ()
+    names = [name or "model" for name, m in modules if isinstance(m, _TRAINING_DEPENDENT) and m.training]
+    object.__setattr__(bounded, "_in_training_mode", names)
+
+
+class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
+    """auto_LiRPA's ``BoundedModule`` with local Lipschitz bounds, and valid ℓ₂ bounds for every graph.
+
+    Used exactly as auto_LiRPA's; settings travel as ``bound_opts={"local_lip": LocalLipConfig(...)}``.
+    """
+
+    def __init__(self, model, global_input, bound_opts=None, **kwargs) -> None:
+        LocalLipConfig.from_options(bound_opts)
+        _note_training_mode(self, model)
+        super().__init__(model, global_input, bound_opts=bound_opts, **kwargs)
+
+    def check_incompatible_nodes(self, model) -> None:
+        """auto_LiRPA would switch a model with dropout to training mode; in eval mode dropout is the identity."""
+        if model.training:
+            super().check_incompatible_nodes(model)
+
+    def compute_bounds(self, *args, **kwargs):
+        """auto_LiRPA's ``compute_bounds``, with two methods more.
+
+        ``method="local-lip"``: ``C f(x₀)`` plus and minus how far it can move, from masked norms over cheap
+        pre-activation bounds (interval arithmetic, intersected with the ball of the local radius).
+        ``method="local-lip-crown"``: the same over CROWN's pre-activation bounds, intersected with CROWN's bounds.
+
+        Both are for one input in an ℓ₂ ball, ``x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``, and
+        return ``(lower, upper)``, each ``(batch, specs)``, with ``None`` for what ``bound_lower=False`` or
+        ``bound_upper=False`` leaves out. They hold as the certificate kind says, which is afterwards in
+        ``last_certificate`` as ``(kind, failure probability)``.
+
+        Raises:
+            UnknownMethodError: no such method.
+            UnsupportedNormError: another norm than ℓ₂.
+            UnsupportedOperatorError, ShapeError, NonFiniteError, ConfigError, TrainingModeError: as named.
+        """
+        return _compute_bounds(self, super().compute_bounds, args, kwargs)
+
+    def local_lipschitz(
+        self, x, C: Tensor | None = None, method: str = "local-lip", norm: float = 2, **options
+    ) -> LipschitzResult:
+        """Local Lipschitz constants: how fast ``C f`` (or ``f``) can change between any two points of the region.
+
+        Args:
+            x: ``(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``.
+            C: rows ``(batch, specs, outputs)``, one constant each; ``None`` for the whole output, ``‖·‖₂ → ‖·‖₂``.
+            method: ``"local-lip"`` or ``"local-lip-crown"``, which differ in their pre-activation bounds.
+            norm: 2.
+
+        Returns:
+            `LipschitzResult`; its ``upper`` is ``(batch, specs)``, or ``(batch,)`` for ``C=None``.
+        """
+        return _local_lipschitz(self, x, C, method, norm, options)
+
+
+def register(cls: type = auto_LiRPA.BoundedModule) -> None:
+    """Gives auto_LiRPA's own ``BoundedModule`` the same methods and the ℓ₂ repair, in place; idempotent."""
+    if "local_lipschitz" in cls.__dict__:
+        return
+    install_ball_repair(cls)
+    init, check, compute = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds
+
+    @functools.wraps(init)
+    def __init__(self, model, *args, **kwargs):
+        _note_training_mode(self, model)
+        init(self, model, *args, **kwargs)
+
+    @functools.wraps(check)
+    def check_incompatible_nodes(self, model):
+        if model.training:
+            check(self, model)
+
+    @functools.wraps(compute)
+    def compute_bounds(self, *args, **kwargs):
+        return _compute_bounds(self, functools.partial(compute, self), args, kwargs)
+
+    def local_lipschitz(self, x, C=None, method="local-lip", norm=2, **options):
+        return _local_lipschitz(self, x, C, method, norm, options)
+
+    for function in (__init__, check_incompatible_nodes, compute_bounds, local_lipschitz):
+        setattr(cls, function.__name__, function)
+    cls._before_lirpa_lip = (init, check, compute)
+
+
+def unregister(cls: type = auto_LiRPA.BoundedModule) -> None:
+    """Undoes `register`."""
+    if "local_lipschitz" not in cls.__dict__:
+        return
+    cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds = cls._before_lirpa_lip
+    del cls.local_lipschitz, cls._before_lirpa_lip
+    remove_ball_repair(cls)

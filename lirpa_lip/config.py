@@ -1,0 +1,88 @@
+"""Settings of the local Lipschitz bound: one frozen, validated record."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from .errors import ConfigError, UnknownMethodError
+
+BOUNDS = ("auto", "product", "composed")
+CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
+PRECISIONS = ("auto", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class LocalLipConfig:
+    """How ``method="local-lip"`` computes its bound. Pass it as ``bound_opts={"local_lip": LocalLipConfig(...)}``.
+
+    Attributes:
+        bound: ``"product"`` is the published product of masked norms; ``"composed"`` the composed bound;
+            ``"auto"`` the better of the two, neuron by neuron and specification by specification.
+        certificate: what the norms must be worth. ``"auto"`` takes what is cheapest to certify. ``"estimate"``, which
+            is for training and diagnostics, must be asked for here by name: its numbers bound nothing.
+        delta: failure probability of one sample's whole certificate, split over all norms that enter it.
+        norm_method: solver of the norms, see `lirpa_lip.masked_spectral_norm`.
+        norm_iterations: most iterations of a solver, ``None`` for the solver's own choice.
+        image_box: ``(low, high)`` if inputs outside this range cannot occur (pixels: ``(0.0, 1.0)``).
+        anchored: bound slopes of secants from the centre, not of all pairs of points, wherever only deviations from
+            the centre matter (margins, intermediate bounds); Lipschitz constants are for all pairs regardless.
+        local_ball: intersect pre-activation bounds with the ball of the *local* radius.
+        tighten: how many layers, counted from the first, have their pre-activations bounded again by the composed
+            rows, one backward pass per neuron; 0 for none, -1 for all.
+        optimize: gradient steps on the centre slopes of each specification; 0 for none.
+        precision: of the computation. ``"auto"`` is float64 for certificates and the model's own for estimates.
+    """
+
+    bound: Literal["auto", "product", "composed"] = "auto"
+    certificate: Literal["auto", "deterministic", "probabilistic", "estimate"] = "auto"
+    delta: float = 1e-6
+    norm_method: str = "auto"
+    norm_iterations: int | None = None
+    image_box: tuple[float, float] | None = None
+    anchored: bool = True
+    local_ball: bool = True
+    tighten: int = 0
+    optimize: int = 0
+    precision: Literal["auto", "float32", "float64"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name, choices in (("bound", BOUNDS), ("certificate", CERTIFICATES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in choices:
+                raise UnknownMethodError(getattr(self, name), choices, kind=name)
+        if not 0 < self.delta < 1:
+            raise ConfigError(f"delta={self.delta} must lie strictly between 0 and 1: it is a failure probability.")
+        if self.norm_iterations is not None and self.norm_iterations < 1:
+            raise ConfigError(f"norm_iterations={self.norm_iterations} must be at least 1, or None.")
+        if self.tighten < -1 or self.optimize < 0:
+            raise ConfigError("tighten must be -1, 0 or a number of layers, and optimize a number of steps, >= 0.")
+        if self.image_box is not None:
+            low, high = self.image_box
+            if not (math.isfinite(low) and math.isfinite(high) and low < high):
+                raise ConfigError(f"image_box={self.image_box} must be a finite (low, high) with low < high.")
+
+    @classmethod
+    def from_options(cls, options: dict | None) -> LocalLipConfig:
+        """The settings in auto_LiRPA's ``bound_opts``: a `LocalLipConfig`, a dict of its fields, or the defaults.
+
+        Raises:
+            UnknownMethodError: a dict with a key that is no setting.
+            ConfigError: anything else.
+        """
+        found = (options or {}).get("local_lip")
+        if found is None:
+            return cls()
+        if isinstance(found, cls):
+            return found
+        if isinstance(found, dict):
+            known = [f.name for f in fields(cls)]
+            for key in found:
+                if key not in known:
+                    raise UnknownMethodError(key, known, kind="local_lip option")
+            return cls(**found)
+        raise ConfigError(f'bound_opts["local_lip"] must be a LocalLipConfig or a dict, not {type(found).__name__}.')
+
+    @property
+    def is_estimate(self) -> bool:
+        return self.certificate == "estimate"

@@ -1,0 +1,59 @@
+"""The norms of one certificate: one place that calls the solver, splits delta and remembers what the answers are worth."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.norms import masked_spectral_norm
+from lirpa_lip.norms.linear_map import LinearMap
+
+
+class NormOracle:
+    """Upper bounds of masked norms under one budget.
+
+    Args:
+        config: solver, certificate kind and the whole certificate's ``delta``.
+        planned: how many norms the certificate may take; each gets ``delta / planned``, so that by the union bound
+            all hold together with probability at least ``1 - delta``.
+    """
+
+    def __init__(self, config: LocalLipConfig, planned: int) -> None:
+        self.config, self.planned = config, max(1, planned)
+        self.calls = 0
+        self._kinds: set[str] = set()
+
+    def __call__(self, map_: LinearMap, mask_in: Tensor | None = None, mask_out: Tensor | None = None) -> Tensor:
+        """``‖diag(mask_out) A diag(mask_in)‖₂`` per sample, ``(batch,)``: an upper bound, or an estimate if asked for."""
+        self.calls += 1
+        if self.calls > self.planned:
+            raise RuntimeError(f"a certificate planned for {self.planned} norms asked for more; its delta is overdrawn.")
+        options = {} if self.config.norm_iterations is None else {"max_iterations": self.config.norm_iterations}
+        result = masked_spectral_norm(
+            map_,
+            mask_in,
+            mask_out,
+            method=self.config.norm_method,
+            certificate=self.config.certificate,
+            delta=self.config.delta / self.planned,
+            **options,
+        )
+        self._kinds.add(result.certificate)
+        # an eliminated neighbourhood has norm 0 whatever else happens; NaN must not pass as a bound
+        return torch.where(torch.isnan(result.upper), torch.inf, result.upper)
+
+    @property
+    def certificate(self) -> str:
+        """The weakest kind among the answers so far."""
+        for kind in ("estimate", "probabilistic"):
+            if kind in self._kinds:
+                return kind
+        return "estimate" if self.config.is_estimate and self.calls else "deterministic"
+
+    @property
+    def failure_probability(self) -> float:
+        """Probability, at most, that some answer is no upper bound: 0, ``delta``, or NaN for estimates."""
+        return {"estimate": math.nan, "probabilistic": self.config.delta, "deterministic": 0.0}[self.certificate]

@@ -1,0 +1,143 @@
+"""``method="local-lip"``: from a wrapped model and a ball to bounds of its output, or of its Lipschitz constant."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import auto_LiRPA
+import torch
+from torch import Tensor
+
+from .config import LocalLipConfig
+from .errors import ShapeError, UnsupportedNormError
+from .graph import NetworkGraph, build_graph
+from .intermediate import Interval, lirpa_intervals
+from .lipschitz.lower import sampled_rates
+from .lipschitz.oracle import NormOracle
+from .lipschitz.product import product_plan
+from .lipschitz.sweep import planned_norms, sweep
+from .margin import check_specification, output_bounds, row_lipschitz, whole_lipschitz
+from .region import Region
+from .result import LipschitzResult
+
+METHODS = ("local-lip", "local-lip-crown")
+
+
+def local_lip_bounds(bounded, x, c: Tensor | None, method: str) -> tuple[Tensor, Tensor, str, float]:
+    """Bounds of ``C f`` over the region: ``(lower, upper)``, each ``(batch, specs)``, certificate kind and delta."""
+    config = LocalLipConfig.from_options(bounded.bound_opts)
+    graph, region, dtype = prepare(bounded, x, config)
+    specification = check_specification(c, len(region.eps), graph)
+    given, crown = _crown(bounded, x, specification, graph, dtype) if method == "local-lip-crown" else ({}, None)
+    norm = NormOracle(config, planned_norms(graph, config))
+    with _gradients_where_needed(graph, region):
+        layers = sweep(graph, region, config, norm, given)
+        lower, upper = output_bounds(graph, region, specification, layers, config)
+    lower, upper = outward(lower, upper, dtype)
+    if crown is not None:
+        lower, upper = torch.maximum(lower, crown[0].flatten(1)), torch.minimum(upper, crown[1].flatten(1))
+    return lower, upper, norm.certificate, norm.failure_probability
+
+
+def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzResult:
+    """Lipschitz constants over all pairs of points of the region, of the rows of ``C f``, or of f for ``None``."""
+    config = LocalLipConfig.from_options(bounded.bound_opts)
+    graph, region, dtype = prepare(bounded, x, config)
+    rows = None if c is None else check_specification(c, len(region.eps), graph)
+    given = {}
+    if method == "local-lip-crown":
+        given, _ = _crown(bounded, x, check_specification(c, len(region.eps), graph), graph, dtype)
+    sweeps = 2 if config.anchored else 1
+    norm = NormOracle(config, sweeps * planned_norms(graph, config) + product_plan(graph, None) + 1)
+    with _gradients_where_needed(graph, region):
+        if config.anchored:
+            # secants give tighter pre-activation bounds; the constant itself is about all pairs of points
+            first = sweep(graph, region, config, norm, given)
+            given = {layer.parent: (layer.lower, layer.upper) for layer in first.values()}
+        layers = sweep(graph, region, config, norm, given, anchored=False)
+        if rows is None:
+            upper = whole_lipschitz(graph, layers, config, norm, len(region.eps))
+        else:
+            upper = row_lipschitz(graph, rows, layers, config)
+    counts = [(layer.slopes.stable, layer.slopes.eliminated) for layer in layers.values()]
+    stable, eliminated = (sum(t.flatten(1).sum(1) for t in kind) for kind in zip(*counts)) if counts else (None, None)
+    return LipschitzResult(
+        upper=outward(upper, upper, dtype)[1],
+        lower=outward(*[sampled_rates(graph, region, rows)] * 2, dtype)[0],
+        certificate=norm.certificate,
+        failure_probability=norm.failure_probability,
+        stable=stable,
+        eliminated=eliminated,
+        neurons=sum(layer.lower[0].numel() for layer in layers.values()),
+    )
+
+
+def network_graph(bounded) -> NetworkGraph:
+    """The traced network as affine nodes and activations; it references the current parameters.
+
+    Raises:
+        UnsupportedOperatorError, TrainingModeError, NonFiniteError: as named.
+    """
+    graph = build_graph(bounded)
+    graph.check_finite()
+    return graph
+
+
+def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
+    """The graph and the region in the precision of the computation, and the precision of its results."""
+    graph = network_graph(bounded)
+    region = region_of(x, config, graph)
+    wide = config.precision == "float64" or (config.precision == "auto" and not config.is_estimate)
+    dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else graph.dtype)
+    return graph.to(dtype), region.to(dtype), graph.dtype
+
+
+def _crown(bounded, x, c: Tensor, graph: NetworkGraph, dtype: torch.dtype) -> tuple[dict[str, Interval], tuple]:
+    """CROWN's bounds of ``C f``, and what it found of the pre-activations on the way."""
+    bounds = bounded.compute_bounds(x=x if isinstance(x, tuple) else (x,), C=c.to(dtype), method="crown")
+    return lirpa_intervals(bounded, graph), bounds
+
+
+def outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Bounds in another precision, rounded away from each other."""
+    if lower.dtype == dtype:
+        return lower, upper
+    low, high = lower.to(dtype), upper.to(dtype)
+    inf = torch.tensor(torch.inf, dtype=dtype, device=low.device)
+    low = low + (torch.nextafter(low, -inf) - low).detach()
+    high = high + (torch.nextafter(high, inf) - high).detach()
+    return low, high
+
+
+@contextmanager
+def _gradients_where_needed(graph: NetworkGraph, region: Region):
+    """No autograd graph unless a parameter or the input asks for gradients in a context that records them."""
+    needed = bool(graph.parameters()) or region.centre.requires_grad or region.eps.requires_grad
+    with torch.set_grad_enabled(torch.is_grad_enabled() and needed):
+        yield
+
+
+def region_of(x, config: LocalLipConfig, graph: NetworkGraph) -> Region:
+    """The ℓ₂ region of ``x``, a ``BoundedTensor`` or a tuple with one.
+
+    Raises:
+        ShapeError: no ``BoundedTensor``, or not of the shape the model was wrapped with.
+        UnsupportedNormError: its perturbation is no ℓ₂ ball.
+    """
+    x = x if isinstance(x, (tuple, list)) else (x,)
+    if len(x) != 1 or not isinstance(x[0], auto_LiRPA.BoundedTensor):
+        raise ShapeError("x must be one BoundedTensor, as in x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.1)),).")
+    ball = x[0].ptb
+    if getattr(ball, "norm", None) != 2:
+        raise UnsupportedNormError(getattr(ball, "norm", type(ball).__name__), "the local Lipschitz bound", (2,))
+    expected = graph[graph.input].shape
+    if x[0].shape[1:] != expected:
+        raise ShapeError(
+            f"the input has shape {tuple(x[0].shape)}, expected (batch, *{tuple(expected)}), "
+            "the shape the model was wrapped with."
+        )
+    low, high = config.image_box or (None, None)
+    low = ball.x_L if getattr(ball, "x_L", None) is not None else low
+    high = ball.x_U if getattr(ball, "x_U", None) is not None else high
+    centre = x[0].as_subclass(Tensor)
+    return Region.make(centre, ball.eps, low, high)

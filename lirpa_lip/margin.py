@@ -1,0 +1,112 @@
+"""From rates and deviations to what users ask for: output bounds, Lipschitz constants, certified radii."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .config import LocalLipConfig
+from .errors import NonFiniteError, ShapeError
+from .graph import NetworkGraph
+from .lipschitz.composed import composed_deviation, composed_rate, composed_rows
+from .lipschitz.layers import Layers
+from .lipschitz.oracle import NormOracle
+from .lipschitz.product import product_rate, product_rows, times
+from .region import Region
+
+#: Most elements of one batch of specification rows pulled back through the graph.
+_ROW_ELEMENTS = 1 << 26
+
+
+def check_specification(c: Tensor | None, batch: int, graph: NetworkGraph) -> Tensor:
+    """``C`` as ``(batch, specs, outputs)``: the identity for ``None``, a shared ``(specs, outputs)`` expanded.
+
+    Raises:
+        ShapeError: ``C`` does not fit the batch and the network's flat output.
+    """
+    outputs = graph[graph.output].shape.numel()
+    if c is None:
+        return torch.eye(outputs, dtype=graph.dtype, device=graph.device).expand(batch, -1, -1)
+    if c.ndim == 2:
+        c = c.unsqueeze(0).expand(batch, -1, -1)
+    if c.ndim != 3 or c.shape[0] not in (1, batch) or c.shape[2] != outputs:
+        raise ShapeError(f"C has shape {tuple(c.shape)}, expected (batch={batch}, specs, outputs={outputs}).")
+    if not bool(torch.isfinite(c).all()):
+        raise NonFiniteError("C", "specifications are finite linear functions of the output")
+    return c.expand(batch, -1, -1).to(graph.dtype)
+
+
+def output_bounds(
+    graph: NetworkGraph, region: Region, c: Tensor, layers: Layers, config: LocalLipConfig
+) -> tuple[Tensor, Tensor]:
+    """Bounds of ``C f(x)`` over the region, ``(batch, specs)`` each.
+
+    The product bound gives ``C f(centre) ± eps · Lip``; the composed bound a range of its own; ``"auto"`` intersects.
+    """
+    parts = [_output_bounds(graph, region, part, layers, config) for part in _chunks(graph, c)]
+    lower, upper = (torch.cat(p, dim=1) for p in zip(*parts))
+    if bool(torch.isnan(lower).any() | torch.isnan(upper).any()):
+        raise NonFiniteError("an output bound", "the network's values overflow; check its weights and the input")
+    return lower, upper
+
+
+def _chunks(graph: NetworkGraph, c: Tensor) -> tuple[Tensor, ...]:
+    widest = max(n.shape.numel() for n in graph)
+    return c.split(max(1, _ROW_ELEMENTS // (widest * c.shape[0])), dim=1)
+
+
+def _output_bounds(graph, region: Region, c: Tensor, layers: Layers, config) -> tuple[Tensor, Tensor]:
+    centre = graph.values(region.centre)[graph.output].flatten(1)
+    at = torch.einsum("bso,bo->bs", c, centre)
+    rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)
+    lower, upper = torch.full_like(at, -torch.inf), torch.full_like(at, torch.inf)
+    if config.bound != "composed":
+        reach = times(region.eps.unsqueeze(1), product_rows(graph, graph.output, rows, layers))
+        lower, upper = torch.maximum(lower, at - reach), torch.minimum(upper, at + reach)
+    if config.bound != "product":
+        down, up = composed_deviation(graph, graph.output, rows, layers, region)
+        lower, upper = torch.maximum(lower, at + down), torch.minimum(upper, at + up)
+    return lower, upper
+
+
+def row_lipschitz(graph: NetworkGraph, c: Tensor, layers: Layers, config: LocalLipConfig) -> Tensor:
+    """Upper bounds of ``Lip(c_s · f)`` for each specification row, ``(batch, specs)``."""
+    found = []
+    for part in _chunks(graph, c):
+        rows = part.reshape(*part.shape[:2], *graph[graph.output].shape)
+        value = torch.full(part.shape[:2], torch.inf, dtype=graph.dtype, device=graph.device)
+        if config.bound != "composed":
+            value = torch.minimum(value, product_rows(graph, graph.output, rows, layers))
+        if config.bound != "product":
+            value = torch.minimum(value, composed_rows(graph, graph.output, rows, layers))
+        found.append(value)
+    return torch.cat(found, dim=1)
+
+
+def whole_lipschitz(graph: NetworkGraph, layers: Layers, config: LocalLipConfig, norm: NormOracle, batch: int) -> Tensor:
+    """Upper bound of the whole network's ℓ₂ → ℓ₂ Lipschitz constant, ``(batch,)``."""
+    value = torch.full((batch,), torch.inf, dtype=graph.dtype, device=graph.device)
+    if config.bound != "composed":
+        value = torch.minimum(value, product_rate(graph, None, None, layers, norm))
+    if config.bound != "product":
+        value = torch.minimum(value, composed_rate(graph, graph.output, None, layers, norm))
+    return value
+
+
+def margin_specification(labels: Tensor, classes: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Rows ``e_y − e_j`` for every class ``j ≠ y``, ``(batch, classes − 1, classes)``: margins are ``C f(x)``.
+
+    Raises:
+        ShapeError: a label outside ``0 … classes − 1``.
+    """
+    if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
+        raise ShapeError(f"labels must lie in 0 … {classes - 1}.")
+    eye = torch.eye(classes, dtype=dtype or torch.get_default_dtype(), device=labels.device)
+    rows = eye[labels].unsqueeze(1) - eye.unsqueeze(0)
+    others = torch.arange(classes, device=labels.device).unsqueeze(0) != labels.unsqueeze(1)
+    return rows[others].reshape(len(labels), classes - 1, classes)
+
+
+def certified(margin_lower: Tensor) -> Tensor:
+    """Which samples are verified: every margin's lower bound strictly positive. Ties and NaN are not, ``(batch,)``."""
+    return (margin_lower > 0).all(dim=1)

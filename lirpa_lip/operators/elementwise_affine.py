@@ -1,0 +1,105 @@
+"""Adapters of additions, and of scalings by constants."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.errors import ShapeError
+from lirpa_lip.norms.linear_map import ComposedMap, DiagonalMap, FunctionMap, IdentityMap, LinearMap
+
+
+def broadcast_to_sample(value: Tensor, shape: torch.Size) -> Tensor:
+    """A constant that broadcasts against ``(batch, *shape)``, expanded to ``shape``.
+
+    Raises:
+        ShapeError: a constant that differs from sample to sample.
+    """
+    value = value.reshape((1,) * (len(shape) + 1 - value.ndim) + tuple(value.shape))
+    if value.shape[0] != 1:
+        raise ShapeError(f"a constant of shape {tuple(value.shape)} differs between samples; use one of batch size 1.")
+    return value[0].expand(shape)
+
+
+def widened(builder, parent: str, shape: torch.Size) -> LinearMap:
+    """The identity of ``parent``, or its expansion where the output is larger."""
+    source = builder.shape(parent)
+    if source == shape:
+        return IdentityMap(shape, builder.dtype, builder.device)
+    pad = (1,) * (len(shape) - len(source))
+
+    def expand(x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], *pad, *source).expand(x.shape[0], *shape)
+
+    return FunctionMap(
+        expand, source, builder.dtype, builder.device, monomial=True, entries_nonnegative=True
+    )
+
+
+def _sum(builder, traced, signs: tuple[int, int]) -> str:
+    parents, maps, bias = [], [], None
+    for index, sign in enumerate(signs):
+        parent = traced.parents[index]
+        if parent is None:
+            bias = sign * broadcast_to_sample(traced.constant(index).to(builder.dtype), traced.shape).unsqueeze(0)
+            continue
+        identity = widened(builder, parent, traced.shape)
+        if sign < 0:
+            identity = negated(builder, traced.shape) if builder.shape(parent) == traced.shape else _minus(identity)
+        parents.append(parent)
+        maps.append(identity)
+    return builder.affine(traced.name, traced.operator, parents, maps, bias)
+
+
+def negated(builder, shape: torch.Size) -> DiagonalMap:
+    """``x -> -x``."""
+    return DiagonalMap(-torch.ones(shape, dtype=builder.dtype, device=builder.device), shape)
+
+
+def _minus(map_: LinearMap) -> LinearMap:
+    ones = torch.ones(map_.out_shape, dtype=map_.dtype, device=map_.device)
+    return ComposedMap([DiagonalMap(-ones, map_.out_shape), map_])
+
+
+def add(builder, traced) -> str:
+    """``x + y``, or ``x`` plus a constant."""
+    return _sum(builder, traced, (1, 1))
+
+
+def subtract(builder, traced) -> str:
+    """``x - y``, or with one of them constant."""
+    return _sum(builder, traced, (1, -1))
+
+
+def negate(builder, traced) -> str:
+    """``-x``."""
+    return builder.affine(traced.name, traced.operator, [traced.parent], [negated(builder, traced.shape)])
+
+
+def _scaled(builder, traced, parent: str, factor: Tensor) -> str:
+    scale = broadcast_to_sample(factor.to(builder.dtype), traced.shape)
+    maps: LinearMap = DiagonalMap(scale, traced.shape)
+    if builder.shape(parent) != traced.shape:
+        maps = ComposedMap([maps, widened(builder, parent, traced.shape)])
+    return builder.affine(traced.name, traced.operator, [parent], [maps])
+
+
+def multiply(builder, traced) -> str:
+    """``c * x`` for a constant ``c``; products of two varying values are refused unless a known activation."""
+    varying = [p for p in traced.parents if p is not None]
+    if len(varying) != 1:
+        raise traced.unsupported(
+            "it multiplies two values that both depend on the input (attention, gating, LayerNorm), "
+            "which has no Lipschitz rule here"
+        )
+    index = 0 if traced.parents[0] is None else 1
+    return _scaled(builder, traced, varying[0], traced.constant(index))
+
+
+def divide(builder, traced) -> str:
+    """``x / c`` for a constant ``c``."""
+    if traced.parents[1] is not None:
+        raise traced.unsupported(
+            "it divides by a value that depends on the input (LayerNorm, softmax), which has no Lipschitz rule here"
+        )
+    return _scaled(builder, traced, traced.parent, 1 / traced.constant(1))

@@ -1,0 +1,131 @@
+"""Smooth activations: value and derivative ranges from a short list of their extreme points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .traits import Activation, SlopeRange
+
+
+class Smooth(Activation):
+    """An activation with a continuous derivative except, perhaps, at listed kinks.
+
+    On ``[lower, upper]`` both ``f`` and ``f'`` take their extremes at the ends or at one of a few known points.
+
+    Args:
+        fn: the function.
+        derivative: its derivative.
+        value_extrema: points where ``f' = 0``.
+        slope_extrema: points where ``f'' = 0`` or ``f'`` has a kink.
+        jumps: ``(point, left, right)`` where the derivative jumps.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        derivative: Callable[[Tensor], Tensor],
+        value_extrema: Sequence[float] = (),
+        slope_extrema: Sequence[float] = (),
+        jumps: Sequence[tuple[float, float, float]] = (),
+    ) -> None:
+        self.fn, self.derivative = fn, derivative
+        self.value_extrema, self.slope_extrema, self.jumps = tuple(value_extrema), tuple(slope_extrema), tuple(jumps)
+
+    def value(self, z: Tensor) -> Tensor:
+        return self.fn(z)
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        points = [lower, upper, *(_clamp(p, lower, upper) for p in self.value_extrema)]
+        values = torch.stack([self.fn(p) for p in points])
+        return values.amin(0), values.amax(0)
+
+    def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
+        points = [lower, upper, *(_clamp(p, lower, upper) for p in self.slope_extrema)]
+        slopes = [self.derivative(p) for p in points]
+        for point, left, right in self.jumps:
+            inside = (lower <= point) & (upper >= point)
+            slopes += [torch.where(inside, torch.full_like(lower, s), slopes[0]) for s in (left, right)]
+        stacked = torch.stack(slopes)
+        low, high = stacked.amin(0), stacked.amax(0)
+        # derivatives are rounded; a slope range must hold the true ones
+        slack = 16 * torch.finfo(lower.dtype).eps
+        return SlopeRange(low - slack * (1 + low.abs()), high + slack * (1 + high.abs()))
+
+
+def _clamp(point: float, lower: Tensor, upper: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(torch.full_like(lower, point), lower), upper)
+
+
+def _sigmoid_derivative(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 - s)
+
+
+def _silu_derivative(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _normal_density(z: Tensor) -> Tensor:
+    return torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_derivative(z: Tensor) -> Tensor:
+    # z is clamped because inf * 0 is NaN; the derivative is 0 or 1 to machine precision out there
+    z = z.clamp(-40, 40)
+    return 0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * _normal_density(z)
+
+
+def sigmoid() -> Smooth:
+    """``1 / (1 + exp(-z))``; steepest at 0."""
+    return Smooth(torch.sigmoid, _sigmoid_derivative, slope_extrema=[0.0])
+
+
+def tanh() -> Smooth:
+    """``tanh(z)``; steepest at 0."""
+    return Smooth(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2, slope_extrema=[0.0])
+
+
+def softplus(beta: float = 1.0) -> Smooth:
+    """``log(1 + exp(beta z)) / beta``; the derivative, a sigmoid, is monotone."""
+    return Smooth(lambda z: F.softplus(z, beta=beta), lambda z: torch.sigmoid(beta * z))
+
+
+def elu(alpha: float = 1.0) -> Smooth:
+    """``z`` for ``z > 0``, ``alpha (exp(z) - 1)`` below; the derivative jumps from ``alpha`` to 1 at 0."""
+
+    def derivative(z: Tensor) -> Tensor:
+        return torch.where(z > 0, torch.ones_like(z), alpha * torch.exp(z.clamp(max=0)))
+
+    return Smooth(lambda z: F.elu(z, alpha=alpha), derivative, value_extrema=[0.0], jumps=[(0.0, alpha, 1.0)])
+
+
+# f' = 0 and f'' = 0 of x * sigmoid(x): the minimum of the value, and the two extremes of the slope
+SILU_MINIMUM, SILU_INFLECTION = -1.2784645427610738, 2.3993572805154668
+# x * Phi(x): the minimum of the value; f''(x) = phi(x) (2 - x^2) vanishes at +-sqrt 2
+GELU_MINIMUM = -0.7517915246935645
+
+
+def silu() -> Smooth:
+    """``z * sigmoid(z)``."""
+    return Smooth(F.silu, _silu_derivative, [SILU_MINIMUM], [-SILU_INFLECTION, SILU_INFLECTION])
+
+
+def gelu() -> Smooth:
+    """``z * Phi(z)``, ``Phi`` the normal distribution function."""
+    return Smooth(F.gelu, _gelu_derivative, [GELU_MINIMUM], [-math.sqrt(2), math.sqrt(2)])
+
+
+def erf() -> Smooth:
+    """The error function."""
+    return Smooth(torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-z * z), slope_extrema=[0.0])
+
+
+def exp() -> Smooth:
+    """``exp(z)``; derivative monotone."""
+    return Smooth(torch.exp, torch.exp)

@@ -1,0 +1,115 @@
+"""What the bounds need to know of one activation: its values, its slopes and its deviation from a line.
+
+Everything non-linear in a network reaches the bounds as an *elementwise* function: MaxMin and max pooling are
+rewritten by the graph as a linear map, an absolute value and a linear map (``docs/architecture.md``). One record per
+function is therefore enough, and no bound tests for an operator's name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SlopeRange:
+    """Interval ``[low, high]`` that holds every slope of an activation on a pre-activation interval.
+
+    ``low`` and ``high`` have the shape of the pre-activation, ``(batch, *shape)``. ``low = high = 0`` means the neuron
+    is eliminated (constant), ``low = high`` that it is linear there ("stable").
+    """
+
+    low: Tensor
+    high: Tensor
+
+    @property
+    def centre(self) -> Tensor:
+        """Midpoint ``C`` of the range."""
+        return (self.low + self.high) / 2
+
+    @property
+    def radius(self) -> Tensor:
+        """Half width ``R`` of the range; zero on stable neurons."""
+        return (self.high - self.low) / 2
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Largest absolute slope ``S``; for ReLU the 0/1 mask of the product bound."""
+        return torch.maximum(self.low.abs(), self.high.abs())
+
+    @property
+    def stable(self) -> Tensor:
+        """Boolean mask of neurons that are linear on the interval."""
+        return self.low == self.high
+
+    @property
+    def eliminated(self) -> Tensor:
+        """Boolean mask of neurons that are constant on the interval."""
+        return (self.low == 0) & (self.high == 0)
+
+
+class Activation(ABC):
+    """An elementwise function ``f`` with enough knowledge of its shape for sound bounds.
+
+    Tensors are ``(batch, *shape)``; ``lower`` and ``upper`` are pre-activation bounds with ``lower <= upper``.
+    """
+
+    @abstractmethod
+    def value(self, z: Tensor) -> Tensor:
+        """``f(z)``."""
+
+    @abstractmethod
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Range of ``f`` on ``[lower, upper]``."""
+
+    @abstractmethod
+    def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
+        """Range of ``(f(a) - f(b)) / (a - b)`` for ``a != b`` in ``[lower, upper]``.
+
+        ``closed=True`` gives the range of the Clarke derivative on the closed interval instead, which at a kink that
+        is an end point includes the slope of the other side.
+        """
+
+    def secant_range(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
+        """Range of ``(f(z) - f(anchor)) / (z - anchor)`` for ``z`` in ``[lower, upper]``; never wider than the slopes.
+
+        By the mean value theorem the slope range is always valid; subclasses do better where they can.
+        """
+        return self.slope_range(lower, upper)
+
+    def deviation_range(
+        self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange
+    ) -> tuple[Tensor, Tensor]:
+        """Range of ``f(z) - f(anchor) - slope * (z - anchor)`` for ``z`` in ``[lower, upper]``.
+
+        ``slopes`` must hold every secant slope from ``anchor``. The default bounds each side of the anchor by the
+        extreme slopes, which is exact only for straight lines.
+        """
+        right, left = (upper - anchor).clamp(min=0), (anchor - lower).clamp(min=0)
+        above, below = slopes.high - slope, slopes.low - slope
+        high = torch.maximum(above.clamp(min=0) * right, (-below).clamp(min=0) * left)
+        low = torch.minimum(below.clamp(max=0) * right, -above.clamp(min=0) * left)
+        return low, high
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Tensors (thresholds, learnable slopes) through which bounds are differentiable."""
+        return ()
+
+
+@dataclass(frozen=True)
+class SortedInput:
+    """Where the input of a clipped pairwise sort is found, and how a mask of its outputs maps back to it.
+
+    Attributes:
+        source: name of the affine or activation node that is sorted.
+        fold: name of the fold (the absolute value of the differences) inside the sort.
+        pull_back: ``(fold's slope centre, fold's stable mask, mask of the outputs) -> mask of the sort's input``.
+    """
+
+    source: str
+    fold: str
+    pull_back: Callable[[Tensor, Tensor, Tensor], Tensor]

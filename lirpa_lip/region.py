@@ -1,0 +1,147 @@
+"""The set of inputs a bound speaks of: an ℓ₂ ball, optionally cut by the box of possible images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import ConfigError, NonFiniteError, ShapeError
+
+#: Halvings of the multiplier's logarithmic range in `box_ball_support`; any number of them gives a valid bound.
+_BISECTIONS = 24
+
+
+@dataclass(frozen=True)
+class Region:
+    """``{x : ‖x − centre‖₂ ≤ eps}``, cut by ``low ≤ x ≤ high`` where these are given.
+
+    Attributes:
+        centre: ``(batch, *shape)``.
+        eps: ``(batch,)``, radii >= 0 in the units of the input.
+        low, high: scalars, ``(batch, *shape)`` tensors, or ``None``. The centre must lie between them.
+    """
+
+    centre: Tensor
+    eps: Tensor
+    low: Tensor | None = None
+    high: Tensor | None = None
+
+    @classmethod
+    def make(cls, x: Tensor, eps, low=None, high=None) -> Region:
+        """Checks and broadcasts; ``low`` and ``high`` are numbers or tensors that broadcast to ``x``.
+
+        Raises:
+            NonFiniteError: NaN or infinity in ``x`` or ``eps``.
+            ConfigError: ``eps < 0``, or a centre outside the image box.
+            ShapeError: ``eps`` is neither a number nor one number per sample.
+        """
+        if not bool(torch.isfinite(x).all()):
+            raise NonFiniteError("the input", "check how it is loaded and normalised")
+        eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device)
+        if eps.numel() == 1:
+            eps = eps.reshape(1).expand(x.shape[0])
+        if eps.numel() != x.shape[0]:
+            raise ShapeError(f"eps has shape {tuple(eps.shape)}; give a number, or one per sample ({x.shape[0]}).")
+        eps = eps.reshape(-1)
+        if not bool(torch.isfinite(eps).all()):
+            raise NonFiniteError("eps", "give finite radii")
+        if bool((eps < 0).any()):
+            raise ConfigError(f"eps={eps.min().item()} is negative; a radius must be >= 0.")
+        if low is None and high is None:
+            return cls(x, eps)
+        low, high = (
+            torch.as_tensor(infinite if end is None else end, dtype=x.dtype, device=x.device).expand_as(x)
+            for end, infinite in ((low, -torch.inf), (high, torch.inf))
+        )
+        if bool(((x < low) | (x > high)).any()):
+            raise ConfigError(
+                "an input lies outside the box of possible inputs (image_box, or x_L and x_U); leave the box out, or "
+                "give inputs in that range (normalisation belongs into the model)."
+            )
+        return cls(x, eps, low, high)
+
+    def to(self, dtype: torch.dtype) -> Region:
+        """The same region in another precision."""
+        parts = (None if t is None else t.to(dtype) for t in (self.centre, self.eps, self.low, self.high))
+        return Region(*parts)
+
+    def interval(self) -> tuple[Tensor, Tensor]:
+        """The box that encloses the region."""
+        eps = self.eps.reshape(-1, *[1] * (self.centre.ndim - 1))
+        low, high = self.centre - eps, self.centre + eps
+        if self.low is not None:
+            low, high = torch.maximum(low, self.low), torch.minimum(high, self.high)
+        return low, high
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """A random point of the region for each sample, half of the draws on the sphere, ``(batch, *shape)``."""
+        like = dict(dtype=self.centre.dtype, device=self.centre.device, generator=generator)
+        direction = torch.randn(self.centre.shape, **like).flatten(1)
+        share = torch.rand(len(self.eps), 1, **like)
+        share = torch.where(share < 0.5, 2 * share, torch.ones_like(share))
+        step = direction / safe_norm(direction).unsqueeze(1).clamp(min=1e-30) * share * self.eps.unsqueeze(1)
+        x = self.centre + step.reshape(self.centre.shape)
+        return x if self.low is None else torch.minimum(torch.maximum(x, self.low), self.high)
+
+    def support(self, direction: Tensor) -> Tensor:
+        """Upper bound of ``max direction · (x − centre)`` over the region, ``(batch, specs, *shape) -> (batch, specs)``.
+
+        Exact for the ball, and for its intersection with the box up to the search for the multiplier.
+        """
+        flat = direction.flatten(2)
+        if self.low is None:
+            return safe_norm(flat) * self.eps.unsqueeze(1)
+        low, high = (end - self.centre for end in self.interval())
+        return box_ball_support(flat, low.flatten(1), high.flatten(1), self.eps)
+
+
+def safe_norm(x: Tensor, dim: int = -1) -> Tensor:
+    """Euclidean norm along one axis, with gradient zero (not NaN) where it is zero."""
+    squares = x.square().sum(dim)
+    positive = squares > 0
+    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+
+
+def box_ball_support(direction: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
+    """Upper bound of ``max aᵀe`` subject to ``low <= e <= high`` and ``‖e‖₂ <= radius``.
+
+    By weak duality, for every multiplier λ >= 0
+
+        max aᵀe  <=  λ radius² + Σ_i max_{low_i <= e_i <= high_i} (a_i e_i − λ e_i²),
+
+    where the inner maximum is at ``clip(a_i / 2λ, low_i, high_i)``. The right side is convex in λ; the search only
+    decides how tight the bound is. Bisecting on ``‖e(λ)‖ = radius`` finds the minimum, and the pure box (λ = 0) and
+    the pure ball (no box) are tried as well, so the result never exceeds either.
+
+    Args:
+        direction: ``a``, ``(batch, specs, n)``.
+        low, high: ``(batch, n)`` with ``low <= 0 <= high``.
+        radius: ``(batch,)``, or ``(batch, specs)``.
+
+    Returns:
+        ``(batch, specs)``; differentiable in all arguments (the multiplier is held fixed).
+    """
+    radius = radius.reshape(radius.shape[0], -1)
+    low, high = low.unsqueeze(1), high.unsqueeze(1)
+    ball = safe_norm(direction) * radius
+    box = torch.maximum(direction * low, direction * high).sum(-1)
+    with torch.no_grad():
+        # beyond the multiplier of the pure ball every e(λ) is shorter than the radius
+        top = safe_norm(direction) / (2 * radius).clamp(min=torch.finfo(direction.dtype).tiny)
+        top = top.clamp(min=torch.finfo(direction.dtype).tiny, max=torch.finfo(direction.dtype).max / 1e9)
+        log_low, log_high = torch.log(top) - 30.0, torch.log(top)
+        for _ in range(_BISECTIONS):
+            middle = (log_low + log_high) / 2
+            e = _clipped(direction / (2 * middle.exp()).unsqueeze(-1), low, high)
+            long = e.square().sum(-1) > radius.square()
+            log_low, log_high = torch.where(long, middle, log_low), torch.where(long, log_high, middle)
+        multiplier = log_high.exp()
+        e = _clipped(direction / (2 * multiplier).unsqueeze(-1), low, high)
+    dual = (direction * e - multiplier.unsqueeze(-1) * e.square()).sum(-1) + multiplier * radius.square()
+    return torch.minimum(torch.minimum(ball, box), torch.where(torch.isfinite(dual), dual, ball))
+
+
+def _clipped(e: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(e, low), high)
