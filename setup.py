@@ -15,7 +15,7 @@ AUTO_LIRPA_IMPORTS = ["appdirs>=1.4", "packaging>=20.0", "tqdm>=4.64", "graphviz
 setup(
     name="lirpa_lip",
     version="0.1.0",
-    description="Valid, tight and fast local Lipschitz bounds, margin certificates and certified training for auto_LiRPA",
+    description="Valid, tight and fast local Lipschitz bounds and certified training for auto_LiRPA",
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     license="BSD-3-Clause",

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def restore_numpy_isin() -> None:
 
 
 def restore_set_opset_version() -> None:
-    """``torch.onnx.symbolic_helper._set_opset_version``: 0.3 sets the opset it traces with by it; gone since torch 1.13.
+    """``torch.onnx.symbolic_helper._set_opset_version``: 0.3 sets the opset it traces with by it; torch 1.13 dropped it.
 
     Can go with 0.3.
     """
@@ -130,14 +131,16 @@ def import_auto_lirpa() -> types.ModuleType:
     """
     if importlib.util.find_spec("auto_LiRPA") is None:
         raise MissingDependencyError(f"lirpa_lip needs auto_LiRPA. Install it with:  {INSTALL_AUTO_LIRPA}")
-    try:
-        module = importlib.import_module("auto_LiRPA")
-    except ImportError:
-        restore_numpy_isin()
-        restore_set_opset_version()
-        for name in [name for name in sys.modules if name.split(".")[0] == "auto_LiRPA"]:
-            del sys.modules[name]  # halves left by the failed import
-        module = importlib.import_module("auto_LiRPA")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # auto_LiRPA's, and no user's concern
+        try:
+            module = importlib.import_module("auto_LiRPA")
+        except ImportError:
+            restore_numpy_isin()
+            restore_set_opset_version()
+            for name in [name for name in sys.modules if name.split(".")[0] == "auto_LiRPA"]:
+                del sys.modules[name]  # halves left by the failed import
+            module = importlib.import_module("auto_LiRPA")
     if not hasattr(sys.modules["auto_LiRPA.parse_graph"], "get_node_attribute"):
         restore_node_items()  # 0.3 indexes the nodes; later versions read their attributes through that function
     accept_remove_duplicate(module.BoundedModule)

@@ -1,0 +1,62 @@
+import inspect
+
+import pytest
+
+from lirpa_lip import errors
+
+EXAMPLES = {
+    errors.LirpaLipError: ("anything",),
+    errors.ShapeError: ("anything",),
+    errors.NonFiniteError: ("the weight of 'fc'",),
+    errors.ConfigError: ("anything",),
+    errors.UnknownMethodError: ("loca-lip", ["local-lip", "CROWN"]),
+    errors.UnsupportedNormError: (1, "the product bound"),
+    errors.UnsupportedOperatorError: ("/conv1", "BoundSoftmax", ["BoundRelu", "BoundConv"], "two inputs vary"),
+    errors.CertificateError: ("anything",),
+    errors.TrainingModeError: ("bn1", "BatchNorm"),
+    errors.DataError: ("anything",),
+    errors.CheckpointError: ("anything",),
+    errors.DivergedError: ("anything",),
+    errors.MissingDependencyError: ("anything",),
+}
+BUILTINS = {
+    errors.ShapeError: ValueError,
+    errors.NonFiniteError: ValueError,
+    errors.ConfigError: ValueError,
+    errors.UnknownMethodError: ValueError,
+    errors.UnsupportedNormError: NotImplementedError,
+    errors.UnsupportedOperatorError: NotImplementedError,
+    errors.CertificateError: ValueError,
+    errors.TrainingModeError: RuntimeError,
+    errors.DataError: ValueError,
+    errors.CheckpointError: ValueError,
+    errors.DivergedError: ArithmeticError,
+    errors.MissingDependencyError: ImportError,
+}
+
+
+def test_every_class_has_an_example_here():
+    defined = {c for c in vars(errors).values() if inspect.isclass(c) and c.__module__ == errors.__name__}
+    assert defined == set(EXAMPLES) == {*BUILTINS, errors.LirpaLipError}
+
+
+@pytest.mark.parametrize("kind", EXAMPLES, ids=lambda kind: kind.__name__)
+def test_is_caught_as_ours_and_as_the_builtin(kind):
+    for base in (errors.LirpaLipError, BUILTINS.get(kind, Exception)):
+        with pytest.raises(base):
+            raise kind(*EXAMPLES[kind])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (errors.UnknownMethodError, ["'loca-lip'", "'local-lip'", "'CROWN'"]),
+        (errors.UnsupportedOperatorError, ["/conv1", "BoundSoftmax", "BoundConv, BoundRelu", "two inputs vary"]),
+        (errors.NonFiniteError, ["the weight of 'fc'", "NaN"]),
+        (errors.TrainingModeError, ["bn1", "BatchNorm", ".eval()"]),
+        (errors.UnsupportedNormError, ["norm=1", "norm=2", "the product bound"]),
+    ],
+)
+def test_message_says_what_and_what_to_do(kind, words):
+    message = str(kind(*EXAMPLES[kind]))
+    assert all(word in message for word in words), message
