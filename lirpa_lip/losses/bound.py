@@ -15,21 +15,23 @@ from lirpa_lip.errors import UnknownMethodError
 
 BOUNDS: dict[str, str] = {
     "global": "lirpa_lip.losses.global_bound:GlobalBound",
-    "local-lip": "lirpa_lip.losses.local_bound:LocalLipBound",
-    "composed": "lirpa_lip.losses.local_bound:ComposedBound",
+    "local-lip": "lirpa_lip.losses.local_bound:local_lip_bound",
+    "composed": "lirpa_lip.losses.local_bound:composed_bound",
 }
-"""Name -> ``module:class``. A new bound is one file and one row here."""
+"""Name -> ``module:factory``. A new bound is one file and one row here."""
 
 
 class ActivationInterval(NamedTuple):
-    """Interval of one activation's input over the region.
+    """Interval of one elementwise activation's input over the region, and where the activation is constant.
 
-    ``layer`` is the module (its thresholds are read from it), ``lower`` and ``upper`` have its input's shape.
+    ``lower``, ``upper``: (batch, *shape). ``constant_below``, ``constant_above``: the activation is constant where its
+    whole interval lies below, or above, these thresholds (tensors that broadcast, or numbers); None for nowhere.
     """
 
-    layer: nn.Module
     lower: Tensor
     upper: Tensor
+    constant_below: Tensor | float | None = None
+    constant_above: Tensor | float | None = None
 
 
 class FeatureRegion(NamedTuple):

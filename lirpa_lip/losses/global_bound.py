@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lirpa_lip.errors import NonFiniteError, UnknownMethodError
 from lirpa_lip.losses.bound import BoundOutput
 from lirpa_lip.losses.stages import Stage, stages_of
+from lirpa_lip.losses.warm_norm import WarmStarts
 from lirpa_lip.norms import masked_spectral_norm
 
 CERTIFICATES = ("estimate", "deterministic", "probabilistic")
@@ -25,10 +26,10 @@ class GlobalBound(nn.Module):
     Args:
         model: sequential network, see ``stages.stages_of``.
         sample: an input, for its shape, dtype and device.
-        certificate: ``"estimate"`` for training: Lanczos from a vector per layer that is kept from step to
-            step (a buffer), an underestimate by nature. ``"deterministic"`` or ``"probabilistic"`` for certificates:
+        certificate: ``"estimate"`` for training: power iterations from a vector per layer that is kept from
+            step to step, an underestimate by nature. ``"deterministic"`` or ``"probabilistic"`` for certificates:
             norms are computed on the first call and kept, so the weights must not change afterwards.
-        iterations: Lanczos steps per layer and call (estimate only).
+        iterations: power iterations per layer and call (estimate only).
         delta: failure probability of the whole product (probabilistic only).
 
     Raises:
@@ -44,13 +45,10 @@ class GlobalBound(nn.Module):
         self.certificate, self.iterations, self.delta = certificate, iterations, delta
         self._model = (model,)  # in a tuple, so that its parameters are not registered twice
         self._stages = stages_of(model, sample)
-        self._product: Tensor | None = None
+        self._kept: Tensor | None = None
+        self.starts = WarmStarts()
         if certificate == "estimate":
-            generator = torch.Generator().manual_seed(0)
-            for index, stage in enumerate(self._stages[:-1]):
-                shape = stage.layers[0][1]
-                start = torch.randn((1, *shape), generator=generator, dtype=sample.dtype).to(sample.device)
-                self.register_buffer(f"vector_{index}", start / start.norm())
+            self.product()  # makes the start vectors
 
     @property
     def failure_probability(self) -> float:
@@ -65,22 +63,13 @@ class GlobalBound(nn.Module):
     def product(self) -> Tensor:
         """Π of the norms of all stages but the last, a scalar."""
         if self.certificate == "estimate":
-            return _product([self._estimated_norm(index, stage) for index, stage in enumerate(self._stages[:-1])])
-        if self._product is None:
-            self._product = _product(self._certified_norms())
-            if not bool(torch.isfinite(self._product)):
+            maps = [stage.linear_map() for stage in self._stages[:-1]]
+            return _product([self.starts.norm(i, m, iterations=self.iterations) for i, m in enumerate(maps)])
+        if self._kept is None:
+            self._kept = _product(self._certified_norms())
+            if not bool(torch.isfinite(self._kept)):
                 raise NonFiniteError("the global Lipschitz bound")
-        return self._product
-
-    def _estimated_norm(self, index: int, stage: Stage) -> Tensor:
-        """σ from a few Lanczos steps that start at the kept vector, which moves on while training."""
-        vector = self.get_buffer(f"vector_{index}")
-        result = masked_spectral_norm(
-            stage.linear_map(), certificate="estimate", start=vector, max_iterations=self.iterations
-        )
-        if self.training and result.right is not None:
-            vector.copy_(result.right)
-        return result.lower.reshape(())
+        return self._kept
 
     def _certified_norms(self) -> list[Tensor]:
         hidden = self._stages[:-1]
@@ -89,7 +78,7 @@ class GlobalBound(nn.Module):
             masked_spectral_norm(stage.linear_map().detach(), certificate=self.certificate, delta=delta)
             for stage in hidden
         ]
-        return [result.upper.reshape(()) for result in results]
+        return [result.upper for result in results]
 
 
 def pair_norms(stage: Stage) -> Tensor:
@@ -103,4 +92,4 @@ def pair_norms(stage: Stage) -> Tensor:
 
 
 def _product(norms: list[Tensor]) -> Tensor:
-    return torch.stack(norms).prod() if norms else torch.ones(())
+    return torch.stack([norm.reshape(()) for norm in norms]).prod() if norms else torch.ones(())

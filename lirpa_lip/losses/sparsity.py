@@ -14,20 +14,20 @@ from torch.nn import functional as F
 
 from lirpa_lip.errors import ConfigError
 from lirpa_lip.losses.bound import ActivationInterval
-from lirpa_lip.nn import ClippedMaxMin, ClippedReLU
-from lirpa_lip.nn.functional import broadcast_threshold
 
 
 class SparsityLoss(nn.Module):
-    """Σ over layers of how far the intervals are from being constant, averaged over neurons and batch.
+    """Σ over activations of how far their intervals [l, u] are from being constant, averaged over neurons and batch.
 
-    * ReLU: mean relu(u), zero once every neuron is dead.
-    * clipped ReLU: mean relu(u) + s · mean relu(θ − l). A neuron is constant as soon as one of the two is zero.
-    * clipped MaxMin on a pair (a, b): mean relu(θ_max − max(l_a, l_b)) + mean relu(min(u_a, u_b) − θ_min).
-    * any other layer: nothing, as it has no constant part.
+    Each activation adds mean relu(u − below) + s · mean relu(above − l), where it is constant below ``below`` and above
+    ``above`` (a term is left out where there is no such threshold). So
+
+    * ReLU adds mean relu(u); clipped ReLU mean relu(u) + s · mean relu(θ − l);
+    * clipped MaxMin on a pair (a, b), as two activations: mean relu(min(u_a, u_b) − θ_min) and
+      s · mean relu(θ_max − max(l_a, l_b)).
 
     Args:
-        saturation: s ≥ 0, the weight of the upper clip.
+        saturation: s ≥ 0, the weight of the upper clip. Published for clipped ReLU; 1 for MaxMin there.
     """
 
     def __init__(self, saturation: float = 1.0) -> None:
@@ -37,20 +37,11 @@ class SparsityLoss(nn.Module):
         self.saturation = saturation
 
     def forward(self, intervals: Iterable[ActivationInterval]) -> Tensor:
-        """Sum over the layers; a zero without a gradient where there are none."""
-        terms = [self.layer_term(*interval) for interval in intervals]
-        return torch.stack(terms).sum() if terms else torch.zeros(())
-
-    def layer_term(self, layer: nn.Module, lower: Tensor, upper: Tensor) -> Tensor:
-        if isinstance(layer, ClippedReLU):
-            theta = broadcast_threshold(layer.threshold, lower)
-            return F.relu(upper).mean() + self.saturation * F.relu(theta - lower).mean()
-        if isinstance(layer, ClippedMaxMin):
-            largest_lower = torch.maximum(*lower.chunk(2, dim=1))
-            smallest_upper = torch.minimum(*upper.chunk(2, dim=1))
-            above = broadcast_threshold(layer.max_threshold, lower) - largest_lower
-            below = smallest_upper - broadcast_threshold(layer.min_threshold, lower)
-            return F.relu(above).mean() + F.relu(below).mean()
-        if isinstance(layer, nn.ReLU):
-            return F.relu(upper).mean()
-        return upper.new_zeros(())
+        """Sum over the activations; zero, without a gradient, where none can be constant."""
+        total = torch.zeros(())
+        for lower, upper, below, above in intervals:
+            if below is not None:
+                total = total.to(upper) + F.relu(upper - below).mean()
+            if above is not None:
+                total = total.to(lower) + self.saturation * F.relu(above - lower).mean()
+        return total

@@ -32,6 +32,12 @@ class Stage:
         """The layers' product on their current weights, differentiable in them."""
         return ComposedMap([_layer_map(layer, shape) for layer, shape in reversed(self.layers)])
 
+    def apply(self, x: Tensor) -> Tensor:
+        """The layers' output, biases included, before the activation."""
+        for layer, _ in self.layers:
+            x = layer(x)
+        return x
+
 
 def stages_of(model: nn.Module, sample: Tensor) -> list[Stage]:
     """Splits a sequential network at its activations.

@@ -1,0 +1,99 @@
+"""Activations as diagonal slopes around the centre: D = C + E with |E| ≤ R, the form the composed bound reads.
+
+A slope here is that of a secant from the sample itself, (f(z) − f(z₀)) / (z − z₀): the margin's change is measured from
+there. MaxMin is the rotation (x, y) → ((x + y)/√2, (x − y)/√2), an absolute value of the second half, and the rotation
+back, so that an unordered pair has one uncertain direction (DESIGN: composed bound, MaxMin).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lirpa_lip.errors import UnsupportedOperatorError
+from lirpa_lip.lipschitz.layers import safe_sqrt
+from lirpa_lip.losses.activations import intervals_of
+from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
+
+Ends = tuple[Tensor | float | None, Tensor | float | None]
+
+
+class Diagonal(NamedTuple):
+    """Slopes C ± R of elementwise functions, (batch, *shape): ``centre`` is C, ``root`` is R^½."""
+
+    centre: Tensor
+    root: Tensor
+
+
+class Rotation(NamedTuple):
+    """The orthogonal, symmetric rotation of channel pairs."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=1)
+        return torch.cat([first + second, first - second], dim=1) * math.sqrt(0.5)
+
+
+Factor = Diagonal | Rotation
+
+
+def factors_of(layer: nn.Module, centre: Tensor, lower: Tensor, upper: Tensor) -> list[Factor]:
+    """The activation's factors, in the order they are applied.
+
+    Raises:
+        UnsupportedOperatorError: an activation that is none of ReLU, clipped ReLU, MaxMin and clipped MaxMin.
+    """
+    if isinstance(layer, nn.ReLU | ClippedReLU):
+        (part,) = intervals_of(layer, lower, upper)
+        return [_diagonal(*_clip_secants(centre, lower, upper, (part.constant_below, part.constant_above)))]
+    if isinstance(layer, MaxMin):
+        return [Rotation(), _fold(centre, lower, upper), Rotation()]
+    if isinstance(layer, ClippedMaxMin):
+        top, bottom = intervals_of(layer, lower, upper)
+        (x, y) = centre.chunk(2, dim=1)
+        ceiling = _clip_secants(torch.maximum(x, y), top.lower, top.upper, (None, top.constant_above))
+        floor = _clip_secants(torch.minimum(x, y), bottom.lower, bottom.upper, (bottom.constant_below, None))
+        clip = _diagonal(*(torch.cat(pair, dim=1) for pair in zip(ceiling, floor, strict=True)))
+        return [Rotation(), _fold(centre, lower, upper), Rotation(), clip]
+    raise UnsupportedOperatorError(type(layer).__name__, type(layer).__name__, ("ReLU", "ClippedReLU", "MaxMin"))
+
+
+def _diagonal(low: Tensor, high: Tensor) -> Diagonal:
+    return Diagonal((low + high) / 2, safe_sqrt((high - low) / 2))
+
+
+def _clip_secants(centre: Tensor, lower: Tensor, upper: Tensor, ends: Ends) -> tuple[Tensor, Tensor]:
+    """Range of (f(z) − f(z₀)) / (z − z₀) over z in [lower, upper], for f(z) = min(max(z, a), b) and ends (a, b).
+
+    On each linear piece a secant's slope is monotone in z, so the extremes are at the interval's ends and the kinks.
+    """
+    low, high = (None if end is None else torch.as_tensor(end).to(centre) for end in ends)
+
+    def f(z: Tensor) -> Tensor:
+        z = z if low is None else torch.maximum(z, low)
+        return z if high is None else torch.minimum(z, high)
+
+    here = torch.ones_like(centre)
+    for end, side in ((low, 1.0), (high, -1.0)):
+        if end is not None:
+            here = torch.where(side * (centre - end) > 0, here, 0.0)
+    value, least, most = f(centre), here, here
+    for end in (None, low, high):
+        points = (lower, upper) if end is None else (torch.minimum(torch.maximum(end, lower), upper),)
+        for z in points:
+            run = z - centre
+            moved = run.abs() > 1e-6
+            secant = torch.where(moved, (f(z) - value) / torch.where(moved, run, 1.0), here)
+            least, most = torch.minimum(least, secant), torch.maximum(most, secant)
+    return least, most
+
+
+def _fold(centre: Tensor, lower: Tensor, upper: Tensor) -> Diagonal:
+    """Slopes of (s, d) → (s, |d|) on the rotated pairs; |d| = 2 relu(d) − d."""
+    (x, y), (lx, ly), (ux, uy) = (t.chunk(2, dim=1) for t in (centre, lower, upper))
+    scale = math.sqrt(0.5)
+    low, high = _clip_secants((x - y) * scale, (lx - uy) * scale, (ux - ly) * scale, (0.0, None))
+    ones = torch.ones_like(low)
+    return _diagonal(torch.cat([ones, 2 * low - 1], dim=1), torch.cat([ones, 2 * high - 1], dim=1))
