@@ -46,9 +46,10 @@ def intersect(a: Interval, b: Interval) -> Interval:
 
 
 def check_interval(node: Node, interval: Interval) -> None:
-    """Raises `NonFiniteError` where a bound is NaN; an infinite one is valid, if useless."""
-    if any(bool(torch.isnan(t).any()) for t in interval):
-        raise NonFiniteError(f"a pre-activation bound of {node.operator} at node {node.name!r}")
+    """Raises `NonFiniteError` where a bound is NaN, or so large that arithmetic with it would make NaN."""
+    if not all(bool(torch.isfinite(t).all()) for t in interval):
+        where = f"a pre-activation bound of {node.operator} at node {node.name!r}"
+        raise NonFiniteError(where, "the network's values overflow: scale its weights, or make eps smaller")
 
 
 def lirpa_intervals(bounded, graph: NetworkGraph) -> dict[str, Interval]:

@@ -8,7 +8,8 @@ from torch import Tensor
 from .config import LocalLipConfig
 from .errors import NonFiniteError, ShapeError
 from .graph import NetworkGraph
-from .lipschitz.composed import composed_deviation, composed_rate, composed_rows
+from .lipschitz.composed import composed_rate, composed_rows
+from .lipschitz.deviation import Deviation
 from .lipschitz.layers import Layers
 from .lipschitz.oracle import NormOracle
 from .lipschitz.product import product_rate, product_rows, times
@@ -64,8 +65,9 @@ def _output_bounds(graph, region: Region, c: Tensor, layers: Layers, config) -> 
         reach = times(region.eps.unsqueeze(1), product_rows(graph, graph.output, rows, layers))
         lower, upper = torch.maximum(lower, at - reach), torch.minimum(upper, at + reach)
     if config.bound != "product":
-        down, up = composed_deviation(graph, graph.output, rows, layers, region)
-        lower, upper = torch.maximum(lower, at + down), torch.minimum(upper, at + up)
+        deviation = Deviation(graph, layers, region)
+        lower = torch.maximum(lower, at - deviation.upper(graph.output, -rows, config.optimize))
+        upper = torch.minimum(upper, at + deviation.upper(graph.output, rows, config.optimize))
     return lower, upper
 
 

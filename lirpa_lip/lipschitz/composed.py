@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.graph import NetworkGraph
-from lirpa_lip.region import Region, box_ball_support, safe_norm
+from lirpa_lip.region import safe_norm
 
-from .layers import Layer, Layers, centres, safe_sqrt
+from .layers import Layers, centres, safe_sqrt
 from .linearised import StackedMap, pull_back
 from .oracle import NormOracle
 from .product import times
@@ -96,44 +96,9 @@ def composed_rows(graph: NetworkGraph, target: str, cotangent: Tensor, layers: L
     return total
 
 
-def composed_deviation(
-    graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers, region: Region
-) -> tuple[Tensor, Tensor]:
-    """Range of ``vᵀ(z(x) − z(centre))`` over the region, ``(lower, upper)``, each ``(batch, specs)``.
-
-    Each activation's deviation from its centre line lies in a box (from its pre-activation bounds) and, scaled by
-    R^½, in a ball of radius ``r_j eps``; both are used. ``layers`` must hold secant slopes from the centre, or slopes
-    of all pairs.
-    """
-    terms = row_terms(graph, target, cotangent, layers)
-    lower: Tensor | float = 0.0
-    upper: Tensor | float = 0.0
-    for name, rows in terms.items():
-        if name in layers:
-            up = layer_support(rows.flatten(2), layers[name], region.eps)
-            down = layer_support(-rows.flatten(2), layers[name], region.eps)
-        else:
-            up, down = region.support(rows), region.support(-rows)
-        lower, upper = lower - down, upper + up
-    return lower, upper
-
-
 def row_terms(graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers) -> dict[str, Tensor]:
     """Rows pulled back to the input and to every activation's output, ``(batch, specs, *shape)`` each."""
     batch, specs = cotangent.shape[:2]
     slopes = {name: c.repeat_interleave(specs, dim=0) for name, c in centres(layers).items()}
     collected = pull_back(graph, target, cotangent.flatten(0, 1), slopes)
     return {name: value.reshape(batch, specs, *value.shape[1:]) for name, value in collected.items()}
-
-
-def layer_support(rows: Tensor, layer: Layer, eps: Tensor) -> Tensor:
-    """Upper bound of ``a · δ`` over the deviations δ of one activation, ``(batch, specs)``."""
-    low, high = (t.flatten(1) for t in layer.deviation())
-    root = safe_sqrt(layer.slopes.radius).flatten(1)
-    positive = root > 0
-    inverse = torch.where(positive, 1 / torch.where(positive, root, 1.0), torch.zeros_like(root))
-    radius = times(eps, layer.spread)
-    finite = torch.isfinite(radius)
-    held = box_ball_support(rows * root.unsqueeze(1), low * inverse, high * inverse, torch.where(finite, radius, 0.0))
-    box = torch.maximum(rows * low.unsqueeze(1), rows * high.unsqueeze(1)).sum(-1)
-    return torch.where(finite.unsqueeze(1), held, box)

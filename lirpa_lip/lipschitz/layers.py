@@ -34,10 +34,6 @@ class Layer:
     magnitude: Tensor
     spread: Tensor
 
-    def deviation(self) -> tuple[Tensor, Tensor]:
-        """Range of ``f(z) − f(z₀) − C (z − z₀)``, C the centre of the slopes."""
-        return self.activation.deviation_range(self.slopes.centre, self.anchor, self.lower, self.upper, self.slopes)
-
 
 Layers = dict[str, Layer]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,8 @@ from lirpa_lip.graph import NetworkGraph
 from lirpa_lip.norms.linear_map import ComposedMap, IdentityMap, LinearMap, SumMap
 
 Slopes = Mapping[str, Tensor]
+#: Chooses the slopes of one activation from its name and the cotangent at its output; ``None`` ends the walk there.
+SlopeRule = Callable[[str, Tensor], Tensor | None]
 
 
 def affine_map(graph: NetworkGraph, source: str, target: str) -> LinearMap:
@@ -38,11 +40,13 @@ def _paths(graph: NetworkGraph, source: str, target: str) -> list[list[LinearMap
     return paths
 
 
-def pull_back(graph: NetworkGraph, target: str, cotangent: Tensor, slopes: Slopes) -> dict[str, Tensor]:
+def pull_back(graph: NetworkGraph, target: str, cotangent: Tensor, slopes: Slopes | SlopeRule) -> dict[str, Tensor]:
     """Cotangents ``(batch, *shape)`` at the input and at every activation's *output*, for one at ``target``.
 
-    An activation with slopes passes its cotangent on, scaled; one without ends the walk there.
+    An activation with slopes passes its cotangent on, scaled; one without ends the walk there. A rule chooses slopes
+    once an activation's cotangent is complete.
     """
+    rule = slopes if callable(slopes) else (lambda name, value: slopes.get(name))
     pending = {target: cotangent}
     collected: dict[str, Tensor] = {}
     for name in reversed(graph.ancestors(target)):
@@ -54,8 +58,9 @@ def pull_back(graph: NetworkGraph, target: str, cotangent: Tensor, slopes: Slope
                 _accumulate(pending, parent, map_.adjoint(value))
             continue
         collected[name] = value
-        if node.activation is not None and name in slopes:
-            _accumulate(pending, node.parents[0], slopes[name] * value)
+        slope = None if node.activation is None else rule(name, value)
+        if slope is not None:
+            _accumulate(pending, node.parents[0], slope * value)
     return collected
 
 

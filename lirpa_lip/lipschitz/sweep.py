@@ -12,7 +12,8 @@ from lirpa_lip.graph import NetworkGraph, Node
 from lirpa_lip.intermediate import Interval, check_interval, intersect, node_interval
 from lirpa_lip.region import Region
 
-from .composed import composed_deviation, composed_rate
+from .composed import composed_rate
+from .deviation import Deviation
 from .layers import Layer, Layers
 from .oracle import NormOracle
 from .product import local_ball, product_plan, product_rate
@@ -111,13 +112,14 @@ def _tighten(graph, node: Node, interval: Interval, value: Tensor, layers: Layer
     index = open_.to(torch.int8).topk(most, dim=1).indices
     batch, neurons = lower.shape
     chunk = max(1, _ROW_ELEMENTS // (batch * max(n.shape.numel() for n in graph)))
+    deviation = Deviation(graph, layers, region)
     lows, highs = [], []
     for part in index.split(chunk, dim=1):
         rows = torch.zeros(batch, part.shape[1], neurons, dtype=graph.dtype, device=graph.device)
         rows.scatter_(2, part.unsqueeze(2), 1.0)
-        low, high = composed_deviation(graph, node.name, rows.reshape(batch, -1, *node.shape), layers, region)
-        lows.append(low)
-        highs.append(high)
+        rows = rows.reshape(batch, -1, *node.shape)
+        lows.append(-deviation.upper(node.name, -rows))
+        highs.append(deviation.upper(node.name, rows))
     at = value.flatten(1).gather(1, index)
     low, high = at + torch.cat(lows, 1), at + torch.cat(highs, 1)
     lower = lower.scatter(1, index, torch.maximum(lower.gather(1, index), low))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .traits import Activation, SlopeRange
+from .traits import Activation, Piece, SlopeRange
 
 
 class PiecewiseLinear(Activation):
@@ -100,6 +100,20 @@ class PiecewiseLinear(Activation):
         exact = slopes.stable & (slope == slopes.low)
         zero = torch.zeros_like(anchor)
         return torch.where(exact, zero, stacked.amin(0)), torch.where(exact, zero, stacked.amax(0))
+
+
+    def pieces(self, anchor, lower, upper, slopes):
+        """Exact: the function itself, from kink to kink."""
+        knots, pieces = self._on(anchor)
+        at_anchor = self.value(anchor)
+        found = []
+        for i, slope in enumerate(pieces):
+            low = lower if i == 0 else torch.maximum(lower, knots[i - 1])
+            high = upper if i == len(knots) else torch.minimum(upper, knots[i])
+            knot = knots[min(i, len(knots) - 1)]
+            offset = self.value(knot) - at_anchor - slope * (knot - anchor)
+            found.append(Piece(slope, offset, low - anchor, high - anchor))
+        return found
 
 
 def relu() -> PiecewiseLinear:

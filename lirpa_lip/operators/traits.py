@@ -52,6 +52,20 @@ class SlopeRange:
         return (self.low == 0) & (self.high == 0)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """The line ``slope · t + offset`` for ``t = z − anchor`` in ``[low, high]`` (empty where ``low > high``).
+
+    A list of pieces encloses a function g if, for every t and every number c, ``c g(t)`` is at most the largest
+    ``c (slope t + offset)`` over the pieces that t lies in. A maximum of ``c g`` plus anything is then found piece by piece.
+    """
+
+    slope: Tensor
+    offset: Tensor
+    low: Tensor
+    high: Tensor
+
+
 class Activation(ABC):
     """An elementwise function ``f`` with enough knowledge of its shape for sound bounds.
 
@@ -94,6 +108,15 @@ class Activation(ABC):
         high = torch.maximum(above.clamp(min=0) * right, (-below).clamp(min=0) * left)
         low = torch.minimum(below.clamp(max=0) * right, -above.clamp(min=0) * left)
         return low, high
+
+    def pieces(self, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange) -> list[Piece]:
+        """Lines that enclose ``f(z) − f(anchor)`` on ``[lower, upper]``, as `Piece` says.
+
+        ``slopes`` must hold every secant slope from ``anchor``; the default encloses ``f`` by the two extreme ones.
+        """
+        zero = torch.zeros_like(anchor)
+        low, high = lower - anchor, upper - anchor
+        return [Piece(slopes.low, zero, low, high), Piece(slopes.high, zero, low, high)]
 
     def parameters(self) -> tuple[Tensor, ...]:
         """Tensors (thresholds, learnable slopes) through which bounds are differentiable."""

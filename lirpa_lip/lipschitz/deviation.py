@@ -1,0 +1,146 @@
+"""How far a row of some node can move from its value at the centre: one backward pass with free slopes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.graph import NetworkGraph
+from lirpa_lip.operators.traits import Piece
+from lirpa_lip.region import Region
+
+from .layers import Layer, Layers
+from .linearised import pull_back
+from .relaxation import OpenNeurons
+
+#: Slopes ``(for rows that are positive at a neuron, for negative ones)``, each ``(batch, 1, open)``.
+Pair = tuple[Tensor, Tensor]
+_LEARNING_RATE = 0.1
+
+
+class Deviation:
+    """Upper bounds of ``vᵀ(z(x) − z(centre))`` over the region for rows v of any node after the given layers.
+
+    Several choices of slopes are tried, and the best is kept for each row:
+
+    * the centre of the slope range, on which the rates of the layers rest;
+    * the tangent at the centre, good where the ball is what holds the neurons;
+    * the slope whose line leaves least over the interval, by the sign of the row: CROWN's choice on a ReLU for one
+      sign, the tangent for the other; good where the intervals hold them.
+    """
+
+    def __init__(self, graph: NetworkGraph, layers: Layers, region: Region) -> None:
+        self.graph, self.layers, self.region = graph, layers, region
+        found = {name: OpenNeurons.of(layer, region.eps) for name, layer in layers.items()}
+        self.open = {name: neurons for name, neurons in found.items() if neurons is not None}
+        self.rules = [self._pairs(pick) for pick in (_centre, _tangent, _least)]
+
+    def _pairs(self, pick: Callable[[Layer, OpenNeurons], Pair]) -> dict[str, Pair]:
+        return {name: pick(self.layers[name], neurons) for name, neurons in self.open.items()}
+
+    def upper(self, target: str, rows: Tensor, steps: int = 0) -> Tensor:
+        """The bound for ``rows (batch, specs, *shape)`` of ``target``, ``(batch, specs)``.
+
+        Args:
+            steps: of gradient descent on the slopes, each row its own, from the best of the fixed choices.
+        """
+        values = [self._evaluate(target, rows, rule)[0] for rule in self.rules]
+        best = torch.stack(values).amin(0)
+        if steps and self.open:
+            best = torch.minimum(best, self._optimize(target, rows, torch.stack(values).argmin(0), steps))
+        return best
+
+    def _evaluate(self, target: str, rows: Tensor, slopes: Mapping[str, Pair | Tensor]) -> tuple[Tensor, dict]:
+        """The bound for given slopes, pairs by sign or tensors ``(batch, specs, open)``, and the slopes used."""
+        batch, specs = rows.shape[:2]
+        total: list[Tensor] = []
+        used: dict[str, Tensor] = {}
+
+        def rule(name: str, cotangent: Tensor) -> Tensor | None:
+            if name not in self.layers:
+                return None
+            line = self.layers[name].slopes.centre.repeat_interleave(specs, dim=0)
+            neurons = self.open.get(name)
+            if neurons is None:
+                return line
+            c = neurons.take(cotangent.reshape(batch, specs, -1))
+            chosen = slopes[name]
+            slope = torch.where(c > 0, *chosen) if isinstance(chosen, tuple) else chosen
+            total.append(neurons.support(c, slope))
+            used[name] = slope
+            return neurons.scatter(line.reshape(batch, specs, -1), slope).reshape(line.shape)
+
+        collected = pull_back(self.graph, target, rows.flatten(0, 1), rule)
+        reach = self.region.support(collected[self.graph.input].reshape(batch, specs, *self.region.centre.shape[1:]))
+        return sum(total, reach), used
+
+    def _optimize(self, target: str, rows: Tensor, choice: Tensor, steps: int) -> Tensor:
+        """Descent on all rows' slopes at once; every iterate is a valid bound, so the smallest is kept."""
+        used = [self._evaluate(target, rows, rule)[1] for rule in self.rules]
+        slopes, ranges = {}, {}
+        for name in used[0]:
+            stacked = torch.stack([u[name].detach() for u in used])
+            index = choice.reshape(1, *choice.shape, 1).expand(1, *stacked.shape[1:])
+            slopes[name] = stacked.gather(0, index).squeeze(0).requires_grad_()
+            neurons, layer = self.open[name], self.layers[name]
+            ranges[name] = [_taken(neurons, t).detach() for t in (layer.slopes.low, layer.slopes.high)]
+        best = None
+        optimizer = torch.optim.Adam(list(slopes.values()), lr=_LEARNING_RATE)
+        with torch.enable_grad():
+            for _ in range(steps):
+                optimizer.zero_grad()
+                value, _ = self._evaluate(target, rows.detach(), slopes)
+                best = value.detach() if best is None else torch.minimum(best, value.detach())
+                value.sum().backward(inputs=list(slopes.values()))
+                optimizer.step()
+                with torch.no_grad():
+                    for name, slope in slopes.items():
+                        slope.copy_(torch.minimum(torch.maximum(slope, ranges[name][0]), ranges[name][1]))
+        final, _ = self._evaluate(target, rows, {name: slope.detach() for name, slope in slopes.items()})
+        return torch.minimum(best, final)
+
+
+def _taken(neurons: OpenNeurons, t: Tensor) -> Tensor:
+    return t.flatten(1).gather(1, neurons.index).unsqueeze(1)
+
+
+def _centre(layer: Layer, neurons: OpenNeurons) -> Pair:
+    slope = _taken(neurons, layer.slopes.centre)
+    return slope, slope
+
+
+def _tangent(layer: Layer, neurons: OpenNeurons) -> Pair:
+    slope = _taken(neurons, layer.activation.slope_range(layer.anchor, layer.anchor).centre)
+    return slope, slope
+
+
+def _least(layer: Layer, neurons: OpenNeurons) -> Pair:
+    """Of both extreme slopes, the chord and the tangent: the one that leaves least over the interval, by sign."""
+    run = layer.upper - layer.lower
+    rise = layer.activation.value(layer.upper) - layer.activation.value(layer.lower)
+    chord = torch.where(run > 0, rise / torch.where(run > 0, run, 1.0), layer.slopes.centre)
+    candidates = [
+        _tangent(layer, neurons)[0],
+        *(_taken(neurons, t) for t in (chord, layer.slopes.low, layer.slopes.high)),
+    ]
+    positive = _smallest(candidates, [_rest(neurons.pieces, s, 1.0) for s in candidates])
+    negative = _smallest(candidates, [_rest(neurons.pieces, s, -1.0) for s in candidates])
+    return positive, negative
+
+
+def _rest(pieces: list[Piece], slope: Tensor, sign: float) -> Tensor:
+    """``max sign · (f(z) − f(z₀) − slope · t)`` over the interval."""
+    best = torch.zeros_like(slope)
+    for piece in pieces:
+        rate = piece.slope - slope
+        for end in (piece.low, piece.high):
+            value = sign * (rate * end + piece.offset)
+            best = torch.where((piece.low <= piece.high) & (value > best), value, best)
+    return best
+
+
+def _smallest(candidates: list[Tensor], costs: list[Tensor]) -> Tensor:
+    index = torch.stack(costs).argmin(0, keepdim=True)
+    return torch.stack(candidates).gather(0, index).squeeze(0)

@@ -1,0 +1,132 @@
+"""How much an activation adds to a row once a line has been taken out: Lagrangian bounds over box and ball.
+
+For rows c at an activation's output, any slopes g and t = z − z₀,
+
+    c · (f(z) − f(z₀))  =  (c g) · t  +  Σ_i c_i (f(z_i) − f(z₀_i) − g_i t_i),
+
+and the sum is bounded over what is known of t: l − z₀ <= t <= u − z₀ and Σ_i R_i t_i² <= (r eps)². For any λ >= 0 it is
+at most
+
+    λ (r eps)²  +  Σ_i max_{t_i} [ c_i (f(z₀_i + t_i) − f(z₀_i)) − c_i g_i t_i − λ R_i t_i² ],
+
+where each maximum is over parabolas on the pieces of f, in closed form. λ = 0 is the box alone, as in CROWN; without the
+box and with R = 1 this is the ℓ₂ relaxation of SDP-CROWN (Chiu et al., ICML 2025). Here the ball has the *local* rate r,
+and box and ball act together. Slopes and multipliers are free: any choice is valid, they only decide how tight it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.operators.traits import Piece
+
+from .layers import Layer
+from .product import times
+
+#: Halvings of the multiplier's logarithmic range.
+_BISECTIONS = 20
+_DECADES = 25.0
+
+
+@dataclass(frozen=True)
+class OpenNeurons:
+    """The neurons of one activation whose slope is not known, gathered per sample and padded to a common number.
+
+    Attributes:
+        index: ``(batch, open)`` flat positions.
+        pieces: of the activation there, each tensor ``(batch, 1, open)``; padding is empty.
+        weight: ``R``, ``(batch, 1, open)``.
+        radius: ``r eps``, ``(batch, 1)``, possibly infinite.
+        present: ``(batch, 1, open)``, False on padding.
+    """
+
+    index: Tensor
+    pieces: list[Piece]
+    weight: Tensor
+    radius: Tensor
+    present: Tensor
+
+    @classmethod
+    def of(cls, layer: Layer, eps: Tensor) -> OpenNeurons | None:
+        """Gathers a layer's open neurons; ``None`` if no sample has any."""
+        radius = layer.slopes.radius.flatten(1)
+        open_ = radius > 0
+        most = int(open_.sum(1).max())
+        if most == 0:
+            return None
+        index = open_.to(torch.int8).topk(most, dim=1).indices
+
+        def take(t: Tensor) -> Tensor:
+            return t.expand_as(layer.anchor).flatten(1).gather(1, index).unsqueeze(1)
+
+        pieces = [
+            Piece(*(take(t) for t in (p.slope, p.offset, p.low, p.high)))
+            for p in layer.activation.pieces(layer.anchor, layer.lower, layer.upper, layer.slopes)
+        ]
+        return cls(index, pieces, take(layer.slopes.radius), times(eps, layer.spread).unsqueeze(1), open_.gather(1, index).unsqueeze(1))
+
+    def take(self, rows: Tensor) -> Tensor:
+        """``(batch, specs, neurons) -> (batch, specs, open)``."""
+        return rows.gather(2, self.index.unsqueeze(1).expand(-1, rows.shape[1], -1))
+
+    def scatter(self, rows: Tensor, values: Tensor) -> Tensor:
+        """``rows`` with the open neurons replaced by ``values``."""
+        index = self.index.unsqueeze(1).expand(-1, rows.shape[1], -1)
+        return rows.scatter(2, index, torch.where(self.present, values, rows.gather(2, index)))
+
+    def support(self, c: Tensor, slope: Tensor, multiplier: Tensor | None = None) -> Tensor:
+        """Upper bound of ``Σ_i c_i (f(z_i) − f(z₀_i) − g_i t_i)``, ``(batch, specs)``; ``c``, ``slope``: ``(batch, specs, open)``.
+
+        Without a given multiplier the best one is searched for, and λ = 0 is tried too.
+        """
+        zero = torch.zeros_like(c[..., 0])
+        box = self._dual(c, slope, zero)
+        if multiplier is None:
+            multiplier = self.search(c, slope)
+        finite = torch.isfinite(self.radius)
+        radius = torch.where(finite, self.radius, torch.zeros_like(self.radius))
+        ball = multiplier * radius.square() + self._dual(c, slope, multiplier)
+        usable = finite & torch.isfinite(ball)
+        return torch.where(usable, torch.minimum(box, torch.where(usable, ball, box)), box)
+
+    def _dual(self, c: Tensor, slope: Tensor, multiplier: Tensor) -> Tensor:
+        return self._maxima(c, slope, multiplier)[0].sum(-1)
+
+    def _maxima(self, c: Tensor, slope: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor]:
+        """Per neuron, the largest value over the pieces, and the ``t`` where it is taken."""
+        curvature = multiplier.unsqueeze(-1) * self.weight
+        curved = curvature > 0
+        best, where = torch.zeros_like(c), torch.zeros_like(c)
+        for piece in self.pieces:
+            rate = c * (piece.slope - slope)
+            with torch.no_grad():
+                flat = torch.where(rate > 0, piece.high, piece.low)
+                t = torch.where(curved, rate / (2 * torch.where(curved, curvature, 1.0)), flat)
+                t = torch.minimum(torch.maximum(t, piece.low), piece.high)
+            value = rate * t + c * piece.offset - curvature * t.square()
+            better = (piece.low <= piece.high) & self.present & (value > best)
+            best, where = torch.where(better, value, best), torch.where(better, t, where)
+        return best, where
+
+    @torch.no_grad()
+    def search(self, c: Tensor, slope: Tensor) -> Tensor:
+        """A multiplier near the minimum of the dual, ``(batch, specs)``: bisection on ``Σ R t(λ)² = (r eps)²``."""
+        radius = torch.where(torch.isfinite(self.radius), self.radius, torch.zeros_like(self.radius))
+        steepest = torch.zeros_like(c)
+        for piece in self.pieces:
+            steepest = torch.maximum(steepest, (c * (piece.slope - slope)).abs())
+        # where every parabola peaks inside the ball even together
+        root = torch.where(self.weight > 0, self.weight, 1.0).sqrt()
+        tiny = torch.finfo(c.dtype).tiny ** 0.5
+        top = torch.where(self.present, steepest / root, 0.0).norm(dim=-1) / (2 * radius).clamp(min=tiny)
+        high = torch.log(top.clamp(min=tiny, max=1 / tiny)) + 1.0
+        low = high - _DECADES
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            _, t = self._maxima(c, slope, middle.exp())
+            long = (self.weight * t.square() * self.present).sum(-1) > radius.square()
+            low, high = torch.where(long, middle, low), torch.where(long, high, middle)
+        return high.exp()
