@@ -8,49 +8,15 @@ knows no operator's mathematics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .errors import NonFiniteError, ShapeError, UnsupportedOperatorError
-from .norms.linear_map import LinearMap
-from .operators.traits import Activation, SortedInput
-
-Enclosure = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Node:
-    """One node. Exactly one of ``maps`` and ``activation`` is set, or neither for the input.
-
-    Attributes:
-        name: unique name; the traced node's, with a suffix where it was rewritten into several.
-        operator: the traced operator's class name, for messages.
-        shape: output shape of one sample, without the batch axis.
-        parents: names of the nodes it reads.
-        maps, bias: of an affine node, a map per parent and a constant that broadcasts to ``(1, *shape)``.
-        activation: of an activation node.
-        shortcut: ``(ancestor, f)`` where ``f`` turns bounds of that ancestor into bounds of this node more tightly
-            than a walk through the nodes between would (the rewritten operator's own interval rule).
-        isometry_of: of an activation that clips the outputs of a pairwise sort, where that sort's input is; see
-            `lirpa_lip.lipschitz.product`.
-    """
-
-    name: str
-    operator: str
-    shape: torch.Size
-    parents: tuple[str, ...] = ()
-    maps: tuple[LinearMap, ...] | None = None
-    bias: Tensor | None = None
-    activation: Activation | None = None
-    shortcut: tuple[str, Enclosure] | None = None
-    isometry_of: SortedInput | None = None
-
-    @property
-    def is_input(self) -> bool:
-        return not self.parents
+from .operators.emit import GraphBuilder, Traced
+from .operators.node import Node, affine_value
 
 
 @dataclass(frozen=True)
@@ -147,89 +113,6 @@ class NetworkGraph:
             tensors += [] if node.activation is None else node.activation.parameters()
             if not all(bool(torch.isfinite(t).all()) for t in tensors):
                 raise NonFiniteError(f"a parameter of {node.operator} at node {node.name!r}")
-
-
-def affine_value(node: Node, values: Mapping[str, Tensor]) -> Tensor:
-    """``sum_p A_p values[p] + b`` of an affine node."""
-    total = sum(m.forward(values[p]) for m, p in zip(node.maps, node.parents))
-    return total if node.bias is None else total + node.bias
-
-
-class GraphBuilder:
-    """Collects nodes; what adapters emit into, and all they may use.
-
-    Attributes:
-        nodes: what has been emitted so far.
-        dtype, device: of the network's parameters.
-    """
-
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        self.nodes: dict[str, Node] = {}
-        self.dtype, self.device = dtype, device
-
-    def add(self, node: Node) -> str:
-        self.nodes[node.name] = node
-        return node.name
-
-    def affine(self, name, operator, parents, maps, bias=None, shortcut=None) -> str:
-        """Emits ``z = sum_p A_p z_p + bias``."""
-        shape = maps[0].out_shape
-        return self.add(Node(name, operator, shape, tuple(parents), maps=tuple(maps), bias=bias, shortcut=shortcut))
-
-    def activation(self, name, operator, parent, activation: Activation, isometry_of=None) -> str:
-        """Emits an elementwise function."""
-        shape = self.nodes[parent].shape
-        return self.add(
-            Node(name, operator, shape, (parent,), activation=activation, isometry_of=isometry_of)
-        )
-
-    def shape(self, name: str) -> torch.Size:
-        return self.nodes[name].shape
-
-
-@dataclass(frozen=True)
-class Traced:
-    """One traced operator, as an adapter sees it.
-
-    Attributes:
-        name, operator: of the traced node.
-        bound: the auto_LiRPA bound object (attributes, sub-modules).
-        attr: its ONNX attributes.
-        parents: names of emitted nodes for inputs that depend on the network's input, ``None`` for constants.
-        shape: output shape of one sample.
-    """
-
-    name: str
-    operator: str
-    bound: object
-    attr: Mapping
-    parents: tuple[str | None, ...]
-    shape: torch.Size
-
-    def constant(self, index: int) -> Tensor | None:
-        """Value of a constant input (weight, bias, threshold), differentiable; ``None`` if there is no such input."""
-        if index >= len(self.bound.inputs):
-            return None
-        return constant_value(self.bound.inputs[index])
-
-    @property
-    def parent(self) -> str:
-        """The only input that depends on the network's input, which must be the first."""
-        if self.parents[0] is None or any(p is not None for p in self.parents[1:]):
-            raise self.unsupported("only its first input may depend on the network's input")
-        return self.parents[0]
-
-    def unsupported(self, reason: str) -> UnsupportedOperatorError:
-        return UnsupportedOperatorError(self.name, self.operator, reason=reason)
-
-
-def constant_value(bound) -> Tensor:
-    """Value of a traced node that does not depend on the network's input; parameters stay differentiable."""
-    if not bound.inputs:
-        return bound.forward()
-    if type(bound).__name__ == "BoundShape":
-        return bound.forward_value
-    return bound.forward(*(constant_value(i) for i in bound.inputs))
 
 
 def build_graph(bounded) -> NetworkGraph:

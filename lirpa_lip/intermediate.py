@@ -2,47 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor
 
 from .errors import NonFiniteError
-from .graph import NetworkGraph, Node
-
-Interval = tuple[Tensor, Tensor]
-
-
-def node_interval(node: Node, intervals: Mapping[str, Interval]) -> Interval:
-    """Bounds of one node from those of the nodes before it, by interval arithmetic.
-
-    An affine node maps centres by A and half widths by |A|; an activation uses its own range; a node with a shortcut
-    also applies it and keeps the tighter.
-    """
-    if node.activation is not None:
-        lower, upper = node.activation.interval(*intervals[node.parents[0]])
-    else:
-        centre, width = 0, 0
-        for map_, parent in zip(node.maps, node.parents):
-            low, high = intervals[parent]
-            centre = centre + map_.forward((low + high) / 2)
-            width = width + map_.abs().forward((high - low) / 2)
-        if node.bias is not None:
-            centre = centre + node.bias
-        lower, upper = centre - width, centre + width
-    if node.shortcut is not None:
-        ancestor, enclose = node.shortcut
-        lower, upper = intersect((lower, upper), enclose(*intervals[ancestor]))
-    return lower, upper
-
-
-def intersect(a: Interval, b: Interval) -> Interval:
-    """Intersection of two valid enclosures; where rounding makes it empty, the wider of the two ends is kept."""
-    lower, upper = torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
-    crossed = lower > upper
-    return torch.where(crossed, torch.minimum(lower, upper), lower), torch.where(
-        crossed, torch.maximum(lower, upper), upper
-    )
+from .graph import NetworkGraph
+from .operators.node import Interval, Node, intersect, node_interval  # noqa: F401  (others take them from here)
 
 
 def check_interval(node: Node, interval: Interval) -> None:

@@ -1,0 +1,91 @@
+"""What an adapter is given: the traced operator it reads, and the builder it emits nodes into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.errors import UnsupportedOperatorError
+
+from .node import Node
+from .traits import Activation
+
+
+class GraphBuilder:
+    """Collects nodes; what adapters emit into, and all they may use.
+
+    Attributes:
+        nodes: what has been emitted so far.
+        dtype, device: of the network's parameters.
+    """
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.dtype, self.device = dtype, device
+
+    def add(self, node: Node) -> str:
+        self.nodes[node.name] = node
+        return node.name
+
+    def affine(self, name, operator, parents, maps, bias=None, shortcut=None) -> str:
+        """Emits ``z = sum_p A_p z_p + bias``."""
+        shape = maps[0].out_shape
+        return self.add(Node(name, operator, shape, tuple(parents), maps=tuple(maps), bias=bias, shortcut=shortcut))
+
+    def activation(self, name, operator, parent, activation: Activation, isometry_of=None) -> str:
+        """Emits an elementwise function."""
+        shape = self.nodes[parent].shape
+        return self.add(
+            Node(name, operator, shape, (parent,), activation=activation, isometry_of=isometry_of)
+        )
+
+    def shape(self, name: str) -> torch.Size:
+        return self.nodes[name].shape
+
+
+@dataclass(frozen=True)
+class Traced:
+    """One traced operator, as an adapter sees it.
+
+    Attributes:
+        name, operator: of the traced node.
+        bound: the auto_LiRPA bound object (attributes, sub-modules).
+        attr: its ONNX attributes.
+        parents: names of emitted nodes for inputs that depend on the network's input, ``None`` for constants.
+        shape: output shape of one sample.
+    """
+
+    name: str
+    operator: str
+    bound: object
+    attr: Mapping
+    parents: tuple[str | None, ...]
+    shape: torch.Size
+
+    def constant(self, index: int) -> Tensor | None:
+        """Value of a constant input (weight, bias, threshold), differentiable; ``None`` if there is no such input."""
+        if index >= len(self.bound.inputs):
+            return None
+        return constant_value(self.bound.inputs[index])
+
+    @property
+    def parent(self) -> str:
+        """The only input that depends on the network's input, which must be the first."""
+        if self.parents[0] is None or any(p is not None for p in self.parents[1:]):
+            raise self.unsupported("only its first input may depend on the network's input")
+        return self.parents[0]
+
+    def unsupported(self, reason: str) -> UnsupportedOperatorError:
+        return UnsupportedOperatorError(self.name, self.operator, reason=reason)
+
+
+def constant_value(bound) -> Tensor:
+    """Value of a traced node that does not depend on the network's input; parameters stay differentiable."""
+    if not bound.inputs:
+        return bound.forward()
+    if type(bound).__name__ == "BoundShape":
+        return bound.forward_value
+    return bound.forward(*(constant_value(i) for i in bound.inputs))

@@ -1,0 +1,86 @@
+"""One node of the network the bounds walk, its value and its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.norms.linear_map import LinearMap
+
+from .traits import Activation, SortedInput
+
+Interval = tuple[Tensor, Tensor]
+Enclosure = Callable[[Tensor, Tensor], Interval]
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node. Exactly one of ``maps`` and ``activation`` is set, or neither for the input.
+
+    Attributes:
+        name: unique name; the traced node's, with a suffix where it was rewritten into several.
+        operator: the traced operator's class name, for messages.
+        shape: output shape of one sample, without the batch axis.
+        parents: names of the nodes it reads.
+        maps, bias: of an affine node, a map per parent and a constant that broadcasts to ``(1, *shape)``.
+        activation: of an activation node.
+        shortcut: ``(ancestor, f)`` where ``f`` turns bounds of that ancestor into bounds of this node more tightly
+            than a walk through the nodes between would (the rewritten operator's own interval rule).
+        isometry_of: of an activation that clips the outputs of a pairwise sort, where that sort's input is; see
+            `lirpa_lip.lipschitz.product`.
+    """
+
+    name: str
+    operator: str
+    shape: torch.Size
+    parents: tuple[str, ...] = ()
+    maps: tuple[LinearMap, ...] | None = None
+    bias: Tensor | None = None
+    activation: Activation | None = None
+    shortcut: tuple[str, Enclosure] | None = None
+    isometry_of: SortedInput | None = None
+
+    @property
+    def is_input(self) -> bool:
+        return not self.parents
+
+
+def affine_value(node: Node, values: Mapping[str, Tensor]) -> Tensor:
+    """``sum_p A_p values[p] + b`` of an affine node."""
+    total = sum(m.forward(values[p]) for m, p in zip(node.maps, node.parents))
+    return total if node.bias is None else total + node.bias
+
+
+def node_interval(node: Node, intervals: Mapping[str, Interval]) -> Interval:
+    """Bounds of one node from those of the nodes before it, by interval arithmetic.
+
+    An affine node maps centres by A and half widths by |A|; an activation uses its own range; a node with a shortcut
+    also applies it and keeps the tighter.
+    """
+    if node.activation is not None:
+        lower, upper = node.activation.interval(*intervals[node.parents[0]])
+    else:
+        centre, width = 0, 0
+        for map_, parent in zip(node.maps, node.parents):
+            low, high = intervals[parent]
+            centre = centre + map_.forward((low + high) / 2)
+            width = width + map_.abs().forward((high - low) / 2)
+        if node.bias is not None:
+            centre = centre + node.bias
+        lower, upper = centre - width, centre + width
+    if node.shortcut is not None:
+        ancestor, enclose = node.shortcut
+        lower, upper = intersect((lower, upper), enclose(*intervals[ancestor]))
+    return lower, upper
+
+
+def intersect(a: Interval, b: Interval) -> Interval:
+    """Intersection of two valid enclosures; where rounding makes it empty, the wider of the two ends is kept."""
+    lower, upper = torch.maximum(a[0], b[0]), torch.minimum(a[1], b[1])
+    crossed = lower > upper
+    return torch.where(crossed, torch.minimum(lower, upper), lower), torch.where(
+        crossed, torch.maximum(lower, upper), upper
+    )
