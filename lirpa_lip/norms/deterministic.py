@@ -1,77 +1,168 @@
-"""Deterministic upper bounds: the reduced matrix of each sample, its Gram matrix, and a proof of definiteness."""
+"""Deterministic upper bounds: an estimate, and a proof that the norm is hardly larger.
+
+The Gram matrix of what is not eliminated is written out in float64, and a Cholesky factorisation shows that no eigenvalue
+exceeds the estimate by more than 1e-5. Dense maps reduce to small matrices; a convolution's Gram matrix is block
+tridiagonal (`conv_gram`), so that its factorisation costs a few products of blocks, not the cube of its order. Where even
+that is too much, the smaller of two loose bounds remains: the unmasked convolution's (`gram`) and Schur's test.
+"""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError
-from lirpa_lip.norms.cholesky import UNIT, gram_margin, top_eigenvalue_bound
+from lirpa_lip.norms.cholesky import (
+    UNIT,
+    block_tridiagonal_definite,
+    dense_top_eigenvalue,
+    escalate,
+    factor_margin,
+    gram_margin,
+)
+from lirpa_lip.norms.conv_gram import Side, blocks, factor_work, side, stencil
 from lirpa_lip.norms.lanczos import estimate
-from lirpa_lip.norms.linear_map import DenseMap, LinearMap
-from lirpa_lip.norms.problem import Problem
-from lirpa_lip.norms.reduce import BatchedDenseMap, Reduced, active_counts, reduced_groups
+from lirpa_lip.norms.linear_map import ConvMap, IdentityMap
+from lirpa_lip.norms.loose import loose_bounds
+from lirpa_lip.norms.problem import Problem, unit
+from lirpa_lip.norms.reduce import active_counts, reduced_groups, written_out
 from lirpa_lip.norms.result import NormResult
 
-#: Largest order of a Gram matrix that "auto" forms.
-DENSE_LIMIT = 1024
+#: Relative accuracy of the estimate which the factorisation starts from, and its steps at most.
+GUESS_RTOL, GUESS_STEPS = 1e-6, 150
 
-#: Relative accuracy of the estimate which the factorisation starts from.
-GUESS_RTOL = 2e-6
+#: Largest smaller side of a map without entries that is written out, by as many applications.
+DENSE_LIMIT = 2048
+
+#: Floating-point operations per sample which an exact bound may take where a deterministic one was asked for by name.
+WORK_LIMIT = 2e12
 
 
-def reduced_order(problem: Problem) -> int:
-    """Order of the largest Gram matrix after eliminated rows and columns are dropped."""
+def work(problem: Problem) -> dict[str, float]:
+    """Floating-point operations per sample of each way to an exact bound: ``dense``, ``outputs``, ``inputs``."""
+    linear_map = problem.map
+    if isinstance(linear_map, IdentityMap):
+        return {"diagonal": 0.0}
+    if not linear_map.cheap_entries:
+        return {}
     rows, columns = active_counts(problem)
-    return int(torch.minimum(rows, columns).max())
+    small, large = torch.minimum(rows, columns).double(), torch.maximum(rows, columns).double()
+    ways = {"dense": float((2 * small**2 * large + small**3 / 3).mean())}
+    if isinstance(linear_map, ConvMap) and linear_map.axes <= 2:
+        shares = [float(count.double().mean()) for count in (rows / linear_map.out_numel, columns / linear_map.in_numel)]
+        for name, outputs, share in (("outputs", True, shares[0]), ("inputs", False, shares[1])):
+            ways[name] = sum(factor_work(side(linear_map, group, outputs), share) for group in range(linear_map.groups))
+        # Entries of a convolution are gathered one by one, at some twenty operations each.
+        ways["dense"] += float((20 * small * large).mean())
+    return ways
 
 
-def with_entries(problem: Problem, limit: int) -> Problem:
-    """The problem on a map whose entries can be read.
+def deterministic(problem: Problem, generator: torch.Generator | None, want_vectors: bool) -> NormResult:
+    """Bounds of all samples.
 
     Raises:
-        ConfigError: the map gives no entries, and is too large to be written out.
+        ConfigError: the map gives no entries and is too large to be written out.
     """
-    linear_map: LinearMap = problem.map
-    if linear_map.cheap_entries:
-        return problem
-    if min(linear_map.in_numel, linear_map.out_numel) > limit:
+    if isinstance(problem.map, IdentityMap):
+        return _diagonal(problem)
+    if not problem.map.cheap_entries:
+        return _of_written_out(problem, generator, want_vectors)
+    guess = estimate(problem, None, GUESS_RTOL, GUESS_STEPS, generator, want_vectors)
+    sigma = guess.lower.double()
+    ways = work(problem)
+    way = min(ways, key=ways.__getitem__)
+    double = problem.to(torch.float64)
+    if ways[way] > WORK_LIMIT:
+        upper = torch.full_like(sigma, torch.inf)
+    elif way == "dense":
+        upper = dense_bounds(double, sigma)
+    else:
+        upper = convolution_bounds(double, way == "outputs", sigma)
+    failed = torch.isinf(upper).nonzero().squeeze(1)
+    if len(failed):
+        upper[failed] = loose_bounds(double.select(failed))
+    lower = sigma * (1 - 64 * torch.finfo(guess.lower.dtype).eps)
+    return NormResult(lower, upper, "deterministic", 0.0, guess.iterations, guess.left, guess.right)
+
+
+def _of_written_out(problem: Problem, generator: torch.Generator | None, want_vectors: bool) -> NormResult:
+    linear_map = problem.map
+    if min(linear_map.in_numel, linear_map.out_numel) > DENSE_LIMIT:
         raise ConfigError(
             f"no deterministic bound for a {type(linear_map).__name__} of shape {tuple(linear_map.in_shape)} -> "
-            f"{tuple(linear_map.out_shape)}, whose entries are not at hand; ask for certificate='probabilistic', "
-            f"or raise dense_limit above {limit}."
+            f"{tuple(linear_map.out_shape)}: its entries are not at hand, and it is too large to be written out; "
+            "ask for certificate='probabilistic'."
         )
-    matrix = linear_map.dense()
-    written = DenseMap(matrix) if linear_map.batch_size is None else BatchedDenseMap(matrix)
-    masks = [None if mask is None else mask.flatten(1) for mask in (problem.mask_in, problem.mask_out)]
-    return Problem(written, problem.size, *masks)
+    return deterministic(written_out(problem.to(torch.float64)), generator, want_vectors)
 
 
-def deterministic(problem: Problem, limit: int, generator: torch.Generator | None, want_vectors: bool) -> NormResult:
-    """Bounds whose only error is rounding, accounted for, and the 1e-5 by which the test point exceeds the estimate."""
-    shapes = problem.map.out_shape, problem.map.in_shape
-    problem = with_entries(problem.to(torch.float64), limit)
-    device = problem.map.device
-    lower, upper = torch.zeros(2, problem.size, dtype=torch.float64, device=device)
-    left = torch.zeros(problem.size, problem.map.out_numel, dtype=torch.float64, device=device)
-    right = torch.zeros(problem.size, problem.map.in_numel, dtype=torch.float64, device=device)
-    steps = 0
+def _diagonal(problem: Problem) -> NormResult:
+    """The largest scale, exactly but for one rounding."""
+    scale = torch.ones(problem.size, problem.numel, dtype=torch.float64, device=problem.map.device)
+    for mask in (problem.mask_in, problem.mask_out):
+        scale = scale if mask is None else scale * mask.flatten(1).double()
+    sigma, index = scale.abs().max(1)
+    right = torch.zeros_like(scale).scatter_(1, index.unsqueeze(1), (sigma > 0).double().unsqueeze(1))
+    left = unit(right * scale)
+    vectors = (v.reshape(-1, *problem.map.in_shape).to(problem.map.dtype) for v in (left, right))
+    return NormResult(sigma * (1 - 2 * UNIT), sigma * (1 + 2 * UNIT), "deterministic", 0.0, 0, *vectors)
+
+
+def dense_bounds(problem: Problem, sigma: Tensor) -> Tensor:
+    """Upper bounds from reduced matrices; ``(B,)``.
+
+    Args:
+        problem: in float64.
+        sigma: ``(B,)``, estimates.
+    """
+    upper = torch.zeros_like(sigma)
     for group in reduced_groups(problem):
-        guess = estimate(group.problem, None, GUESS_RTOL, 200, generator, want_vectors)
-        steps = max(steps, guess.iterations)
-        lower[group.index] = guess.lower * (1 - 1e-12)
-        upper[group.index] = _dense_bound(group, guess.lower)
-        if guess.left is not None and guess.right is not None:
-            left[group.index] = group.expand(guess.left, True, problem.map.out_numel)
-            right[group.index] = group.expand(guess.right, False, problem.map.in_numel)
-    vectors = (left.reshape(-1, *shapes[0]), right.reshape(-1, *shapes[1])) if want_vectors else (None, None)
-    return NormResult(lower, upper, "deterministic", 0.0, steps, *vectors)
+        matrix = group.problem.map.dense()
+        small = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mT
+        # The masks were multiplied in: two more roundings of each entry, which the margin's slack covers.
+        margin = gram_margin(small.shape[2], matrix.square().sum((1, 2)))
+        bound = dense_top_eigenvalue(small @ small.mT, sigma[group.index].square()) + margin
+        upper[group.index] = bound.sqrt() * (1 + 4 * UNIT)
+    return upper
 
 
-def _dense_bound(group: Reduced, sigma: Tensor) -> Tensor:
-    matrix = group.problem.map.dense()
-    small = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mT
-    # The masks were multiplied in: an entry carries up to two more roundings, which the slack of the margin covers.
-    margin = gram_margin(small.shape[2], matrix.square().sum((1, 2)))
-    bound = top_eigenvalue_bound(small @ small.mT, sigma.square()) + margin
-    return bound.clamp(min=0).sqrt() * (1 + 4 * UNIT)
+def convolution_bounds(problem: Problem, outputs: bool, sigma: Tensor) -> Tensor:
+    """Upper bounds from block tridiagonal Gram matrices, ``(B,)``; infinite where no test point was accepted.
+
+    Args:
+        problem: a convolution with one or two spatial axes, in float64.
+        outputs: whether the Gram matrix lives on the outputs.
+        sigma: ``(B,)``, estimates.
+    """
+    conv = problem.map
+    assert isinstance(conv, ConvMap)
+    here, there = (problem.mask_out, problem.mask_in) if outputs else (problem.mask_in, problem.mask_out)
+    upper = []
+    for sample in range(problem.size):
+        best = sigma.new_zeros(())
+        for group in range(conv.groups):
+            part = side(conv, group, outputs)
+            channels, others = part.weight.shape[:2]
+            mask = None if here is None else here[sample].flatten(1)[group * channels : (group + 1) * channels]
+            other = None if there is None else there[sample].flatten(1)[group * others : (group + 1) * others]
+            values = stencil(part, None if other is None else other.square())
+            best = torch.maximum(best, _block_bound(*blocks(part, values, mask), part, sigma[sample]))
+        upper.append(best)
+    return torch.stack(upper)
+
+
+def _block_bound(diagonal: list[Tensor], coupling: list[Tensor], part: Side, sigma: Tensor) -> Tensor:
+    order = sum(len(block) for block in diagonal)
+    if order == 0:
+        return sigma.new_zeros(())
+    widest = max(len(block) for block in diagonal)
+    trace = sum(block.diagonal().sum() for block in diagonal)
+
+    def accepted(index: Tensor, t: Tensor) -> Tensor:
+        return torch.tensor([block_tridiagonal_definite(diagonal, coupling, t[0])], device=t.device)
+
+    bound = escalate(sigma.square().reshape(1), accepted)[0] * (1 + factor_margin(2 * widest, order))
+    terms = part.weight[0].numel()
+    return (bound + gram_margin(2 * terms, trace)).sqrt() * (1 + 4 * UNIT)

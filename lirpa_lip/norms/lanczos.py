@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lirpa_lip.norms.kernels.registry import backend
 from lirpa_lip.norms.problem import Problem
+from lirpa_lip.norms.reduce import by_reduction, reduction_pays
 from lirpa_lip.norms.result import NormResult
 
 #: Lanczos vectors are kept while they take at most this many times the larger activation; past it, they are made anew.
@@ -39,6 +40,7 @@ class Recurrence:
         self.alphas: list[Tensor] = []
         self.betas: list[Tensor] = []
         self.scale = torch.zeros_like(self.norm)
+        self.last_top = torch.full_like(self.norm, -torch.inf, dtype=torch.float64)
         room = BASIS_ACTIVATIONS * max(problem.map.in_numel, problem.map.out_numel) // problem.numel
         self.room = room if keep_basis else 0
         self.basis: list[Tensor] = []
@@ -110,7 +112,7 @@ class Recurrence:
         """The recurrence of the samples at a 1-D index tensor, in its present state."""
         part = object.__new__(Recurrence)
         part.problem, part.room = self.problem.select(keep), self.room
-        for name in ("start", "index", "w", "w_prev", "norm", "norm_prev", "scale"):
+        for name in ("start", "index", "w", "w_prev", "norm", "norm_prev", "scale", "last_top"):
             setattr(part, name, getattr(self, name)[keep])
         for name in ("alphas", "betas", "basis"):
             setattr(part, name, [tensor[keep] for tensor in getattr(self, name)])
@@ -151,6 +153,7 @@ def run(
             yield state, values, vectors
             return
         finished = done(state, values, vectors)
+        state.last_top = values[:, -1]
         leave, stay = finished.nonzero().squeeze(1), (~finished).nonzero().squeeze(1)
         if len(leave):
             yield (state.select(leave) if len(stay) else state), values[leave], vectors[leave]
@@ -160,15 +163,18 @@ def run(
 
 
 def ritz_error(state: Recurrence, values: Tensor, vectors: Tensor) -> Tensor:
-    """Estimated relative error of the top Ritz value theta: ``residual min(1, residual / gap) / theta``; ``(b,)``.
+    """Estimated relative error of the top Ritz value theta, ``(b,)``: the larger of two, both over theta.
 
-    An eigenvalue lies within the residual of theta, and within residual²/gap if the rest of the spectrum is a gap
-    away (Parlett, *The Symmetric Eigenvalue Problem*, 11.7); the gap is taken to the next Ritz value.
+    An eigenvalue lies within the residual r of theta, and within r²/gap if the rest of the spectrum is a gap away
+    (Parlett, *The Symmetric Eigenvalue Problem*, 11.7); the gap is taken to the next Ritz value, which may not have
+    converged. So the rise since the last check must have died out, too.
     """
-    top = values[:, -1].clamp(min=torch.finfo(values.dtype).tiny)
+    tiny = torch.finfo(values.dtype).tiny
+    top = values[:, -1].clamp(min=tiny)
     residual = state.beta[:, -1].double() * vectors[:, -1, -1].abs()
     gap = values[:, -1] - values[:, -2] if values.shape[1] > 1 else torch.zeros_like(top)
-    return residual * (residual / gap.clamp(min=torch.finfo(values.dtype).tiny)).clamp(max=1) / top
+    ahead = residual * (residual / gap.clamp(min=tiny)).clamp(max=1)
+    return torch.maximum(ahead, values[:, -1] - state.last_top) / top
 
 
 def estimate(
@@ -182,8 +188,13 @@ def estimate(
     """An estimate from below of each norm, stopped where the error of sigma is estimated at ``rtol`` or less.
 
     Args:
-        start: ``(B, numel)`` or ``None`` for a random one; samples whose start is 0 get a random one too.
+        start: ``(B, numel)`` or ``None`` for a random one; samples whose start is 0 get a random one too, and so do
+            problems that are reduced to small matrices first.
     """
+    if reduction_pays(problem):
+        return by_reduction(
+            problem, lambda group: estimate(group.problem, None, rtol, max_steps, generator, want_vectors)
+        )
     begin = random_start(problem, generator)
     if start is not None:
         alive = start.flatten(1).norm(dim=1, keepdim=True) > 0

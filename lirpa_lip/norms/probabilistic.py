@@ -52,6 +52,7 @@ from torch import Tensor
 
 from lirpa_lip.norms.lanczos import Recurrence, random_start, run
 from lirpa_lip.norms.problem import Problem
+from lirpa_lip.norms.reduce import by_reduction, reduction_pays
 from lirpa_lip.norms.result import NormResult
 
 #: Bound on the error of one float64 step of the recurrence, relative to the norm of G.
@@ -143,6 +144,10 @@ def probabilistic(
 ) -> NormResult:
     """A fresh random start and Lanczos in float64, until upper <= (1 + rtol) lower or the steps run out."""
     problem = problem.to(torch.float64)
+    if reduction_pays(problem):
+        return by_reduction(
+            problem, lambda group: probabilistic(group.problem, delta, rtol, max_steps, generator, want_vectors)
+        )
     begin = random_start(problem, generator)
     gamma = start_component(delta, problem.active().sum(1))
 

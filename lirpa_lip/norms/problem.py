@@ -78,6 +78,16 @@ class Problem:
             return torch.ones(self.size, self.numel, dtype=torch.bool, device=self.map.device)
         return self.outer != 0
 
+    def start_vector(self, start: Tensor) -> Tensor:
+        """A start given on the input side, ``(B or 1, *in_shape)``, in the space of G, ``(B, numel)``."""
+        start = start.detach().to(self.map.dtype).reshape(-1, *self.map.in_shape)
+        start = start.expand(self.size, *self.map.in_shape)
+        image = start if self.mask_in is None else start * self.mask_in
+        if not self.on_input:
+            image = self.map.forward(image)
+            image = image if self.mask_out is None else image * self.mask_out
+        return image.flatten(1)
+
     def singular_pair(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Left and right unit vectors from a vector of G's space, and the singular value ``|A v|`` they show.
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lirpa_lip.norms.linear_map import LinearMap
+from lirpa_lip.norms.linear_map import DenseMap, LinearMap
 from lirpa_lip.norms.maps.base import TensorFn
 from lirpa_lip.norms.problem import Problem
+from lirpa_lip.norms.result import NormResult, combined
 
 #: Elements of one group of padded matrices (64 MiB in float64).
 GROUP_ELEMENTS = 1 << 23
+
+#: A matrix per sample is read once per application, a shared map once per batch: it must be smaller by this factor.
+WORTHWHILE = 30
 
 
 class BatchedDenseMap(LinearMap):
@@ -22,6 +26,8 @@ class BatchedDenseMap(LinearMap):
     Args:
         weight: ``(B, out, in)``.
     """
+
+    cheap_entries = True
 
     def __init__(self, weight: Tensor) -> None:
         self.weight, self.batch_size = weight, weight.shape[0]
@@ -47,6 +53,15 @@ class BatchedDenseMap(LinearMap):
     def dense(self) -> Tensor:
         return self.weight
 
+    def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.weight[0][rows][:, columns]
+
+    def abs(self) -> BatchedDenseMap:
+        return BatchedDenseMap(self.weight.abs())
+
+    def square(self) -> BatchedDenseMap:
+        return BatchedDenseMap(self.weight.square())
+
 
 @dataclass(frozen=True)
 class Reduced:
@@ -63,11 +78,44 @@ class Reduced:
     rows: Tensor
     columns: Tensor
 
-    def expand(self, values: Tensor, on_output: bool, numel: int) -> Tensor:
-        """A vector of the reduced space, ``(g, r or c)``, in the full one, ``(g, numel)``."""
-        index = self.rows if on_output else self.columns
-        full = values.new_zeros(len(values), numel + 1)
-        return full.scatter_(1, index, values)[:, :numel]
+    def expand(self, vector: Tensor | None, index: Tensor, shape: torch.Size) -> Tensor | None:
+        """A vector of the reduced space, ``(g, r or c)``, in the full one, ``(g, *shape)``."""
+        if vector is None:
+            return None
+        numel = shape.numel()
+        full = vector.new_zeros(len(vector), numel + 1)
+        return full.scatter_(1, index, vector)[:, :numel].reshape(-1, *shape)
+
+
+def written_out(problem: Problem) -> Problem:
+    """The problem on a dense map, by as many applications of the map as its smaller side has elements."""
+    matrix = problem.map.dense()
+    written = DenseMap(matrix) if problem.map.batch_size is None else BatchedDenseMap(matrix)
+    masks = [None if mask is None else mask.flatten(1) for mask in (problem.mask_in, problem.mask_out)]
+    return Problem(written, problem.size, *masks)
+
+
+def reduction_pays(problem: Problem) -> bool:
+    """Whether matrices without the eliminated rows and columns are so small that iterating on them is faster."""
+    if not problem.map.cheap_entries or isinstance(problem.map, BatchedDenseMap):
+        return False
+    rows, columns = active_counts(problem)
+    return int((rows * columns).sum()) * WORTHWHILE <= problem.map.multiply_adds * problem.size
+
+
+def by_reduction(problem: Problem, solver: Callable[[Reduced], NormResult]) -> NormResult:
+    """Solve group by group on dense matrices; put values and vectors back in their places.
+
+    Samples with nothing left have the norm 0, exactly.
+    """
+    parts, indices = [], []
+    for group in reduced_groups(problem):
+        found = solver(group)
+        left = group.expand(found.left, group.rows, problem.map.out_shape)
+        right = group.expand(found.right, group.columns, problem.map.in_shape)
+        parts.append(replace(found, left=left, right=right))
+        indices.append(group.index)
+    return combined(parts, indices, problem.size)
 
 
 def active_counts(problem: Problem) -> tuple[Tensor, Tensor]:

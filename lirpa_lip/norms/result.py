@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Certificate = Literal["deterministic", "probabilistic", "estimate"]
@@ -16,15 +18,15 @@ class NormResult:
     """Values of the largest singular value sigma of each operator in a batch of B.
 
     Attributes:
-        lower, upper: ``(B,)``. ``lower`` never exceeds sigma but for rounding to nearest. ``upper`` is at least sigma if
+        lower, upper: ``(B,)``. ``lower`` never exceeds sigma but for rounding. ``upper`` is at least sigma if
             ``certificate`` is ``"deterministic"``, or with probability ``1 - failure_probability`` for each sample on
             its own if ``"probabilistic"``. If ``"estimate"``, ``upper`` equals ``lower`` and bounds nothing.
-        certificate: the kind of answer, the weakest over the batch.
+        certificate: the kind of answer.
         failure_probability: ``0.0``, delta, or ``nan`` for an estimate. It holds for each sample by itself: all B
             bounds hold together with probability at least ``1 - B * failure_probability``.
-        iterations: applications of the pair (A, Aᵀ) to the whole batch, at most.
+        iterations: applications of the pair (A, Aᵀ) to a sample, at most.
         left, right: ``(B, *out_shape)`` and ``(B, *in_shape)``, approximate leading singular vectors, detached; ``None``
-            where a method has none.
+            where they were not asked for.
     """
 
     lower: Tensor
@@ -39,3 +41,37 @@ class NormResult:
     def certified(self) -> bool:
         """Whether ``upper`` is a bound at all."""
         return not math.isnan(self.failure_probability)
+
+
+def place(size: int, values: Sequence[Tensor], indices: Sequence[Tensor]) -> Tensor:
+    """Zeros of batch size ``size``, with the values of each group at its indices."""
+    whole = values[0].new_zeros(size, *values[0].shape[1:])
+    for value, index in zip(values, indices, strict=True):
+        whole[index] = value
+    return whole
+
+
+def combined(parts: Sequence[NormResult], indices: Sequence[Tensor], size: int) -> NormResult:
+    """Results of groups of samples as one result; a sample in no group has the norm 0.
+
+    Args:
+        parts: at least one.
+        indices: positions of the samples of each part.
+    """
+    first = parts[0]
+    lefts, rights = [part.left for part in parts], [part.right for part in parts]
+    return NormResult(
+        place(size, [part.lower for part in parts], indices),
+        place(size, [part.upper for part in parts], indices),
+        first.certificate,
+        first.failure_probability,
+        max(part.iterations for part in parts),
+        None if first.left is None else place(size, [left for left in lefts if left is not None], indices),
+        None if first.right is None else place(size, [right for right in rights if right is not None], indices),
+    )
+
+
+def zeros(size: int, like: Tensor, certificate: Certificate, failure_probability: float) -> NormResult:
+    """The result where every operator of the batch is 0."""
+    zero = torch.zeros(size, dtype=like.dtype, device=like.device)
+    return NormResult(zero, zero, certificate, failure_probability, 0)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, UnknownMethodError
-from lirpa_lip.norms.deterministic import DENSE_LIMIT, deterministic, reduced_order
+from lirpa_lip.norms.deterministic import deterministic, work
 from lirpa_lip.norms.gradient import differentiable, needs_gradient
 from lirpa_lip.norms.lanczos import estimate
 from lirpa_lip.norms.linear_map import LinearMap
+from lirpa_lip.norms.loose import gram_bounds, loose_result
 from lirpa_lip.norms.power import power
 from lirpa_lip.norms.probabilistic import probabilistic
 from lirpa_lip.norms.problem import Problem, prepare
-from lirpa_lip.norms.result import NormResult
+from lirpa_lip.norms.reduce import active_counts
+from lirpa_lip.norms.result import Certificate, NormResult, combined
+from lirpa_lip.norms.schur import schur_bound
+from lirpa_lip.norms.simplify import simplify
 
 CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
+
+#: Floating-point operations per sample that "auto" spends on a deterministic bound: a quarter of a second on one core.
+WORK_LIMIT = 1e10
+
+#: Smaller side up to which "auto" writes out a map without entries: fewer applications than a Lanczos run takes.
+SMALL_SIDE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,18 +40,25 @@ class Settings:
     max_iterations: int
     start: Tensor | None
     generator: torch.Generator | None
-    dense_limit: int
     want_vectors: bool
 
 
-def _lanczos(problem: Problem, s: Settings) -> NormResult:
-    start = None if s.start is None else _start_vector(problem, s.start)
-    return estimate(problem, start, s.rtol, s.max_iterations, s.generator, s.want_vectors)
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """A method: what its answer is worth, and the function that finds it."""
+
+    certificate: Certificate
+    run: Callable[[Problem, Settings], NormResult]
 
 
 def _power(problem: Problem, s: Settings) -> NormResult:
-    start = None if s.start is None else s.start.to(problem.map.dtype).expand(problem.size, *problem.map.in_shape)
+    start = None if s.start is None else s.start.to(problem.map.dtype)
     return power(problem, start, s.max_iterations, s.generator)
+
+
+def _lanczos(problem: Problem, s: Settings) -> NormResult:
+    start = None if s.start is None else problem.start_vector(s.start)
+    return estimate(problem, start, s.rtol, s.max_iterations, s.generator, s.want_vectors)
 
 
 def _polynomial(problem: Problem, s: Settings) -> NormResult:
@@ -48,16 +66,29 @@ def _polynomial(problem: Problem, s: Settings) -> NormResult:
 
 
 def _cholesky(problem: Problem, s: Settings) -> NormResult:
-    return deterministic(problem, s.dense_limit, s.generator, s.want_vectors)
+    return deterministic(problem, s.generator, s.want_vectors)
 
 
-#: Every solver: name -> (certificate it gives, function). A new solver is one file and one row here.
+def _gram(problem: Problem, s: Settings) -> NormResult:
+    return loose_result(problem, gram_bounds, s.rtol, s.max_iterations, s.generator, s.want_vectors)
+
+
+def _schur(problem: Problem, s: Settings) -> NormResult:
+    return loose_result(problem, schur_bound, s.rtol, s.max_iterations, s.generator, s.want_vectors)
+
+
+#: Every solver by name. A new one is one file and one row here; the order is that of the docs.
 SOLVERS = {
-    "power": ("estimate", _power),
-    "lanczos": ("estimate", _lanczos),
-    "polynomial": ("probabilistic", _polynomial),
-    "cholesky": ("deterministic", _cholesky),
+    "power": Solver("estimate", _power),
+    "lanczos": Solver("estimate", _lanczos),
+    "polynomial": Solver("probabilistic", _polynomial),
+    "cholesky": Solver("deterministic", _cholesky),
+    "gram": Solver("deterministic", _gram),
+    "schur": Solver("deterministic", _schur),
 }
+
+#: The solver that ``method="auto"`` runs for each certificate.
+BEST = {"estimate": "lanczos", "probabilistic": "polynomial", "deterministic": "cholesky"}
 
 
 def masked_spectral_norm(
@@ -71,8 +102,8 @@ def masked_spectral_norm(
     max_iterations: int = 100,
     start: Tensor | None = None,
     generator: torch.Generator | None = None,
-    dense_limit: int = DENSE_LIMIT,
     vectors: bool = False,
+    work_limit: float = WORK_LIMIT,
 ) -> NormResult:
     """Largest singular value of ``diag(mask_out[b]) A diag(mask_in[b])`` for each sample b of a batch.
 
@@ -82,17 +113,17 @@ def masked_spectral_norm(
         mask_out: ``(B, *out_shape)``, non-negative scales, or ``None`` for ones.
         method: a key of ``SOLVERS``, or ``"auto"`` for the best one of the certificate asked for.
         certificate: ``"deterministic"``, ``"probabilistic"``, ``"estimate"`` (no bound; to be asked for by name), or
-            ``"auto"``: deterministic where entries are at hand and the smaller side, without what is eliminated, is at
-            most ``dense_limit``, else probabilistic.
+            ``"auto"``: deterministic where that takes at most ``work_limit`` operations per sample, else
+            probabilistic.
         delta: failure probability of each sample's bound in this one call. A certificate of one sample made of n norms
             fails with probability at most n * delta: whoever combines norms splits its own budget among them.
         rtol: relative accuracy at which to stop: of an estimate, its estimated error; of a probabilistic bound,
-            ``upper / lower - 1``.
+            ``upper / lower - 1``. Deterministic bounds are as tight as their method gives.
         max_iterations: applications of the pair (A, Aᵀ), at most. A probabilistic bound stays valid, if wider.
         start: ``(B or 1, *in_shape)``, start of an estimate. A certificate draws its own fresh start and ignores it.
         generator: source of random starts.
-        dense_limit: largest order of a Gram matrix to be formed where entries must be asked for one by one.
         vectors: return singular vectors even where no gradient needs them.
+        work_limit: see ``certificate``.
 
     Returns:
         a `NormResult` in the dtype of the map, differentiable in the map's tensors and the masks.
@@ -103,12 +134,12 @@ def masked_spectral_norm(
     masked, problem = prepare(linear_map, mask_in, mask_out)
     _check(certificate, delta, rtol, max_iterations)
     gradient = needs_gradient(masked)
-    settings = Settings(delta, rtol, max_iterations, start, generator, dense_limit, vectors or gradient)
+    settings = Settings(delta, rtol, max_iterations, start, generator, vectors or gradient)
     with torch.no_grad():
-        solver = SOLVERS[_choose(problem, method, certificate, dense_limit)][1]
-        result = _rounded(solver(problem, settings), problem.map.dtype)
+        name = _choose(simplify(problem), method, certificate, work_limit)
+        result = _rounded(_solve(problem, SOLVERS[name], settings), problem.map.dtype)
     if bool(result.lower.isnan().any() | result.upper.isnan().any()):
-        raise NonFiniteError("a spectral norm", "the map gave NaN or infinity: check its weights and its dtype's range")
+        raise NonFiniteError("a spectral norm", "check the map's values and the range of its dtype")
     return differentiable(masked, result) if gradient else result
 
 
@@ -117,35 +148,56 @@ def _check(certificate: str, delta: float, rtol: float, max_iterations: int) -> 
         raise UnknownMethodError(certificate, CERTIFICATES, "certificate")
     if not 0 < delta < 1:
         raise ConfigError(f"delta={delta} must lie strictly between 0 and 1.")
-    if not 0 < rtol:
+    if not rtol > 0:
         raise ConfigError(f"rtol={rtol} must be positive.")
     if max_iterations < 1:
         raise ConfigError(f"max_iterations={max_iterations} must be at least 1.")
 
 
-def _choose(problem: Problem, method: str, certificate: str, limit: int) -> str:
+def _choose(problem: Problem, method: str, certificate: str, limit: float) -> str:
     if method != "auto":
         if method not in SOLVERS:
             raise UnknownMethodError(method, ("auto", *SOLVERS), "norm method")
-        kind = SOLVERS[method][0]
+        kind = SOLVERS[method].certificate
         if certificate != kind and (certificate != "auto" or kind == "estimate"):
             raise ConfigError(f"method={method!r} gives certificate={kind!r}; ask for that, not {certificate!r}.")
         return method
     if certificate == "auto":
-        small = problem.map.cheap_entries and reduced_order(problem) <= limit
-        certificate = "deterministic" if small else "probabilistic"
-    return {"deterministic": "cholesky", "probabilistic": "polynomial", "estimate": "lanczos"}[certificate]
+        small = min(problem.map.in_numel, problem.map.out_numel) <= SMALL_SIDE
+        cheap = min(work(problem).values(), default=float("inf")) <= limit
+        certificate = "deterministic" if small or cheap else "probabilistic"
+    return BEST[certificate]
 
 
-def _start_vector(problem: Problem, start: Tensor) -> Tensor:
-    """A start given on the input side, moved to the side the iterations run on; ``(B, numel)``."""
-    linear_map = problem.map
-    start = start.detach().to(linear_map.dtype).expand(problem.size, *linear_map.in_shape)
-    start = start if problem.mask_in is None else start * (problem.mask_in != 0)
-    if problem.on_input:
-        return start.flatten(1)
-    image = linear_map.forward(start if problem.mask_in is None else start * problem.mask_in)
-    return (image if problem.mask_out is None else image * problem.mask_out).flatten(1)
+def _solve(problem: Problem, solver: Solver, settings: Settings) -> NormResult:
+    """Run a solver on the samples that have anything left; the norm of the others is 0, exactly."""
+    rows, columns = active_counts(problem)
+    alive = (rows * columns).nonzero().squeeze(1).to(problem.map.device)
+    if len(alive) == problem.size:
+        return _shaped(solver.run(simplify(problem), settings), problem)
+    if not len(alive):
+        return _nothing(problem, solver, settings)
+    start = settings.start
+    if start is not None and len(start) == problem.size:
+        settings = dataclasses.replace(settings, start=start[alive])
+    part = problem.select(alive)
+    return combined([_shaped(solver.run(simplify(part), settings), part)], [alive], problem.size)
+
+
+def _shaped(result: NormResult, problem: Problem) -> NormResult:
+    """Vectors in the shapes of the map that was given, rather than of its core."""
+    if result.left is None or result.right is None:
+        return result
+    left = result.left.reshape(-1, *problem.map.out_shape)
+    return dataclasses.replace(result, left=left, right=result.right.reshape(-1, *problem.map.in_shape))
+
+
+def _nothing(problem: Problem, solver: Solver, settings: Settings) -> NormResult:
+    options = {"dtype": problem.map.dtype, "device": problem.map.device}
+    failure = {"deterministic": 0.0, "probabilistic": settings.delta, "estimate": float("nan")}[solver.certificate]
+    zero = torch.zeros(problem.size, **options)
+    vectors = (torch.zeros(problem.size, *shape, **options) for shape in (problem.map.out_shape, problem.map.in_shape))
+    return NormResult(zero, zero, solver.certificate, failure, 0, *vectors)
 
 
 def _rounded(result: NormResult, dtype: torch.dtype) -> NormResult:

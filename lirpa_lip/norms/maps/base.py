@@ -28,6 +28,7 @@ class LinearMap(ABC):
             a composition (see `ComposedMap`).
         nonnegative: no entry is negative.
         cheap_entries: `entries` costs about as much as writing its result.
+        multiply_adds: multiplications in one application of a map with cheap entries.
 
     A subclass gives `forward`, `adjoint` and `rebuild`; the rest follows, if slowly.
     """
@@ -38,6 +39,7 @@ class LinearMap(ABC):
     column_monomial: bool = False
     nonnegative: bool = False
     cheap_entries: bool = False
+    multiply_adds: int = 0
 
     in_shape: torch.Size
     out_shape: torch.Size

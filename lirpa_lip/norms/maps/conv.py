@@ -65,6 +65,7 @@ class ConvMap(LinearMap):
         if min(slack) < 0:
             raise ShapeError(f"{type(self).__name__}: the kernel is larger than the padded input {tuple(input_shape)}.")
         self.out_shape = torch.Size([weight.shape[0], *(s // t + 1 for s, t in zip(slack, self.stride))])
+        self.multiply_adds = self.out_shape.numel() * weight[0].numel()
         # Trailing inputs that no window reaches: the transposed convolution must be told of them.
         self.output_padding = tuple(s % t for s, t in zip(slack, self.stride))
 
@@ -163,6 +164,7 @@ class ConvTransposeMap(LinearMap):
         self.conv = ConvMap(weight, (weight.shape[1] * groups, *spatial), stride, padding, dilation, groups)
         self.output_padding = output_padding
         self.in_shape, self.out_shape = torch.Size(input_shape), self.conv.in_shape
+        self.multiply_adds = self.conv.multiply_adds
         if self.conv.out_shape[0] != self.in_shape[0]:
             raise ShapeError(
                 f"{type(self).__name__}: weight {tuple(weight.shape)} does not match {input_shape[0]} input channels."

@@ -23,6 +23,7 @@ class DenseMap(LinearMap):
             raise ShapeError(f"DenseMap needs a non-empty (out, in) matrix, got shape {tuple(weight.shape)}.")
         self.weight = weight
         self.out_shape, self.in_shape = torch.Size([weight.shape[0]]), torch.Size([weight.shape[1]])
+        self.multiply_adds = weight.numel()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -30,6 +30,7 @@ class DiagonalMap(LinearMap):
                 f"DiagonalMap: scale has shape {tuple(scale.shape)}; give {tuple(in_shape)} or (B, *{tuple(in_shape)})."
             )
         self.scale = scale
+        self.multiply_adds = self.in_numel
         self.batch_size = None if scale.ndim == len(self.in_shape) else scale.shape[0]
 
     @property

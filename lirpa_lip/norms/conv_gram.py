@@ -1,0 +1,184 @@
+"""The Gram matrix of a masked convolution as a block tridiagonal matrix.
+
+Let B be the masked convolution or its adjoint, and ``G = B Bᵀ`` over *sites*: (pixel, channel) pairs of one side. A kernel
+of K taps couples only sites whose pixels are a few apart, and with 0/1 or other scales m on the other side
+
+    ``G[(x, c), (x + o, c')] = m_x,c m_{x+o},c' sum over tap pairs (k, k') that link x to x + o, and channels e:
+                               W[c, e, k] W[c', e, k'] m_{pixel, e}^2``.
+
+For each offset o that is one matrix product, of the gathered squares of the other side's mask, ``(pixels, taps * e)``,
+with the products of kernel entries, ``(taps * e, c * c')``. Sites are then ordered by image row, and rows are joined
+into blocks as tall as the largest vertical offset: G is block tridiagonal, and eliminated sites drop out of its blocks.
+
+The side may be the outputs (B = A: pixel p = stride x + dilation k - padding, link: ``dilation (k - k') = stride o``) or the
+inputs (B = Aᵀ: pixel = (x + padding - dilation k) / stride where that is whole, link: ``o = dilation (k' - k)``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.norms.linear_map import ConvMap
+
+Offset = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Where the Gram matrix lives, with one or two spatial axes read as two, and one group of channels.
+
+    Attributes:
+        weight: ``(c, e, K_y, K_x)``: channels of this side, channels of the other.
+        pixels, other: heights and widths of this side and the other.
+        stride, padding, dilation: of the convolution.
+        outputs: whether this side is the convolution's output.
+    """
+
+    weight: Tensor
+    pixels: tuple[int, int]
+    other: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    outputs: bool
+
+    def links(self) -> dict[Offset, list[tuple[Offset, Offset]]]:
+        """Tap pairs ``(k, k')`` by the offset they link; only offsets after (0, 0) in reading order, and itself."""
+        taps = list(product(*(range(k) for k in self.weight.shape[2:])))
+        found: dict[Offset, list[tuple[Offset, Offset]]] = {}
+        for k, other in product(taps, taps):
+            offset = []
+            for axis in range(2):
+                if self.outputs:
+                    step, rest = divmod(self.dilation[axis] * (k[axis] - other[axis]), self.stride[axis])
+                else:
+                    step, rest = self.dilation[axis] * (other[axis] - k[axis]), 0
+                if rest or abs(step) >= self.pixels[axis]:
+                    break
+                offset.append(step)
+            if len(offset) == 2 and tuple(offset) >= (0, 0):
+                found.setdefault((offset[0], offset[1]), []).append((k, other))
+        return found
+
+    def reach(self) -> int:
+        """Largest vertical offset."""
+        return max(offset[0] for offset in self.links())
+
+    def partner(self, tap: Offset) -> tuple[Tensor, Tensor]:
+        """Flat pixel of the other side that tap k links to each pixel of this side, and whether there is one."""
+        coordinates, valid = [], []
+        for axis in range(2):
+            x = torch.arange(self.pixels[axis], device=self.weight.device)
+            if self.outputs:
+                position = self.stride[axis] * x + self.dilation[axis] * tap[axis] - self.padding[axis]
+                whole = torch.ones_like(x, dtype=torch.bool)
+            else:
+                shifted = x + self.padding[axis] - self.dilation[axis] * tap[axis]
+                position = shifted.div(self.stride[axis], rounding_mode="floor")
+                whole = position * self.stride[axis] == shifted
+            inside = whole & (position >= 0) & (position < self.other[axis])
+            coordinates.append(position.clamp(0, self.other[axis] - 1))
+            valid.append(inside)
+        flat = coordinates[0].unsqueeze(1) * self.other[1] + coordinates[1]
+        return flat.flatten(), (valid[0].unsqueeze(1) & valid[1]).flatten()
+
+
+def side(conv: ConvMap, group: int, outputs: bool) -> Side:
+    """One side of one group of a convolution with one or two spatial axes."""
+    height = conv.weight.shape[0] // conv.groups
+    weight = conv.weight[group * height : (group + 1) * height]
+    pads = {"stride": 1, "padding": 0, "dilation": 1}
+    y, x = {}, {}
+    for name, neutral in pads.items():
+        values = getattr(conv, name)
+        y[name], x[name] = values if conv.axes == 2 else (values[0], neutral)
+    weight = weight if conv.axes == 2 else weight.unsqueeze(3)
+    shapes = []
+    for shape in (conv.out_shape, conv.in_shape):
+        shapes.append((shape[1], shape[2] if conv.axes == 2 else 1))
+    here, there = shapes if outputs else shapes[::-1]
+    options = [(y[name], x[name]) for name in pads]
+    return Side(weight if outputs else weight.transpose(0, 1), here, there, *options, outputs)
+
+
+def factor_work(side: Side, share: float) -> float:
+    """Floating-point operations to form the matrix and to factor it, with a share of its sites not eliminated."""
+    channels, others = side.weight.shape[:2]
+    pairs = sum(len(pairs) for pairs in side.links().values())
+    pixels = side.pixels[0] * side.pixels[1]
+    tall = max(1, side.reach())
+    block = tall * side.pixels[1] * channels * share
+    # Of each block: a factorisation, a triangular solve and a symmetric product, b^3/3 + b^3 + 2 b^3.
+    return 2.0 * pixels * pairs * others * channels**2 + math.ceil(side.pixels[0] / tall) * 10 / 3 * block**3
+
+
+def stencil(side: Side, squares: Tensor | None) -> dict[Offset, Tensor]:
+    """``S_o``: the sums over tap pairs and channels, for each offset, ``(pixels, c, c')``.
+
+    Args:
+        squares: ``(e, pixels of the other side)``, squared mask, or ``None`` for ones.
+    """
+    channels, others = side.weight.shape[:2]
+    partners = {}
+    for tap in product(*(range(k) for k in side.weight.shape[2:])):
+        flat, valid = side.partner(tap)
+        ones = valid.to(side.weight.dtype).expand(others, -1)
+        partners[tap] = ones if squares is None else squares[:, flat] * ones
+    result = {}
+    for offset, pairs in side.links().items():
+        gathered = torch.cat([partners[k] for k, _ in pairs])
+        kernels = [torch.einsum("ce,de->ecd", side.weight[:, :, k[0], k[1]], side.weight[:, :, j[0], j[1]]) for k, j in pairs]
+        products = torch.cat(kernels).reshape(len(pairs) * others, channels * channels)
+        result[offset] = (gathered.mT @ products).reshape(-1, channels, channels)
+    return result
+
+
+def blocks(side: Side, values: dict[Offset, Tensor], mask: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:
+    """Diagonal blocks ``D_i`` and couplings ``U_i = G[block i, block i+1]``, eliminated sites dropped.
+
+    Args:
+        values: what `stencil` gave.
+        mask: ``(c, pixels)`` of this side, or ``None``.
+    """
+    height, width = side.pixels
+    tall = max(1, side.reach())
+    channels = side.weight.shape[0]
+    kept, diagonal, coupling = [], [], []
+    for first in range(0, height, tall):
+        rows = range(first, min(first + tall, height))
+        if mask is None:
+            scale = torch.ones(len(rows) * width * channels, dtype=side.weight.dtype, device=side.weight.device)
+        else:
+            scale = mask.reshape(channels, height, width)[:, rows.start : rows.stop].permute(1, 2, 0).flatten()
+        index = scale.nonzero().squeeze(1)
+        kept.append((rows, index, scale[index]))
+    for i, (rows, index, scale) in enumerate(kept):
+        block = _fill(side, values, rows, rows)[index][:, index]
+        diagonal.append(scale.unsqueeze(1) * block * scale)
+        if i + 1 < len(kept):
+            below, other, other_scale = kept[i + 1]
+            block = _fill(side, values, rows, below)[index][:, other]
+            coupling.append(scale.unsqueeze(1) * block * other_scale)
+    return diagonal, coupling
+
+
+def _fill(side: Side, values: dict[Offset, Tensor], rows: range, columns: range) -> Tensor:
+    """The dense block ``G[sites in image rows, sites in image columns]``, no mask of this side yet."""
+    width, channels = side.pixels[1], side.weight.shape[0]
+    block = side.weight.new_zeros(len(rows), width, channels, len(columns), width, channels)
+    for (down, right), value in values.items():
+        x = torch.arange(max(0, -right), min(width, width - right), device=block.device)
+        for y in rows:
+            if y + down not in columns:
+                continue
+            part = value[y * width + x]
+            block[y - rows.start, x, :, y + down - columns.start, x + right, :] = part
+            if rows == columns and (down, right) != (0, 0):
+                block[y + down - columns.start, x + right, :, y - rows.start, x, :] = part.mT
+    size = len(rows) * width * channels
+    return block.reshape(size, -1)
