@@ -1,11 +1,13 @@
 """Is ``t I - G`` positive definite? A Cholesky factorisation answers, and its rounding errors are known.
 
-If floating-point Cholesky of a symmetric s x s matrix M runs to completion, the computed factor satisfies ``RᵀR = M + E``
-with ``|E_ij| <= g sqrt(m_ii m_jj)``, ``g = (s+1) u / (1 - 2 (s+1) u)``, in whatever order the sums are formed (Higham,
-*Accuracy and Stability of Numerical Algorithms*, Thm 10.3; Demmel 1989; Rump, *Verification of positive definiteness*, BIT
-46, 2006). So ``|E|_2 <= g trace(M)``, and ``M >= -g trace(M)``: success at t proves ``lam_max(G) <= t + g s t`` (the
-diagonal of a Gram matrix is not negative, so no diagonal entry of M exceeds t but for one rounding). The same holds of
-block factorisations, which form the same sums in another order (Higham, ch. 13), and costs a fifth of the eigenvalues.
+If floating-point Cholesky of a symmetric s x s matrix M runs to completion, the computed factor satisfies ``RᵀR = M +
+E`` with ``|E_ij| <= g sqrt(m_ii m_jj)``, ``g = (s+1) u / (1 - 2 (s+1) u)``, in whatever order the sums are formed
+(Higham,
+*Accuracy and Stability of Numerical Algorithms*, Thm 10.3; Demmel 1989; Rump, *Verification of positive
+definiteness*, BIT 46, 2006). So ``|E|_2 <= g trace(M)``, and ``M >= -g trace(M)``: success at t proves ``lam_max(G)
+<= t + g s t`` (the diagonal of a Gram matrix is not negative, so no diagonal entry of M exceeds t but for one
+rounding). The same holds of block factorisations, which form the same sums in another order (Higham, ch. 13), and
+costs a fifth of the eigenvalues.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The Gram matrix of a masked convolution as a block tridiagonal matrix.
 
-Let B be the masked convolution or its adjoint, and ``G = B Bᵀ`` over *sites*: (pixel, channel) pairs of one side. A kernel
-of K taps couples only sites whose pixels are a few apart, and with 0/1 or other scales m on the other side
+Let B be the masked convolution or its adjoint, and ``G = B Bᵀ`` over *sites*: (pixel, channel) pairs of one side. A
+kernel of K taps couples only sites whose pixels are a few apart, and with 0/1 or other scales m on the other side
 
     ``G[(x, c), (x + o, c')] = m_x,c m_{x+o},c' sum over tap pairs (k, k') that link x to x + o, and channels e:
                                W[c, e, k] W[c', e, k'] m_{pixel, e}^2``.
@@ -10,8 +10,9 @@ For each offset o that is one matrix product, of the gathered squares of the oth
 with the products of kernel entries, ``(taps * e, c * c')``. Sites are then ordered by image row, and rows are joined
 into blocks as tall as the largest vertical offset: G is block tridiagonal, and eliminated sites drop out of its blocks.
 
-The side may be the outputs (B = A: pixel p = stride x + dilation k - padding, link: ``dilation (k - k') = stride o``) or the
-inputs (B = Aᵀ: pixel = (x + padding - dilation k) / stride where that is whole, link: ``o = dilation (k' - k)``).
+The side may be the outputs (B = A: pixel p = stride x + dilation k - padding, link: ``dilation (k - k') = stride o``)
+or the inputs (B = Aᵀ: pixel = (x + padding - dilation k) / stride where that is whole, link: ``o = dilation (k' -
+k)``).
 """
 
 from __future__ import annotations
@@ -132,7 +133,8 @@ def stencil(side: Side, squares: Tensor | None) -> dict[Offset, Tensor]:
     result = {}
     for offset, pairs in side.links().items():
         gathered = torch.cat([partners[k] for k, _ in pairs])
-        kernels = [torch.einsum("ce,de->ecd", side.weight[:, :, k[0], k[1]], side.weight[:, :, j[0], j[1]]) for k, j in pairs]
+        taps = [(side.weight[:, :, k[0], k[1]], side.weight[:, :, j[0], j[1]]) for k, j in pairs]
+        kernels = [torch.einsum("ce,de->ecd", here, there) for here, there in taps]
         products = torch.cat(kernels).reshape(len(pairs) * others, channels * channels)
         result[offset] = (gathered.mT @ products).reshape(-1, channels, channels)
     return result

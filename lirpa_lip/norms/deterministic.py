@@ -1,14 +1,13 @@
 """Deterministic upper bounds: an estimate, and a proof that the norm is hardly larger.
 
-The Gram matrix of what is not eliminated is written out in float64, and a Cholesky factorisation shows that no eigenvalue
-exceeds the estimate by more than 1e-5. Dense maps reduce to small matrices; a convolution's Gram matrix is block
-tridiagonal (`conv_gram`), so that its factorisation costs a few products of blocks, not the cube of its order. Where even
-that is too much, the smaller of two loose bounds remains: the unmasked convolution's (`gram`) and Schur's test.
+The Gram matrix of what is not eliminated is written out in float64, and a Cholesky factorisation shows that no
+eigenvalue exceeds the estimate by more than 1e-5. Dense maps reduce to small matrices; a convolution's Gram matrix is
+block tridiagonal (`conv_gram`), so that its factorisation costs a few products of blocks, not the cube of its order.
+Where even that is too much, the smaller of two loose bounds remains: the unmasked convolution's (`gram`) and Schur's
+test.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
@@ -51,8 +50,8 @@ def work(problem: Problem) -> dict[str, float]:
     small, large = torch.minimum(rows, columns).double(), torch.maximum(rows, columns).double()
     ways = {"dense": float((2 * small**2 * large + small**3 / 3).mean())}
     if isinstance(linear_map, ConvMap) and linear_map.axes <= 2:
-        shares = [float(count.double().mean()) for count in (rows / linear_map.out_numel, columns / linear_map.in_numel)]
-        for name, outputs, share in (("outputs", True, shares[0]), ("inputs", False, shares[1])):
+        for name, outputs, count in (("outputs", True, rows), ("inputs", False, columns)):
+            share = float(count.double().mean()) / (linear_map.out_numel if outputs else linear_map.in_numel)
             ways[name] = sum(factor_work(side(linear_map, group, outputs), share) for group in range(linear_map.groups))
         # Entries of a convolution are gathered one by one, at some twenty operations each.
         ways["dense"] += float((20 * small * large).mean())

@@ -1,18 +1,18 @@
 """Gram iteration: bounds from above by matrix products alone.
 
-``M_0 = BBᵀ``, ``M_{k+1} = M_k^2``: ``lam_max(M_0) = lam_max(M_k)^(1/2^k) <= |M_k|_F^(1/2^k)``, which falls to lam_max twice
-as fast, in digits, with each product (Delattre, Barthélemy, Araujo, Allauzen: *Efficient bound of Lipschitz constant for
-convolutional layers by Gram iteration*, ICML 2023). Rescaled to norm one each time, the computed product errs by
-``|E| <= s u``, so that ``lam_max(M_k)^2 <= f lam_max(M_{k+1}) + s u`` with f the scale taken out: the recursion is undone
-with these errors in it, since without them the result may fall below lam_max by rounding.
+``M_0 = BBᵀ``, ``M_{k+1} = M_k^2``: ``lam_max(M_0) = lam_max(M_k)^(1/2^k) <= |M_k|_F^(1/2^k)``, which falls to lam_max
+twice as fast, in digits, with each product (Delattre, Barthélemy, Araujo, Allauzen: *Efficient bound of Lipschitz
+constant for convolutional layers by Gram iteration*, ICML 2023). Rescaled to norm one each time, the computed product
+errs by ``|E| <= s u``, so that ``lam_max(M_k)^2 <= f lam_max(M_{k+1}) + s u`` with f the scale taken out: the
+recursion is undone with these errors in it, since without them the result may fall below lam_max by rounding.
 
-**Unmasked convolutions, zero-padded.** The zero-padded convolution is a compression of the one on the infinite grid, so its
-norm is at most the supremum over frequencies of ``|D(theta)|_2``, with the symbol ``D(theta) = sum_q W_q exp(i q theta)``. A
-stride s is taken up by reading s x s input pixels as channels: input ``s y + r`` is pixel y, channel r, and tap
-``d k = s q + r``. For a fixed vector v, ``v* D* D v`` is a real trigonometric polynomial in each frequency, of degree Q, the
-largest difference of q along that axis. On N > 2Q equispaced points such a polynomial that is not negative satisfies
-``max <= max over the points / cos(pi Q / N)`` (Ehlich and Zeller, Math. Z. 86, 1964; cf. Delattre et al., Thm 3.1). So the
-largest value on the grid, over the product of these cosines, bounds the supremum.
+**Unmasked convolutions, zero-padded.** The zero-padded convolution is a compression of the one on the infinite grid,
+so its norm is at most the supremum over frequencies of ``|D(theta)|_2``, with the symbol ``D(theta) = sum_q W_q exp(i
+q theta)``. A stride s is taken up by reading s x s input pixels as channels: input ``s y + r`` is pixel y, channel r,
+and tap ``d k = s q + r``. For a fixed vector v, ``v* D* D v`` is a real trigonometric polynomial in each frequency,
+of degree Q, the largest difference of q along that axis. On N > 2Q equispaced points such a polynomial that is not
+negative satisfies ``max <= max over the points / cos(pi Q / N)`` (Ehlich and Zeller, Math. Z. 86, 1964; cf. Delattre
+et al., Thm 3.1). So the largest value on the grid, over the product of these cosines, bounds the supremum.
 """
 
 from __future__ import annotations
@@ -90,11 +90,14 @@ def _symbol_bound(coefficients: dict, degrees: list[int], iterations: int) -> Te
     shortfall = math.prod(math.cos(math.pi * q / n) for q, n in zip(degrees, points, strict=True))
     example = next(iter(coefficients.values()))
     # D(-theta) is the conjugate of D(theta): half of the first axis is enough.
-    axes = [torch.arange(n if axis else n // 2 + 1, device=example.device) * (2 * math.pi / n) for axis, n in enumerate(points)]
-    theta = torch.cartesian_prod(*axes).double().reshape(-1, len(points))
-    shifts = torch.tensor(list(coefficients), dtype=torch.float64, device=example.device)
+    options = {"dtype": torch.float64, "device": example.device}
+    counts = [points[0] // 2 + 1, *points[1:]]
+    axes = [torch.arange(count, **options) * (2 * math.pi / n) for count, n in zip(counts, points, strict=True)]
+    theta = torch.cartesian_prod(*axes).reshape(-1, len(points))
+    shifts = torch.tensor(list(coefficients), **options)
     stack = torch.stack(list(coefficients.values())).to(torch.complex128)
-    waves = torch.polar(torch.ones((), dtype=torch.float64, device=theta.device).expand(len(theta), len(shifts)), theta @ shifts.mT)
+    angles = theta @ shifts.mT
+    waves = torch.polar(torch.ones_like(angles), angles)
     top = example.new_zeros(())
     for part in waves.split(max(1, (1 << 23) // example.numel())):
         symbol = (part @ stack.flatten(1)).reshape(-1, *example.shape)

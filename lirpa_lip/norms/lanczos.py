@@ -1,9 +1,10 @@
 """Lanczos on the Gram operator of every sample of a batch at once.
 
-``T = VᵀGV`` is tridiagonal, with ``alpha`` on and ``beta`` beside its diagonal, and its top eigenvalue, the Ritz value,
-rises to that of G from below. Only the top one is wanted, so nothing is reorthogonalised: the loss of orthogonality sets
-in when a Ritz value has converged and brings copies of it, never a value beyond the spectrum (C. C. Paige, *Accuracy and
-effectiveness of the Lanczos algorithm*, Linear Algebra Appl. 34, 1980). Samples that have converged leave the batch.
+``T = VᵀGV`` is tridiagonal, with ``alpha`` on and ``beta`` beside its diagonal, and its top eigenvalue, the Ritz
+value, rises to that of G from below. Only the top one is wanted, so nothing is reorthogonalised: the loss of
+orthogonality sets in when a Ritz value has converged and brings copies of it, never a value beyond the spectrum (C.
+C. Paige, *Accuracy and effectiveness of the Lanczos algorithm*, Linear Algebra Appl. 34, 1980). Samples that have
+converged leave the batch.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Recurrence:
         coefficients = coefficients.to(self.start.dtype)
         total = torch.zeros_like(self.start)
         if len(self.basis) == self.steps:
-            for c, v in zip(coefficients.unbind(1), self.basis):
+            for c, v in zip(coefficients.unbind(1), self.basis, strict=True):
                 total.addcmul_(v, c.unsqueeze(1))
             return total
         saved = (self.w, self.w_prev, self.norm, self.norm_prev)

@@ -1,4 +1,4 @@
-"""Deterministic bounds that cost a few applications of the map, whatever its size, and are as loose as they are cheap."""
+"""Deterministic bounds that cost a few applications of the map, whatever its size, and are loose."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The power method exactly as the published Local-Lip code runs it: baseline and reproduction, an estimate only.
 
 Huang et al., *Training Certifiably Robust Neural Networks with Efficient Local Lipschitz Bounds*, NeurIPS 2021, code
-``Local_bound.py``: the start has the shape of the layer's input and is random unless stored; each step masks, applies A,
-masks, normalises, applies Aᵀ, masks, normalises; the whole batch stops together, once no sample's unit vector changed by
-1e-3 or more, or at the step limit; the value is ``|A u|``.
+``Local_bound.py``: the start has the shape of the layer's input and is random unless stored; each step masks, applies
+A, masks, normalises, applies Aᵀ, masks, normalises; the whole batch stops together, once no sample's unit vector
+changed by 1e-3 or more, or at the step limit; the value is ``|A u|``.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def power(
     # The published masks are 0/1, where a second multiplication changes nothing; other scales need it.
     again = None if mask_out is None or bool((mask_out * mask_out == mask_out).all()) else mask_out
     u, steps = start, 0
-    for steps in range(1, max_steps + 1):
-        before = u
+    while steps < max_steps:
+        before, steps = u, steps + 1
         v = _normalised(_masked(linear_map.forward(_masked(u, mask_in)), mask_out))
         u = _normalised(_masked(linear_map.adjoint(_masked(v, again)), mask_in))
         if (u - before).flatten(1).norm(dim=1).max() < tolerance:

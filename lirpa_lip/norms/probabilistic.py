@@ -1,31 +1,32 @@
 """Upper bounds on the top eigenvalue of the Gram operator G from a Lanczos run with a random start.
 
-Notation: G acts on R^n, its top eigenvalue is ``lam``, with unit eigenvector z; the start ``v_1`` is uniform on the unit
-sphere; ``gamma = |z . v_1|``. Everything below holds *if* ``gamma >= gamma_min``.
+Notation: G acts on R^n, its top eigenvalue is ``lam``, with unit eigenvector z; the start ``v_1`` is uniform on the
+unit sphere; ``gamma = |z . v_1|``. Everything below holds *if* ``gamma >= gamma_min``.
 
-**The chance of a small component** (`start_component`). For n >= 3 the density of one coordinate of a uniform unit vector
-is largest at 0, where it is ``Gamma(n/2) / (sqrt(pi) Gamma((n-1)/2)) <= sqrt((n-1) / (2 pi))``: by log-convexity
-``Gamma(n/2)^2 <= Gamma((n-1)/2) Gamma((n+1)/2) = Gamma((n-1)/2)^2 (n-1)/2``. So ``P(gamma < c) <= 2 c sqrt((n-1) / (2 pi))
-<= c sqrt(2 n / pi)``, and ``gamma_min = delta sqrt(pi / (2 n))`` fails with probability at most delta. For n = 2,
-``P(gamma < c) = (2/pi) arcsin c <= c``; for n = 1, gamma = 1: the formula holds there too. A repeated top eigenvalue does
-no harm: z is then any fixed unit vector of its eigenspace.
+**The chance of a small component** (`start_component`). For n >= 3 the density of one coordinate of a uniform unit
+vector is largest at 0, where it is ``Gamma(n/2) / (sqrt(pi) Gamma((n-1)/2)) <= sqrt((n-1) / (2 pi))``: by
+log-convexity ``Gamma(n/2)^2 <= Gamma((n-1)/2) Gamma((n+1)/2) = Gamma((n-1)/2)^2 (n-1)/2``. So ``P(gamma < c) <= 2 c
+sqrt((n-1) / (2 pi)) <= c sqrt(2 n / pi)``, and ``gamma_min = delta sqrt(pi / (2 n))`` fails with probability at most
+delta. For n = 2, ``P(gamma < c) = (2/pi) arcsin c <= c``; for n = 1, gamma = 1: the formula holds there too. A
+repeated top eigenvalue does no harm: z is then any fixed unit vector of its eigenspace.
 
-**A priori** (`a_priori_factor`; Kuczyński and Woźniakowski 1992, Thm 4.2, here with a short proof, for every k >= 1). The
-top Ritz value xi after k steps is the largest Rayleigh quotient over ``q(G) v_1``, deg q < k, so for all such q
-``sum_i gamma_i^2 q(lam_i)^2 (xi - lam_i) >= 0``. Take ``q(xi y^2) = U_{2k-2}(y)``, a Chebyshev polynomial of the second
-kind, even in y. Where ``0 <= lam_i = xi y^2 <= xi``: ``q^2 (xi - lam_i) = xi (1 - y^2) U_{2k-2}(y)^2 =
-xi sin^2((2k-1) arccos y) <= xi``; eigenvalues between xi and lam contribute nothing positive; and at ``lam = xi cosh^2 eta``
-``q^2 (lam - xi) = xi sinh^2((2k-1) eta)``. Hence ``gamma^2 sinh^2((2k-1) eta) <= 1 - gamma^2``, which is
-``lam <= xi cosh^2( arcsinh(sqrt(1 - gamma_min^2) / gamma_min) / (2k - 1) )``. It tells beforehand how many steps suffice.
+**A priori** (`a_priori_factor`; Kuczyński and Woźniakowski 1992, Thm 4.2, here with a short proof, for every k >= 1).
+The top Ritz value xi after k steps is the largest Rayleigh quotient over ``q(G) v_1``, deg q < k, so for all such q
+``sum_i gamma_i^2 q(lam_i)^2 (xi - lam_i) >= 0``. Take ``q(xi y^2) = U_{2k-2}(y)``, a Chebyshev polynomial of the
+second kind, even in y. Where ``0 <= lam_i = xi y^2 <= xi``: ``q^2 (xi - lam_i) = xi (1 - y^2) U_{2k-2}(y)^2 = xi
+sin^2((2k-1) arccos y) <= xi``; eigenvalues between xi and lam contribute nothing positive; and at ``lam = xi cosh^2
+eta`` ``q^2 (lam - xi) = xi sinh^2((2k-1) eta)``. Hence ``gamma^2 sinh^2((2k-1) eta) <= 1 - gamma^2``, which is ``lam
+<= xi cosh^2( arcsinh(sqrt(1 - gamma_min^2) / gamma_min) / (2k - 1) )``. It tells beforehand how many steps suffice.
 
 **A posteriori** (`log_growth`, `polynomial_bound`; Hochstenbach 2013, sec. 3, here with its rounding). The computed
-Lanczos vectors satisfy ``beta_j v_{j+1} = G v_j - alpha_j v_j - beta_{j-1} v_{j-1} + f_j``, |f_j| <= phi, with the computed
-coefficients as they are: no orthogonality is used. With ``w_j = z . v_j`` and ``|w_j| <= |v_j| = 1``,
+Lanczos vectors satisfy ``beta_j v_{j+1} = G v_j - alpha_j v_j - beta_{j-1} v_{j-1} + f_j``, |f_j| <= phi, with the
+computed coefficients as they are: no orthogonality is used. With ``w_j = z . v_j`` and ``|w_j| <= |v_j| = 1``,
 ``beta_j w_{j+1} = (lam - alpha_j) w_j - beta_{j-1} w_{j-1} + z . f_j``. The polynomials p_j with ``p_0 = 1``,
-``beta_j p_j = (t - alpha_j) p_{j-1} - beta_{j-1} p_{j-2}`` solve it at t = lam without the f_j. If lam exceeds every Ritz
-value then all ``r_j = beta_j p_j(lam) / p_{j-1}(lam)`` are positive; put ``w_{j+1} = p_j omega_j``, ``d_j = omega_j -
-omega_{j-1}``, and subtract: ``beta_j p_j p_{j-1} d_j = beta_{j-1} p_{j-1} p_{j-2} d_{j-1} + p_{j-1} z . f_j``, so that
-``|d_j| <= phi (p_0 + ... + p_{j-1}) / (beta_j p_j p_{j-1})``, and with ``S_k`` the sum of these over j <= k, over phi,
+``beta_j p_j = (t - alpha_j) p_{j-1} - beta_{j-1} p_{j-2}`` solve it at t = lam without the f_j. If lam exceeds every
+Ritz value then all ``r_j = beta_j p_j(lam) / p_{j-1}(lam)`` are positive; put ``w_{j+1} = p_j omega_j``, ``d_j =
+omega_j - omega_{j-1}``, and subtract: ``beta_j p_j p_{j-1} d_j = beta_{j-1} p_{j-1} p_{j-2} d_{j-1} + p_{j-1} z .
+f_j``, so that ``|d_j| <= phi (p_0 + ... + p_{j-1}) / (beta_j p_j p_{j-1})``, and with ``S_k`` the sum of these over j
+<= k, over phi,
 
     ``(gamma_min - phi S_k(lam)) p_k(lam) <= |w_{k+1}| <= 1``.
 
@@ -34,8 +35,8 @@ equality, for whichever k gives the least. Where lam does not exceed the top Rit
 Float64 errors are taken as ``phi = ROUNDING t``: 10^5 units of rounding, for one application of G relative to its norm,
 as against ``gamma_min`` of 1e-9 and more. In float32 phi would exceed gamma_min: certificates never use it.
 
-In exact arithmetic the second bound was below the first in every run measured (docs/norms.md), and only the second has its
-rounding accounted for, so it alone is returned.
+In exact arithmetic the second bound was below the first in every run measured (docs/norms.md), and only the second
+has its rounding accounted for, so it alone is returned.
 
 References:
     J. Kuczyński, H. Woźniakowski: Estimating the largest eigenvalue by the power and Lanczos algorithms with a random

@@ -131,9 +131,7 @@ def unit(tensor: Tensor) -> Tensor:
     return tensor * inverse.reshape(-1, *[1] * (tensor.ndim - 1))
 
 
-def prepare(
-    linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | None
-) -> tuple[LinearMap, Problem]:
+def prepare(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | None) -> tuple[LinearMap, Problem]:
     """Check the input; return the masked map with its graph, and the problem without.
 
     Raises:

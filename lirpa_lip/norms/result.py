@@ -24,8 +24,8 @@ class NormResult:
         certificate: the kind of answer.
         failure_probability: ``0.0``, delta, or ``nan`` for an estimate. It holds for each sample by itself: all B
             bounds hold together with probability at least ``1 - B * failure_probability``.
-        iterations: applications of the pair (A, Aᵀ) to a sample, at most.
-        left, right: ``(B, *out_shape)`` and ``(B, *in_shape)``, approximate leading singular vectors, detached; ``None``
+        iterations: applications of the pair (A, Aᵀ) to a sample, at most. left, right: ``(B, *out_shape)`` and ``(B,
+        *in_shape)``, approximate leading singular vectors, detached; ``None``
             where they were not asked for.
     """
 

@@ -1,8 +1,8 @@
 """Schur's test: a deterministic bound for any masked map of known ``|A|``.
 
-For every positive vector x, ``|A|_2^2 <= lam_max(|A|ᵀ|A|) <= max_j (|A|ᵀ|A| x)_j / x_j`` (Schur 1911; Collatz 1942), the
-maximum over coordinates that are not masked. Power steps on ``|A|ᵀ|A|`` make x a good one, and every step's x gives a bound,
-of which the least is returned. The gap ``| |A| |_2 / |A|_2`` remains: nothing sees the signs of A.
+For every positive vector x, ``|A|_2^2 <= lam_max(|A|ᵀ|A|) <= max_j (|A|ᵀ|A| x)_j / x_j`` (Schur 1911; Collatz 1942),
+the maximum over coordinates that are not masked. Power steps on ``|A|ᵀ|A|`` make x a good one, and every step's x
+gives a bound, of which the least is returned. The gap ``| |A| |_2 / |A|_2`` remains: nothing sees the signs of A.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class ComposedMap(_Combination):
 
     def __init__(self, maps: Sequence[LinearMap]) -> None:
         super().__init__(maps)
-        for left, right in zip(maps[:-1], maps[1:]):
+        for left, right in pairwise(maps):
             if left.in_shape != right.out_shape:
                 raise ShapeError(
                     f"ComposedMap: {type(left).__name__} takes {tuple(left.in_shape)}, "
@@ -96,7 +97,7 @@ class ComposedMap(_Combination):
         n = len(self.maps)
         rows = [all(m.row_monomial for m in self.maps[:i]) for i in range(n)]
         columns = [all(m.column_monomial for m in self.maps[i + 1 :]) for i in range(n)]
-        return any(r and c for r, c in zip(rows, columns))
+        return any(r and c for r, c in zip(rows, columns, strict=True))
 
     def abs(self) -> LinearMap:
         if self.nonnegative:

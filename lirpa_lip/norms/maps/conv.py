@@ -60,14 +60,14 @@ class ConvMap(LinearMap):
         self.stride, self.padding = _tuple(stride, axes, "stride"), _tuple(padding, axes, "padding")
         self.dilation = _tuple(dilation, axes, "dilation")
         self.in_shape = torch.Size(input_shape)
-        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, weight.shape[2:])]
-        slack = [n + 2 * p - span for n, p, span in zip(self.in_shape[1:], self.padding, spans)]
+        spans = [d * (k - 1) + 1 for d, k in zip(self.dilation, weight.shape[2:], strict=True)]
+        slack = [n + 2 * p - span for n, p, span in zip(self.in_shape[1:], self.padding, spans, strict=True)]
         if min(slack) < 0:
             raise ShapeError(f"{type(self).__name__}: the kernel is larger than the padded input {tuple(input_shape)}.")
-        self.out_shape = torch.Size([weight.shape[0], *(s // t + 1 for s, t in zip(slack, self.stride))])
+        self.out_shape = torch.Size([weight.shape[0], *(s // t + 1 for s, t in zip(slack, self.stride, strict=True))])
         self.multiply_adds = self.out_shape.numel() * weight[0].numel()
         # Trailing inputs that no window reaches: the transposed convolution must be told of them.
-        self.output_padding = tuple(s % t for s, t in zip(slack, self.stride))
+        self.output_padding = tuple(s % t for s, t in zip(slack, self.stride, strict=True))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -156,10 +156,8 @@ class ConvTransposeMap(LinearMap):
             )
         stride, padding = _tuple(stride, axes, "stride"), _tuple(padding, axes, "padding")
         output_padding, dilation = _tuple(output_padding, axes, "output_padding"), _tuple(dilation, axes, "dilation")
-        spatial = [
-            (n - 1) * s - 2 * p + d * (k - 1) + 1 + extra
-            for n, s, p, d, k, extra in zip(input_shape[1:], stride, padding, dilation, weight.shape[2:], output_padding)
-        ]
+        sizes = zip(input_shape[1:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True)
+        spatial = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + extra for n, s, p, d, k, extra in sizes]
         # The convolution reads the transposed one's output; more windows may fit in it than there are inputs.
         self.conv = ConvMap(weight, (weight.shape[1] * groups, *spatial), stride, padding, dilation, groups)
         self.output_padding = output_padding

@@ -78,7 +78,7 @@ class ReshapeMap(LinearMap):
     ) -> None:
         self.in_shape, self.out_shape = torch.Size(in_shape), torch.Size(out_shape)
         if math.prod(in_shape) != math.prod(out_shape):
-            raise ShapeError(f"ReshapeMap: {tuple(in_shape)} and {tuple(out_shape)} differ in their number of elements.")
+            raise ShapeError(f"ReshapeMap: {tuple(in_shape)} and {tuple(out_shape)} differ in element count.")
         self._dtype = dtype or torch.get_default_dtype()
         self._device = torch.device(device or "cpu")
 
