@@ -1,0 +1,105 @@
+"""``method="clarke-jacobian"`` and its kin: from a wrapped model and a region to Lipschitz constants of every norm."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import auto_LiRPA
+import torch
+from torch import Tensor
+
+from .config import LocalLipConfig
+from .errors import ShapeError, UnsupportedNormError
+from .graph import NetworkGraph
+from .intermediate import lirpa_intervals
+from .lipschitz.clarke import METHODS, ClarkeOptions, check_norm, clarke_lipschitz
+from .lipschitz.clarke_region import InputSet
+from .local_lip import network_graph, outward
+from .margin import check_specification
+from .result import LipschitzResult
+
+JACOBIAN_METHODS = METHODS
+
+
+def jacobian_constants_of(bounded, x, c: Tensor | None, method: str, norm: float, options: Mapping) -> LipschitzResult:
+    """Constants of the rows of ``C f``, or of f for ``C=None``, over the closed region of ``x``.
+
+    Raises:
+        UnknownMethodError, UnsupportedNormError, ShapeError, ConfigError, NonFiniteError: as named.
+    """
+    settings, norm = ClarkeOptions.from_keywords(options), check_norm(norm)
+    graph, inputs, dtype = prepare_region(bounded, x)
+    rows = check_specification(c, len(inputs), graph)
+    seed = rows.reshape(*rows.shape[:2], *graph[graph.output].shape).detach()
+    known = alpha_crown_intervals(bounded, x, graph) if settings.intermediate == "alpha-crown" else {}
+    upper, lower, details = clarke_lipschitz(graph, inputs, seed, c is None, method, norm, settings, known)
+    slopes = details.pop("slopes").values()
+    stable, eliminated = (
+        sum((getattr(s, kind).flatten(1).sum(1) for s in slopes), torch.zeros(len(inputs), dtype=torch.long))
+        for kind in ("stable", "eliminated")
+    )
+    return LipschitzResult(
+        upper=outward(upper, upper, dtype)[1],
+        lower=outward(lower, lower, dtype)[0],
+        certificate="deterministic",
+        failure_probability=0.0,
+        stable=stable,
+        eliminated=eliminated,
+        neurons=sum(s.low[0].numel() for s in slopes),
+        details=details,
+    )
+
+
+def prepare_region(bounded, x) -> tuple[NetworkGraph, InputSet, torch.dtype]:
+    """The graph in float64, the closed region of ``x``, and the model's own precision."""
+    config = LocalLipConfig.from_options(bounded.bound_opts)
+    graph = network_graph(bounded)
+    return graph.to(torch.float64), input_set(x, config, graph), graph.dtype
+
+
+def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
+    """The region of ``x``: for ``norm=inf`` the box ``x ± eps``, or ``x_L … x_U`` in its place; for ``norm=2`` the ball.
+
+    The box of possible inputs (``image_box``; for a ball also ``x_L … x_U``) cuts either.
+
+    Raises:
+        ShapeError: ``x`` is no single ``BoundedTensor`` of the shape the model was wrapped with.
+        UnsupportedNormError: a region of another norm.
+    """
+    x = x[0] if isinstance(x, (tuple, list)) and len(x) == 1 else x
+    if not isinstance(x, auto_LiRPA.BoundedTensor):
+        raise ShapeError("x must be one BoundedTensor, as in x=(BoundedTensor(x, PerturbationLpNorm(eps=0.1)),).")
+    expected = graph[graph.input].shape
+    if x.shape[1:] != expected:
+        raise ShapeError(
+            f"the input has shape {tuple(x.shape)}, expected (batch, *{tuple(expected)}), "
+            "the shape the model was wrapped with."
+        )
+    region, norm = x.ptb, getattr(x.ptb, "norm", None)
+    if norm not in (2, math.inf):
+        raise UnsupportedNormError(norm, "the region of a Jacobian bound", (math.inf, 2))
+    centre = x.as_subclass(Tensor).detach().double()
+    low, high = (None if t is None else torch.as_tensor(t, dtype=centre.dtype, device=centre.device)
+                 for t in (getattr(region, "x_L", None), getattr(region, "x_U", None)))
+    image = config.image_box
+    if norm == 2:
+        low = image[0] if low is None and image else low
+        high = image[1] if high is None and image else high
+        low, high = (t if t is None else torch.as_tensor(t, dtype=centre.dtype, device=centre.device) for t in (low, high))
+        return InputSet.ball(centre, torch.as_tensor(region.eps, dtype=centre.dtype, device=centre.device), low, high)
+    eps = torch.as_tensor(region.eps, dtype=centre.dtype, device=centre.device)
+    if eps.ndim == 1 and eps.numel() not in (1, len(centre)):
+        raise ShapeError(f"eps has {eps.numel()} entries for a batch of {len(centre)}; give one for each sample.")
+    eps = eps.reshape(-1, *[1] * (centre.ndim - 1)) if eps.ndim == 1 else eps
+    low = torch.nextafter(centre - eps, torch.full_like(centre, -math.inf)) if low is None else low
+    high = torch.nextafter(centre + eps, torch.full_like(centre, math.inf)) if high is None else high
+    if image:
+        low, high = low.clamp(min=image[0]), high.clamp(max=image[1])
+    return InputSet.box(centre, low, high)
+
+
+def alpha_crown_intervals(bounded, x, graph: NetworkGraph) -> dict:
+    """Pre-activation bounds that auto_LiRPA's optimised CROWN leaves on its nodes."""
+    bounded.compute_bounds(x=x if isinstance(x, tuple) else (x,), method="alpha-crown")
+    return {name: tuple(t.detach() for t in pair) for name, pair in lirpa_intervals(bounded, graph).items()}
