@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
 from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError
+from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
 from .local_lip import METHODS, local_lip_bounds, local_lip_constants
 from .operators import clipped_relu_bound, maxmin_bound  # noqa: F401  (registers the bound classes)
 from .result import LipschitzResult
@@ -54,8 +55,11 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
 
 
 def _local_lipschitz(bounded, x, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
+    if method in JACOBIAN_METHODS:
+        _check_mode(bounded)
+        return jacobian_constants_of(bounded, x, c, method, norm, options)
     if method not in METHODS:
-        raise UnknownMethodError(method, METHODS)
+        raise UnknownMethodError(method, METHODS + JACOBIAN_METHODS)
     if norm != 2:
         raise UnsupportedNormError(norm, f"method={method!r}", (2,))
     if options:
@@ -116,10 +120,12 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         """Local Lipschitz constants: how fast ``C f`` (or ``f``) can change between any two points of the region.
 
         Args:
-            x: ``(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``.
-            C: rows ``(batch, specs, outputs)``, one constant each; ``None`` for the whole output, ``‖·‖₂ → ‖·‖₂``.
-            method: ``"local-lip"`` or ``"local-lip-crown"``, which differ in their pre-activation bounds.
-            norm: 2.
+            x: ``(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``; a box (``norm=inf``) for Jacobian methods.
+            C: rows ``(batch, specs, outputs)``, one constant each; ``None`` for the whole output, ``‖·‖_p → ‖·‖_p``.
+            method: ``"local-lip"`` or ``"local-lip-crown"``, which differ in their pre-activation bounds; or
+                ``"clarke-jacobian"``, ``"recurjac"``, ``"fastlip"``, ``"naive"``: see `lirpa_lip.lipschitz.clarke`.
+            norm: p. 2; for Jacobian methods inf, 2 or 1.
+            options: fields of `lirpa_lip.lipschitz.clarke.ClarkeOptions`, for Jacobian methods.
 
         Returns:
             `LipschitzResult`; its ``upper`` is ``(batch, specs)``, or ``(batch,)`` for ``C=None``.
