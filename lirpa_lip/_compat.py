@@ -131,8 +131,7 @@ def import_auto_lirpa() -> types.ModuleType:
     """
     if importlib.util.find_spec("auto_LiRPA") is None:
         raise MissingDependencyError(f"lirpa_lip needs auto_LiRPA. Install it with:  {INSTALL_AUTO_LIRPA}")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)  # auto_LiRPA's, and no user's concern
+    with warnings.catch_warnings(record=True) as caught:  # it sets the filters too; they come back as they were
         try:
             module = importlib.import_module("auto_LiRPA")
         except ImportError:
@@ -141,6 +140,9 @@ def import_auto_lirpa() -> types.ModuleType:
             for name in [name for name in sys.modules if name.split(".")[0] == "auto_LiRPA"]:
                 del sys.modules[name]  # halves left by the failed import
             module = importlib.import_module("auto_LiRPA")
+    for warning in caught:
+        if not issubclass(warning.category, DeprecationWarning):  # those are about its own use of torch
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if not hasattr(sys.modules["auto_LiRPA.parse_graph"], "get_node_attribute"):
         restore_node_items()  # 0.3 indexes the nodes; later versions read their attributes through that function
     accept_remove_duplicate(module.BoundedModule)

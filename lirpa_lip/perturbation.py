@@ -48,7 +48,8 @@ class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
             raise ConfigError(f"norm={norm} is no norm; use a number from 1 to infinity.")
         _check_radius(eps)
         _check_box(x_L, x_U)
-        super().__init__(eps=eps, norm=norm, x_L=x_L, x_U=x_U, **options)
+        with np.errstate(divide="ignore"):  # for p = 1 the dual norm is 1/0, rightly ∞
+            super().__init__(eps=eps, norm=norm, x_L=x_L, x_U=x_U, **options)
 
     def set_eps(self, eps: float | Tensor) -> None:
         _check_radius(eps)
