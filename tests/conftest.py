@@ -10,6 +10,8 @@ import torch
 
 import lirpa_lip  # noqa: F401  (before anything imports auto_LiRPA)
 
+torch.set_num_threads(1)  # the networks are small, and the workers of a parallel run would fight over the cores
+
 SHARED = Path(os.environ.get("LIRPA_LIP_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
 
 
