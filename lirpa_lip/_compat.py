@@ -40,7 +40,7 @@ def restore_numpy_isin() -> None:
 
 
 def restore_set_opset_version() -> None:
-    """``torch.onnx.symbolic_helper._set_opset_version``: 0.3 sets the opset it traces with by it; torch 1.13 dropped it.
+    """``torch.onnx.symbolic_helper._set_opset_version``: 0.3 sets its opset by it; gone since torch 1.13.
 
     Can go with 0.3.
     """

@@ -181,7 +181,7 @@ def _batch_norm(node: Any, ball: Ball, constants: list) -> Ball | None:
 
 def _reshape(node: Any, ball: Ball, constants: list) -> Ball | None:
     perm = getattr(node, "perm", (0,))
-    if perm[0] != 0 or node.training and isinstance(node, ops.BoundDropout):
+    if perm[0] != 0 or (node.training and isinstance(node, ops.BoundDropout)):
         return None
     moved = [node.forward(value, *constants[1:]) for value in (ball.centre, ball.half_axis, *ball.box)]
     if moved[0].shape[0] != ball.centre.shape[0]:
@@ -234,7 +234,11 @@ def _conv(node: Any, ball: Ball, weight: Tensor, bias: Tensor | None = None, C: 
     return centre, _norms_by_powers(ball, half_axis, weight, lambda d, w: convolve(d, w, None, *geometry))
 
 
-_AFFINE: dict[type, Callable[..., Interval]] = {ops.BoundLinear: _linear, ops.BoundMatMul: _linear, ops.BoundConv: _conv}
+_AFFINE: dict[type, Callable[..., Interval]] = {
+    ops.BoundLinear: _linear,
+    ops.BoundMatMul: _linear,
+    ops.BoundConv: _conv,
+}
 
 
 def _dual(ball: Ball) -> float:

@@ -40,7 +40,8 @@ def box_inputs(module: Any) -> None:
 
 
 def leave_patches(module: Any) -> None:
-    """Use dense matrices in CROWN for a graph that adds or multiplies a constant, instead of patches.
+    """Use dense matrices in CROWN, instead of patches, for a graph that adds or multiplies a constant, or has an
+    operator that knows matrices only.
 
     In patches auto_LiRPA counts an added number for the zero padding of a later convolution too, and bounds a
     ``Conv(1 - x)`` by less than it reaches; other shapes of constants it refuses or fails on. Seen in 0.3 and 0.7.1.
@@ -54,7 +55,8 @@ def leave_patches(module: Any) -> None:
         pending.extend(reached)
     arithmetic = (ops.BoundAdd, ops.BoundSub, ops.BoundMul, ops.BoundDiv)
     mixed = (node for node in nodes if isinstance(node, arithmetic) and node.name in variable)
-    if any(parent.name not in variable for node in mixed for parent in node.inputs):
+    only_dense = any(getattr(node, "needs_matrix", False) for node in nodes)
+    if only_dense or any(parent.name not in variable for node in mixed for parent in node.inputs):
         module.conv_mode = module.bound_opts["conv_mode"] = "matrix"
         for node in nodes:
             if getattr(node, "mode", None) == "patches":

@@ -1,4 +1,4 @@
-"""What all tests share: seeds, the device markers, and where the data and networks lie that are not in the repository."""
+"""What all tests share: seeds, device markers, and where the data and networks lie that are not in the repository."""
 
 from __future__ import annotations
 

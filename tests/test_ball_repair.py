@@ -360,9 +360,7 @@ def test_tokens():
 def test_perturbed_weights_are_left_alone():
     """An ℓ₂ radius of a weight is one per row to auto_LiRPA; that is not a ball around the whole tensor."""
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    model[0].weight = auto_LiRPA.BoundedParameter(
-        model[0].weight.data, auto_LiRPA.PerturbationLpNorm(norm=2, eps=0.1)
-    )
+    model[0].weight = auto_LiRPA.BoundedParameter(model[0].weight.data, auto_LiRPA.PerturbationLpNorm(norm=2, eps=0.1))
     x = torch.rand(2, 4)
     box = BoundedTensor(x, auto_LiRPA.PerturbationLpNorm(norm=math.inf, eps=0.1))
     expected, got = (

@@ -63,6 +63,8 @@ def test_imports(path):
 
 
 def test_the_rules_can_fail():
-    imports = imported_modules("from ..cli import main\nfrom . import lanczos\nimport triton.language", ("lirpa_lip", "norms"))
+    imports = imported_modules(
+        "from ..cli import main\nfrom . import lanczos\nimport triton.language", ("lirpa_lip", "norms")
+    )
     assert {"lirpa_lip.cli", "lirpa_lip.norms.lanczos", "triton.language"} <= imports
     assert upward_violations("norms", imports) == ["cli"]
