@@ -41,7 +41,7 @@ def jacobian_constants_of(bounded, x, c: Tensor | None, method: str, norm: float
     )
     return LipschitzResult(
         upper=outward(upper, upper, dtype)[1],
-        lower=outward(lower, lower, dtype)[0],
+        lower=outward(lower, lower, dtype)[0].clamp(min=0),
         certificate="deterministic",
         failure_probability=0.0,
         stable=stable,

@@ -71,17 +71,19 @@ def rates_at(graph: NetworkGraph, x: Tensor, seed: Tensor, norm: float, whole: b
     Zero at points where the network is not differentiable.
     """
     batch, count = x.shape[:2]
-    rows = seed.shape[1]
-    chunk = max(1, _ELEMENTS // (max(n.shape.numel() for n in graph) * rows * batch))
+    chunk = max(1, _ELEMENTS // (max(n.shape.numel() for n in graph) * seed.shape[1] * batch))
     found = []
     for part in x.split(chunk, dim=1):
-        size = part.shape[1]
-        slopes, good = point_slopes(graph, part.flatten(0, 1))
-        jacobian = _rows(graph, slopes, seed, size).flatten(3)
+        jacobian, good = jacobians_at(graph, part, seed)
         values = _norms(jacobian, norm, whole)
-        good = good.reshape(batch, *[1] * (values.ndim - 2), size)
-        found.append(torch.where(good, values, 0.0))
+        found.append(torch.where(good if whole else good.unsqueeze(1), values, 0.0))
     return torch.cat(found, dim=-1)
+
+
+def jacobians_at(graph: NetworkGraph, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
+    """Jacobian rows at points ``x (batch, count, *in)``, ``(batch, rows, count, n)``, and where they exist ``(batch, count)``."""
+    slopes, good = point_slopes(graph, x.flatten(0, 1))
+    return _rows(graph, slopes, seed, x.shape[1]).flatten(3), good.reshape(x.shape[:2])
 
 
 def _rows(graph: NetworkGraph, slopes: Mapping[str, Tensor], seed: Tensor, size: int) -> Tensor:
