@@ -17,7 +17,7 @@ from lirpa_lip.losses.stages import Stage, stages_of
 from lirpa_lip.losses.warm_norm import WarmStarts
 from lirpa_lip.norms import masked_spectral_norm
 
-CERTIFICATES = ("estimate", "deterministic", "probabilistic")
+CERTIFICATES = ("estimate", "auto", "deterministic", "probabilistic")
 
 
 class GlobalBound(nn.Module):
@@ -27,8 +27,9 @@ class GlobalBound(nn.Module):
         model: sequential network, see ``stages.stages_of``.
         sample: an input, for its shape, dtype and device.
         certificate: ``"estimate"`` for training: power iterations from a vector per layer that is kept from
-            step to step, an underestimate by nature. ``"deterministic"`` or ``"probabilistic"`` for certificates:
-            norms are computed on the first call and kept, so the weights must not change afterwards.
+            step to step, an underestimate by nature. ``"auto"``, ``"deterministic"`` or ``"probabilistic"``, as in
+            ``masked_spectral_norm``, for certificates: norms are computed on the first call and kept, so the weights
+            must not change afterwards. After that call, ``certificate`` is the kind that was reached.
         iterations: power iterations per layer and call (estimate only).
         delta: failure probability of the whole product (probabilistic only).
 
@@ -52,7 +53,8 @@ class GlobalBound(nn.Module):
 
     @property
     def failure_probability(self) -> float:
-        return {"estimate": math.nan, "deterministic": 0.0, "probabilistic": self.delta}[self.certificate]
+        """0, δ of the whole product, or NaN for an estimate."""
+        return {"estimate": math.nan, "deterministic": 0.0}.get(self.certificate, self.delta)
 
     def forward(self, x: Tensor, eps: float | Tensor, labels: Tensor | None = None) -> BoundOutput:
         """See ``LipschitzBound``; ``eps`` is not used, the bound holds everywhere."""
@@ -78,6 +80,8 @@ class GlobalBound(nn.Module):
             masked_spectral_norm(stage.linear_map().detach(), certificate=self.certificate, delta=delta)
             for stage in hidden
         ]
+        probabilistic = any(result.certificate == "probabilistic" for result in results)
+        self.certificate = "probabilistic" if probabilistic else "deterministic"
         return [result.upper for result in results]
 
 

@@ -15,7 +15,7 @@ import torch
 
 from lirpa_lip.errors import ConfigError, DataError, UnknownMethodError
 from lirpa_lip.training import data_files as files
-from lirpa_lip.training.sources import ImageSource, Subset
+from lirpa_lip.training.sources import ImageSource, Subset, first_of
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def load_data(
         _download(name, root)
     train, test, classes, shape = reader(root, image_size)
     if limit is not None:
-        train, test = _first(train, limit), _first(test, limit)
+        train, test = first_of(train, limit), first_of(test, limit)
     train, held_out = _carve(train, validation, seed)
     mean, std = statistics or (None, None)
     return DataBundle(name, train, held_out, test, classes, shape, mean, std)
@@ -109,7 +109,3 @@ def _carve(train: ImageSource, validation: float | int, seed: int) -> tuple[Imag
         raise ConfigError(f"validation={validation} leaves nothing of {len(train)} training images to train on.")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     return Subset(train, order[count:].sort().values), Subset(train, order[:count].sort().values)
-
-
-def _first(source: ImageSource, count: int) -> ImageSource:
-    return Subset(source, torch.arange(min(count, len(source))))

@@ -81,3 +81,8 @@ def _read_image(path: Path, size: int) -> Tensor:
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}).") from error
     return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def first_of(source: ImageSource, count: int) -> ImageSource:
+    """The first samples of a source, ``count`` at most."""
+    return Subset(source, torch.arange(min(count, len(source))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,7 @@ def test_never_below_any_feasible_point(seed: int, iterations: int, scale: float
 def test_more_iterations_only_tighten():
     weight, labels, radius, lower, upper = problem(1, features=40)
     values = [worst_case_increase(weight, labels, radius, lower, upper, n) for n in (0, 1, 3, 20)]
-    assert all((later <= earlier + 1e-12).all() for earlier, later in zip(values, values[1:], strict=False))
+    assert all((later <= earlier + 1e-12).all() for earlier, later in pairwise(values))
     assert (values[-1] < values[0] - 1e-3).any()
 
 
@@ -95,7 +97,9 @@ def test_gradient():
 
 def test_gradient_is_finite_where_nothing_can_move():
     weight, labels, radius, lower, upper = problem(5)
-    inputs = [t.requires_grad_() for t in (weight, torch.zeros_like(radius), torch.zeros_like(lower), torch.zeros_like(upper))]
+    inputs = [
+        t.requires_grad_() for t in (weight, torch.zeros_like(radius), torch.zeros_like(lower), torch.zeros_like(upper))
+    ]
     worst_case_increase(inputs[0], labels, *inputs[1:]).sum().backward()
     assert all(torch.isfinite(t.grad).all() for t in inputs)
 

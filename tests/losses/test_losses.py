@@ -56,7 +56,7 @@ def test_nan_is_not_turned_into_zero(batch):
 
 
 def test_region_never_hurts_and_helps(batch):
-    logits, lipschitz, labels = batch
+    logits, _, labels = batch
     weight = torch.randn(4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     zeros, radius = torch.zeros(6, 5, dtype=torch.float64), torch.full((6,), 0.2, dtype=torch.float64)
     region = FeatureRegion(zeros, radius, zeros - 0.05, zeros + 0.05, weight)
@@ -107,7 +107,9 @@ def test_crm(batch):
     for b, y in enumerate(labels.tolist()):
         margins = [(logits[b, y] - logits[b, j]).item() for j in range(4) if j != y]
         if min(margins) > 0:
-            radii = [m / lipschitz[b, j].item() / eps for m, j in zip(margins, [j for j in range(4) if j != y], strict=True)]
+            radii = [
+                m / lipschitz[b, j].item() / eps for m, j in zip(margins, [j for j in range(4) if j != y], strict=True)
+            ]
             soft = -math.log(sum(math.exp(-50.0 * r) for r in radii)) / 50.0
             assert soft <= min(radii) + 1e-12
             penalty += max(0.0, 1 - soft)

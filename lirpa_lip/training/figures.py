@@ -1,0 +1,46 @@
+"""Figures of certified accuracy against the radius."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lirpa_lip.training.certification import Row
+
+
+def certified_curve(rows: Sequence[Row], points: int = 200) -> tuple[list[float], list[float]]:
+    """Radii and the fraction of samples that are right and certified at each, up to the largest finite radius."""
+    radii = [r.radius for r in rows if r.prediction == r.label]
+    finite = [r for r in radii if 0 < r < float("inf")]
+    top = max(finite, default=1.0)
+    grid = [top * i / points for i in range(points + 1)]
+    return grid, [sum(r >= eps for r in radii) / max(1, len(rows)) for eps in grid]
+
+
+def draw_certified_accuracy(
+    runs: Mapping[str, Sequence[Row]], path: Path, pgd: Mapping[str, Mapping[float, float]] | None = None
+) -> None:
+    """One curve per run, with its PGD accuracies as crosses in the same colour.
+
+    Args:
+        runs: name -> certified rows.
+        path: of the image; its ending gives the format.
+        pgd: name -> {ε: accuracy under attack}.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    for name, rows in runs.items():
+        (line,) = axes.plot(*certified_curve(rows), label=name, drawstyle="steps-post")
+        ceiling = (pgd or {}).get(name, {})
+        axes.plot(list(ceiling), list(ceiling.values()), "x", color=line.get_color())
+    axes.set(xlabel="ε, ℓ₂ radius in pixels of [0, 1]", ylabel="certified accuracy (× under PGD)", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

@@ -1,0 +1,206 @@
+"""The training bounds with converged norms: against dense SVDs, sampling, the certified bound, and each other."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from loss_networks import SHAPE, dense_product, points_in_ball, small_network, worst_rate
+from torch import Tensor, nn
+
+from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
+from lirpa_lip.losses import make_bound
+from lirpa_lip.losses.activations import masks_of
+from lirpa_lip.losses.global_bound import GlobalBound
+from lirpa_lip.losses.graph_bound import GraphLocalLip
+from lirpa_lip.losses.local_bound import SequentialLocalLip, masked_pair_norms
+from lirpa_lip.margin import margin_specification
+from lirpa_lip.nn import ClippedMaxMin
+from lirpa_lip.training.models import ACTIVATIONS
+
+X = torch.rand(4, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 4, 2, 2])
+MANY = 300
+
+
+def recorded_intervals(bound: SequentialLocalLip, eps: float) -> list[tuple[Tensor, Tensor]]:
+    swept = bound._sweep(X, torch.full((len(X),), eps, dtype=X.dtype))
+    return [(layer.lower, layer.upper) for layer in swept.layers]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("eps", [0.05, 0.5])
+def test_product_equals_dense_svds(activation: str, eps: float):
+    model = small_network(activation)
+    bound = SequentialLocalLip(model, X, iterations=MANY).eval()
+    swept = bound._sweep(X, torch.full((len(X),), eps, dtype=X.dtype))
+    expected = dense_product(model, X, recorded_intervals(bound, eps))
+    torch.testing.assert_close(swept.rate, expected.expand(len(X)), rtol=2e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("box", [None, (0.0, 1.0)])
+def test_intervals_hold(activation: str, box: tuple[float, float] | None):
+    model, eps = small_network(activation), 0.3
+    bound = SequentialLocalLip(model, X, iterations=MANY, image_box=box).eval()
+    intervals = iter(recorded_intervals(bound, eps))
+    points = points_in_ball(X, eps, 60)
+    points = points if box is None else points.clamp(*box)
+    values = points.flatten(0, 1)
+    for layer in model:
+        if type(layer).__name__ in ("ReLU", "ClippedReLU", "MaxMin", "ClippedMaxMin"):
+            lower, upper = next(intervals)
+            here = values.reshape(60, len(X), *values.shape[1:])
+            assert (here >= lower - 1e-9).all() and (here <= upper + 1e-9).all()
+        values = layer(values)
+
+
+@pytest.mark.parametrize("name", ["local-lip", "composed"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("eps", [0.05, 0.4])
+def test_bounds_sampled_rates(name: str, activation: str, eps: float):
+    model = small_network(activation)
+    options = {"iterations": MANY} | ({"refinements": MANY} if name == "composed" else {})
+    bound = make_bound(name, model, X, **options).eval()
+    pairs = bound(X, eps, LABELS).pair_lipschitz
+    rates = worst_rate(model, X, LABELS, eps)
+    if name == "composed":  # other pairs than the closest rival's share its ratio: estimates, even when converged
+        logits = model(X)
+        rival = (logits + eps * super_product(model, eps)).scatter(1, LABELS[:, None], -torch.inf).argmax(dim=1)
+        pairs, rates = pairs.gather(1, rival[:, None]), rates.gather(1, rival[:, None])
+    assert (rates <= pairs * (1 + 1e-6) + 1e-9).all()
+
+
+def super_product(model: nn.Module, eps: float) -> Tensor:
+    return SequentialLocalLip(model, X, iterations=MANY).eval()(X, eps, LABELS).pair_lipschitz
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_order_of_the_bounds(activation: str):
+    """composed ≤ local product ≤ global, for every pair."""
+    model, eps = small_network(activation), 0.2
+    whole = GlobalBound(model, X, "deterministic")(X, eps, LABELS).pair_lipschitz
+    local = super_product(model, eps)
+    composed = make_bound("composed", model, X, iterations=MANY, refinements=MANY).eval()(X, eps, LABELS).pair_lipschitz
+    assert (local <= whole * (1 + 1e-6)).all()
+    assert (composed <= local * (1 + 1e-9)).all()
+    assert composed.mean() < 0.95 * local.mean()
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_agrees_with_the_graph(activation: str):
+    """Two implementations, one bound: by stages and on the traced graph."""
+    model, eps = small_network(activation), 0.2
+    graph = GraphLocalLip(model, X, "product", iterations=MANY).eval()(X, eps, LABELS)
+    stages = super_product(model, eps)
+    # They differ in details of the intervals: masked rows there, the order of a pair from its own intervals here.
+    torch.testing.assert_close(graph.pair_lipschitz, stages, rtol=0.1, atol=1e-9)
+    torch.testing.assert_close(graph.logits, model(X))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_composed_is_near_the_certified_one(activation: str):
+    model, eps = small_network(activation), 0.2
+    config = LocalLipConfig(bound="composed", certificate="deterministic")
+    bounded = BoundedModule(model, X, bound_opts={"local_lip": config})
+    ball = BoundedTensor(X, PerturbationLpNorm(norm=2, eps=eps))
+    rows = margin_specification(LABELS, 5, X.dtype)
+    lower, _ = bounded.compute_bounds(x=(ball,), C=rows, method="local-lip")
+    logits = model(X).detach()
+    margins = (rows @ logits.unsqueeze(2)).squeeze(2)
+    certified = (margins - lower.detach()) / eps
+    pairs = make_bound("composed", model, X, iterations=MANY, refinements=MANY).eval()(X, eps, LABELS).pair_lipschitz
+    others = ~nn.functional.one_hot(LABELS, 5).bool()
+    ratio = certified / pairs.detach()[others].reshape(4, 4)
+    assert ((ratio > 0.6) & (ratio < 1.2)).all()
+
+
+def test_zero_radius_is_the_jacobian():
+    """On a ball of radius 0 every slope is known: the composed bound is the norm of the gradient."""
+    model = small_network("relu")
+    composed = make_bound("composed", model, X, iterations=MANY).eval()(X, 0.0, LABELS).pair_lipschitz
+    for b in range(len(X)):
+        x = X[b : b + 1].clone().requires_grad_()
+        logits = model(x)
+        margins = logits[0, LABELS[b]] - logits[0]
+        norms = [torch.autograd.grad(m, x, retain_graph=True)[0].norm() if m != 0 else 0.0 for m in margins]
+        rival = (logits[0].detach()).scatter(0, LABELS[b : b + 1], -torch.inf).argmax()
+        assert composed[b, rival].item() == pytest.approx(float(norms[rival]), rel=1e-9)
+
+
+def test_dead_network():
+    """All neurons dead: nothing can change, and the start vectors survive."""
+    model = small_network("relu")
+    nn.init.constant_(model[1].bias, -1e3)
+    for name in ("local-lip", "composed"):
+        bound = make_bound(name, model, X)
+        for _ in range(3):
+            output = bound(X, 0.1, LABELS)
+        assert (output.pair_lipschitz == 0).all()
+        output.pair_lipschitz.sum().backward()
+        assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        assert all((b.norm() > 0.5).all() for b in bound.buffers())
+
+
+def test_known_order_removes_rows():
+    """A stable pair of a clipped MaxMin: its constant output takes its own row with it, and no other."""
+    layer = ClippedMaxMin((4,), max_threshold=1.0, min_threshold=-1.0)
+    lower = torch.tensor([[3.0, 0.2, 0.0, 0.5]])  # pairs (3 … 4, 0 … 0.5) and (0.2 … 0.8, 0.5 … 0.9)
+    upper = torch.tensor([[4.0, 0.8, 0.5, 0.9]])
+    rows, columns = masks_of(layer, lower, upper)
+    assert columns.tolist() == [[0.0, 1.0, 1.0, 1.0]]
+    assert rows.tolist() == [[0.0, 1.0, 1.0, 1.0]]
+    rows, columns = masks_of(layer, lower.roll(2, 1), upper.roll(2, 1))
+    assert columns.tolist() == [[0.0, 1.0, 1.0, 1.0]]
+    assert rows.tolist() == [[1.0, 1.0, 0.0, 1.0]]
+
+
+def test_masked_pair_norms():
+    weight = torch.randn(6, 9, dtype=torch.float64)
+    mask = torch.randint(0, 2, (4, 9)).double()
+    found = masked_pair_norms(weight, LABELS, mask)
+    expected = ((weight.unsqueeze(0) - weight[LABELS].unsqueeze(1)) * mask.unsqueeze(1)).norm(dim=2)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(masked_pair_norms(weight, LABELS, None), torch.cdist(weight, weight)[LABELS])
+
+
+@pytest.mark.parametrize("name", ["global", "local-lip", "composed"])
+def test_no_state_per_sample(name: str):
+    """What a bound keeps has the size of a few inputs and activations, whatever passes through it."""
+    bound = make_bound(name, small_network(), X)
+    before = sum(b.numel() for b in bound.buffers())
+    for batch in (1, 3, 50):
+        bound(torch.rand(batch, *SHAPE, dtype=torch.float64), 0.1)
+    assert sum(b.numel() for b in bound.buffers()) == before < 3000
+
+
+@pytest.mark.parametrize("name", ["local-lip", "composed"])
+def test_general_graphs(name: str):
+    """A residual network, which has no stages, goes through its traced graph."""
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.last = nn.Linear(72, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.first(x.flatten(1)))
+            return self.last(torch.relu(h + self.second(h)))
+
+    model = Residual().double()
+    bound = make_bound(name, model, X, iterations=50)
+    output = bound(X, 0.2, LABELS)
+    output.pair_lipschitz.sum().backward()
+    assert isinstance(bound, GraphLocalLip)
+    assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in (model.first.weight, model.last.weight))
+    assert (worst_rate(model, X, LABELS, 0.2) <= bound.eval()(X, 0.2, LABELS).pair_lipschitz * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("name", ["local-lip", "composed"])
+def test_radius_per_sample(name: str):
+    model = small_network()
+    bound = make_bound(name, model, X, iterations=MANY).eval()
+    eps = torch.tensor([0.0, 0.1, 0.2, 0.4], dtype=torch.float64)
+    together = bound(X, eps, LABELS).pair_lipschitz
+    for b in range(len(X)):
+        alone = bound(X[b : b + 1], eps[b], LABELS[b : b + 1]).pair_lipschitz[0]
+        torch.testing.assert_close(together[b], alone, rtol=1e-6, atol=1e-9)
