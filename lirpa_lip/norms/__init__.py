@@ -2,5 +2,6 @@
 
 from lirpa_lip.norms.result import NormResult
 from lirpa_lip.norms.solve import masked_spectral_norm
+from lirpa_lip.norms.start import SharedStart
 
-__all__ = ["NormResult", "masked_spectral_norm"]
+__all__ = ["NormResult", "SharedStart", "masked_spectral_norm"]

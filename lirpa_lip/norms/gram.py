@@ -29,30 +29,75 @@ from lirpa_lip.norms.linear_map import ConvMap
 #: Products; the last bound exceeds lam_max by a factor of at most s^(1/2^(ITERATIONS+1)).
 ITERATIONS = 8
 
-#: Grid points per unit of degree: cos(pi/48) is 0.998.
-POINTS_PER_DEGREE = 48
+#: Grid points per unit of degree: cos(pi/32) is 0.995.
+POINTS_PER_DEGREE = 32
 
 
 def gram_bound(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """Upper bounds of the largest singular values of ``(g, r, c)`` float64 or complex128 matrices; ``(g,)``."""
+    gram, margin = _gram(matrix)
+    return (_Iteration(gram).after(iterations).bound() + margin).sqrt() * (1 + 4 * UNIT)
+
+
+def largest_gram_bound(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
+    """Upper bound of the largest of all the norms, a scalar: matrices that cannot have it leave on the way."""
+    gram, margin = _gram(matrix)
+    state = _Iteration(gram)
+    for _ in range(iterations):
+        keep = (state.bound() >= state.least().amax() * (1 - 1e-9)).nonzero().squeeze(1)
+        state, margin = state.select(keep), margin[keep]
+        state.square()
+    return (state.bound() + margin).amax().sqrt() * (1 + 4 * UNIT)
+
+
+def _gram(matrix: Tensor) -> tuple[Tensor, Tensor]:
     small = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mH
-    margin = gram_margin(2 * small.shape[2], small.abs().square().sum((1, 2)))
-    return (_top_eigenvalue_bound(small @ small.mH, iterations) + margin).sqrt() * (1 + 4 * UNIT)
+    # A complex product has twice the terms.
+    return small @ small.mH, gram_margin(2 * small.shape[2], small.abs().square().sum((1, 2)))
 
 
-def _top_eigenvalue_bound(gram: Tensor, iterations: int) -> Tensor:
-    error = SLACK * 2 * (gram.shape[-1] + 4) * UNIT
-    scales = []
-    for step in range(iterations + 1):
-        scale = torch.linalg.matrix_norm(gram) * (1 + error)
-        scales.append(scale)
-        if step < iterations:
-            gram = gram / torch.where(scale > 0, scale, 1).reshape(-1, 1, 1)
-            gram = gram @ gram
-    bound = scales.pop()
-    for scale in reversed(scales):
-        bound = scale * (bound + error).sqrt()
-    return bound
+class _Iteration:
+    """Matrices ``M_k / |M_k|_F``, and the scales taken out at every k."""
+
+    def __init__(self, gram: Tensor) -> None:
+        self.error = SLACK * 2 * (gram.shape[-1] + 4) * UNIT
+        self.scales: list[Tensor] = []
+        self._normalise(gram)
+
+    def _normalise(self, matrix: Tensor) -> None:
+        scale = torch.linalg.matrix_norm(matrix) * (1 + self.error)
+        self.scales.append(scale)
+        self.matrix = matrix / torch.where(scale > 0, scale, 1).reshape(-1, 1, 1)
+
+    def square(self) -> None:
+        self._normalise(self.matrix @ self.matrix)
+
+    def after(self, steps: int) -> _Iteration:
+        for _ in range(steps):
+            self.square()
+        return self
+
+    def _undone(self, value: Tensor, error: float) -> Tensor:
+        """A value of the last matrix, before its scale was taken out, as one of the first."""
+        for scale in reversed(self.scales[:-1]):
+            value = scale * (value + error).sqrt()
+        return value
+
+    def bound(self) -> Tensor:
+        """Upper bounds of the top eigenvalues of the first matrices, ``(g,)``."""
+        return self._undone(self.scales[-1], self.error)
+
+    def least(self) -> Tensor:
+        """Values the top eigenvalues reach but for rounding, ``(g,)``: ``lam_max >= trace(M^2) / trace(M)``."""
+        trace = self.matrix.diagonal(dim1=1, dim2=2).real.sum(1)
+        share = self.matrix.abs().square().sum((1, 2)) / torch.where(trace > 0, trace, 1)
+        return self._undone(self.scales[-1] * share, 0.0)
+
+    def select(self, index: Tensor) -> _Iteration:
+        part = object.__new__(_Iteration)
+        part.error, part.matrix = self.error, self.matrix[index]
+        part.scales = [scale[index] for scale in self.scales]
+        return part
 
 
 def convolution_bound(conv: ConvMap, iterations: int = ITERATIONS) -> Tensor:
@@ -99,23 +144,9 @@ def _symbol_bound(coefficients: dict, degrees: list[int], iterations: int) -> Te
     angles = theta @ shifts.mT
     waves = torch.polar(torch.ones_like(angles), angles)
     top = example.new_zeros(())
-    for part in waves.split(max(1, (1 << 23) // example.numel())):
+    for part in waves.split(max(1, (1 << 22) // example.numel())):
         symbol = (part @ stack.flatten(1)).reshape(-1, *example.shape)
-        top = torch.maximum(top, _largest(symbol, iterations))
+        top = torch.maximum(top, largest_gram_bound(symbol, iterations))
     # Each symbol errs by a few roundings of every coefficient.
     error = SLACK * (len(shifts) + 16) * UNIT * sum(torch.linalg.matrix_norm(block) for block in coefficients.values())
     return (top + error) / math.sqrt(shortfall) * (1 + 8 * UNIT)
-
-
-def _largest(matrices: Tensor, iterations: int) -> Tensor:
-    """Upper bound of all norms; matrices that cannot have the largest one leave after each round of products."""
-    for rounds in range(1, iterations):
-        bound = gram_bound(matrices, rounds)
-        squares = matrices @ matrices.mH if matrices.shape[1] <= matrices.shape[2] else matrices.mH @ matrices
-        trace = squares.diagonal(dim1=1, dim2=2).real.sum(1)
-        # lam_max >= trace(M^2) / trace(M)
-        least = (squares.abs().square().sum((1, 2)) / torch.where(trace > 0, trace, 1)).amax().sqrt()
-        matrices = matrices[bound >= least * (1 - 1e-9)]
-        if len(matrices) <= 8:
-            break
-    return gram_bound(matrices, iterations).amax()

@@ -21,6 +21,7 @@ from lirpa_lip.norms.reduce import active_counts
 from lirpa_lip.norms.result import Certificate, NormResult, combined
 from lirpa_lip.norms.schur import schur_bound
 from lirpa_lip.norms.simplify import simplify
+from lirpa_lip.norms.start import SharedStart
 
 CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
 
@@ -100,7 +101,7 @@ def masked_spectral_norm(
     delta: float = 1e-6,
     rtol: float = 1e-3,
     max_iterations: int = 100,
-    start: Tensor | None = None,
+    start: Tensor | SharedStart | None = None,
     generator: torch.Generator | None = None,
     vectors: bool = False,
     work_limit: float = WORK_LIMIT,
@@ -120,7 +121,8 @@ def masked_spectral_norm(
         rtol: relative accuracy at which to stop: of an estimate, its estimated error; of a probabilistic bound,
             ``upper / lower - 1``. Deterministic bounds are as tight as their method gives.
         max_iterations: applications of the pair (A, Aᵀ), at most. A probabilistic bound stays valid, if wider.
-        start: ``(B or 1, *in_shape)``, start of an estimate. A certificate draws its own fresh start and ignores it.
+        start: of an estimate: ``(B or 1, *in_shape)``, or a `SharedStart` that learns from call to call. A certificate
+            draws its own fresh start and ignores this one.
         generator: source of random starts.
         vectors: return singular vectors even where no gradient needs them.
         work_limit: see ``certificate``.
@@ -134,10 +136,18 @@ def masked_spectral_norm(
     masked, problem = prepare(linear_map, mask_in, mask_out)
     _check(certificate, delta, rtol, max_iterations)
     gradient = needs_gradient(masked)
-    settings = Settings(delta, rtol, max_iterations, start, generator, vectors or gradient)
+    shared = start if isinstance(start, SharedStart) else None
     with torch.no_grad():
-        name = _choose(simplify(problem), method, certificate, work_limit)
-        result = _rounded(_solve(problem, SOLVERS[name], settings), problem.map.dtype)
+        solver = SOLVERS[_choose(simplify(problem), method, certificate, work_limit)]
+        first = start if isinstance(start, Tensor) else None
+        if shared is not None:
+            first = shared.vector(problem)
+            max_iterations = max_iterations if first is not None else max(max_iterations, shared.first_iterations)
+        want_vectors = vectors or gradient or shared is not None
+        settings = Settings(delta, rtol, max_iterations, first, generator, want_vectors)
+        result = _rounded(_solve(problem, solver, settings), problem.map.dtype)
+        if shared is not None and result.right is not None:
+            shared.update(problem, result.right)
     if bool(result.lower.isnan().any() | result.upper.isnan().any()):
         raise NonFiniteError("a spectral norm", "check the map's values and the range of its dtype")
     return differentiable(masked, result) if gradient else result
