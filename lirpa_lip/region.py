@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .errors import ConfigError, NonFiniteError, ShapeError
 
-#: Halvings of the multiplier's logarithmic range in `box_ball_support`; any number of them gives a valid bound.
-_BISECTIONS = 24
+#: Steps towards the best multiplier in `box_ball_support`; any number of them gives a valid bound.
+_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,14 @@ class Region:
         x = self.centre + step.reshape(self.centre.shape)
         return x if self.low is None else torch.minimum(torch.maximum(x, self.low), self.high)
 
-    def support(self, direction: Tensor) -> Tensor:
+    def support(self, direction: Tensor, ball_only: bool = False) -> Tensor:
         """Upper bound of ``max direction · (x − centre)`` over the region, ``(batch, specs, *shape) -> (batch, specs)``.
 
-        Exact for the ball, and for its intersection with the box up to the search for the multiplier.
+        Exact for the ball (or if only it is asked for), and for its intersection with the box up to the search for
+        the multiplier.
         """
         flat = direction.flatten(2)
-        if self.low is None:
+        if self.low is None or ball_only:
             return safe_norm(flat) * self.eps.unsqueeze(1)
         low, high = (end - self.centre for end in self.interval())
         return box_ball_support(flat, low.flatten(1), high.flatten(1), self.eps)
@@ -111,9 +112,9 @@ def box_ball_support(direction: Tensor, low: Tensor, high: Tensor, radius: Tenso
 
         max aᵀe  <=  λ radius² + Σ_i max_{low_i <= e_i <= high_i} (a_i e_i − λ e_i²),
 
-    where the inner maximum is at ``clip(a_i / 2λ, low_i, high_i)``. The right side is convex in λ; the search only
-    decides how tight the bound is. Bisecting on ``‖e(λ)‖ = radius`` finds the minimum, and the pure box (λ = 0) and
-    the pure ball (no box) are tried as well, so the result never exceeds either.
+    where the inner maximum is at ``clip(a_i / 2λ, low_i, high_i)``. The right side is smallest where that point has the
+    ball's radius; how well λ is found only decides how tight the bound is. The pure box (λ = 0) and the pure ball (no
+    box) are tried as well, so the result never exceeds either.
 
     Args:
         direction: ``a``, ``(batch, specs, n)``.
@@ -128,19 +129,29 @@ def box_ball_support(direction: Tensor, low: Tensor, high: Tensor, radius: Tenso
     ball = safe_norm(direction) * radius
     box = torch.maximum(direction * low, direction * high).sum(-1)
     with torch.no_grad():
-        # beyond the multiplier of the pure ball every e(λ) is shorter than the radius
-        top = safe_norm(direction) / (2 * radius).clamp(min=torch.finfo(direction.dtype).tiny)
-        top = top.clamp(min=torch.finfo(direction.dtype).tiny, max=torch.finfo(direction.dtype).max / 1e9)
-        log_low, log_high = torch.log(top) - 30.0, torch.log(top)
-        for _ in range(_BISECTIONS):
-            middle = (log_low + log_high) / 2
-            e = _clipped(direction / (2 * middle.exp()).unsqueeze(-1), low, high)
-            long = e.square().sum(-1) > radius.square()
-            log_low, log_high = torch.where(long, middle, log_low), torch.where(long, log_high, middle)
-        multiplier = log_high.exp()
-        e = _clipped(direction / (2 * multiplier).unsqueeze(-1), low, high)
+        scale = _scale(direction, low, high, radius)
+        e = _clipped(direction * scale.unsqueeze(-1), low, high)
+        multiplier = 1 / (2 * scale)
     dual = (direction * e - multiplier.unsqueeze(-1) * e.square()).sum(-1) + multiplier * radius.square()
     return torch.minimum(torch.minimum(ball, box), torch.where(torch.isfinite(dual), dual, ball))
+
+
+def _scale(direction: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
+    """``μ = 1/2λ`` with ``‖clip(μ a)‖ ≈ radius``: what is clipped is held, the rest rescaled; rises to the solution.
+
+    Each step solves ``μ² Σ_free a_i² + Σ_clipped e_i² = radius²`` for the current clipped set.
+    """
+    tiny = torch.finfo(direction.dtype).tiny
+    scale = radius / safe_norm(direction).clamp(min=tiny**0.5)
+    for _ in range(_STEPS):
+        free_e = direction * scale.unsqueeze(-1)
+        e = _clipped(free_e, low, high)
+        free = e == free_e
+        held = torch.where(free, 0.0, e.square()).sum(-1)
+        moving = torch.where(free, direction.square(), 0.0).sum(-1)
+        solved = ((radius.square() - held).clamp(min=0) / moving.clamp(min=tiny)).sqrt()
+        scale = torch.where(moving > 0, torch.maximum(solved, scale), scale)
+    return scale.clamp(min=tiny**0.5, max=1 / tiny**0.5)
 
 
 def _clipped(e: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -46,16 +46,27 @@ class Deviation:
         Args:
             steps: of gradient descent on the slopes, each row its own, from the best of the fixed choices.
         """
-        values = [self._evaluate(target, rows, rule)[0] for rule in self.rules]
-        best = torch.stack(values).amin(0)
-        if steps and self.open:
-            best = torch.minimum(best, self._optimize(target, rows, torch.stack(values).argmin(0), steps))
-        return best
+        reached = set(self.graph.ancestors(target)) - {target}
+        if reached.isdisjoint(self.open):
+            return self._evaluate(target, rows, {})[0]
+        tried = [self._evaluate(target, rows, rule, ball_only=True) for rule in self.rules]
+        values = torch.stack([value for value, _ in tried])
+        start = _best_rows([used for _, used in tried], values.argmin(0))
+        if self.region.low is None:
+            best = values.amin(0)
+        else:
+            best = self._evaluate(target, rows, start)[0]
+        return torch.minimum(best, self._optimize(target, rows, start, steps)) if steps else best
 
-    def _evaluate(self, target: str, rows: Tensor, slopes: Mapping[str, Pair | Tensor]) -> tuple[Tensor, dict]:
-        """The bound for given slopes, pairs by sign or tensors ``(batch, specs, open)``, and the slopes used."""
+    def _evaluate(
+        self, target: str, rows: Tensor, slopes: Mapping[str, Pair | Tensor], ball_only: bool = False
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The bound for given slopes, pairs by sign or tensors ``(batch, specs, open)``, and the slopes used.
+
+        With ``ball_only`` the image box is left out at the input, where it costs most.
+        """
         batch, specs = rows.shape[:2]
-        total: list[Tensor] = []
+        parts: list[Tensor] = []
         used: dict[str, Tensor] = {}
 
         def rule(name: str, cotangent: Tensor) -> Tensor | None:
@@ -67,39 +78,46 @@ class Deviation:
                 return line
             c = neurons.take(cotangent.reshape(batch, specs, -1))
             chosen = slopes[name]
-            slope = torch.where(c > 0, *chosen) if isinstance(chosen, tuple) else chosen
-            total.append(neurons.support(c, slope))
-            used[name] = slope
-            return neurons.scatter(line.reshape(batch, specs, -1), slope).reshape(line.shape)
+            used[name] = torch.where(c > 0, *chosen) if isinstance(chosen, tuple) else chosen
+            parts.append(neurons.support(c, used[name]))
+            return neurons.scatter(line.reshape(batch, specs, -1), used[name]).reshape(line.shape)
 
         collected = pull_back(self.graph, target, rows.flatten(0, 1), rule)
-        reach = self.region.support(collected[self.graph.input].reshape(batch, specs, *self.region.centre.shape[1:]))
-        return sum(total, reach), used
+        at_input = collected[self.graph.input].reshape(batch, specs, *self.region.centre.shape[1:])
+        return sum(parts, self.region.support(at_input, ball_only)), used
 
-    def _optimize(self, target: str, rows: Tensor, choice: Tensor, steps: int) -> Tensor:
+    def _optimize(self, target: str, rows: Tensor, start: dict[str, Tensor], steps: int) -> Tensor:
         """Descent on all rows' slopes at once; every iterate is a valid bound, so the smallest is kept."""
-        used = [self._evaluate(target, rows, rule)[1] for rule in self.rules]
-        slopes, ranges = {}, {}
-        for name in used[0]:
-            stacked = torch.stack([u[name].detach() for u in used])
-            index = choice.reshape(1, *choice.shape, 1).expand(1, *stacked.shape[1:])
-            slopes[name] = stacked.gather(0, index).squeeze(0).requires_grad_()
-            neurons, layer = self.open[name], self.layers[name]
-            ranges[name] = [_taken(neurons, t).detach() for t in (layer.slopes.low, layer.slopes.high)]
-        best = None
+        slopes = {name: slope.detach().clone().requires_grad_() for name, slope in start.items()}
+        ranges = {}
+        for name in slopes:
+            neurons, found = self.open[name], self.layers[name].slopes
+            ranges[name] = [_taken(neurons, t).detach() for t in (found.low, found.high)]
         optimizer = torch.optim.Adam(list(slopes.values()), lr=_LEARNING_RATE)
+        best: Tensor | None = None
         with torch.enable_grad():
             for _ in range(steps):
-                optimizer.zero_grad()
                 value, _ = self._evaluate(target, rows.detach(), slopes)
                 best = value.detach() if best is None else torch.minimum(best, value.detach())
+                optimizer.zero_grad()
                 value.sum().backward(inputs=list(slopes.values()))
                 optimizer.step()
                 with torch.no_grad():
                     for name, slope in slopes.items():
                         slope.copy_(torch.minimum(torch.maximum(slope, ranges[name][0]), ranges[name][1]))
+        # once more where gradients of weights may be wanted
         final, _ = self._evaluate(target, rows, {name: slope.detach() for name, slope in slopes.items()})
         return torch.minimum(best, final)
+
+
+def _best_rows(used: list[dict[str, Tensor]], choice: Tensor) -> dict[str, Tensor]:
+    """For each row the slopes of the choice that served it best."""
+    found = {}
+    for name in used[0]:
+        stacked = torch.stack([u[name] for u in used])
+        index = choice.reshape(1, *choice.shape, 1).expand(1, *stacked.shape[1:])
+        found[name] = stacked.gather(0, index).squeeze(0)
+    return found
 
 
 def _taken(neurons: OpenNeurons, t: Tensor) -> Tensor:

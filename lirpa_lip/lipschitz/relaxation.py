@@ -26,9 +26,8 @@ from lirpa_lip.operators.traits import Piece
 from .layers import Layer
 from .product import times
 
-#: Halvings of the multiplier's logarithmic range.
-_BISECTIONS = 20
-_DECADES = 25.0
+#: Steps towards the best multiplier; any number of them gives a valid bound.
+_STEPS = 8
 
 
 @dataclass(frozen=True)
@@ -77,56 +76,60 @@ class OpenNeurons:
         index = self.index.unsqueeze(1).expand(-1, rows.shape[1], -1)
         return rows.scatter(2, index, torch.where(self.present, values, rows.gather(2, index)))
 
-    def support(self, c: Tensor, slope: Tensor, multiplier: Tensor | None = None) -> Tensor:
+    def support(self, c: Tensor, slope: Tensor) -> Tensor:
         """Upper bound of ``Σ_i c_i (f(z_i) − f(z₀_i) − g_i t_i)``, ``(batch, specs)``; ``c``, ``slope``: ``(batch, specs, open)``.
 
-        Without a given multiplier the best one is searched for, and λ = 0 is tried too.
+        The smaller of the dual at λ = 0 (the box alone) and at the multiplier the search ends with.
         """
-        zero = torch.zeros_like(c[..., 0])
-        box = self._dual(c, slope, zero)
-        if multiplier is None:
-            multiplier = self.search(c, slope)
+        box = self._maxima(c, slope, torch.zeros_like(c[..., 0]))[0].sum(-1)
         finite = torch.isfinite(self.radius)
-        radius = torch.where(finite, self.radius, torch.zeros_like(self.radius))
-        ball = multiplier * radius.square() + self._dual(c, slope, multiplier)
+        if not bool(finite.any()):
+            return box
+        budget = torch.where(finite, self.radius, torch.zeros_like(self.radius)).square()
+        multiplier = self._search(c, slope, budget)
+        ball = multiplier * budget + self._maxima(c, slope, multiplier)[0].sum(-1)
         usable = finite & torch.isfinite(ball)
         return torch.where(usable, torch.minimum(box, torch.where(usable, ball, box)), box)
 
-    def _dual(self, c: Tensor, slope: Tensor, multiplier: Tensor) -> Tensor:
-        return self._maxima(c, slope, multiplier)[0].sum(-1)
+    def _maxima(self, c: Tensor, slope: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Per neuron the largest value over the pieces, ``R t²`` of the ``t`` where it is taken, and whether t is free.
 
-    def _maxima(self, c: Tensor, slope: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor]:
-        """Per neuron, the largest value over the pieces, and the ``t`` where it is taken."""
+        A free t is the peak of its parabola, not an end of a piece.
+        """
         curvature = multiplier.unsqueeze(-1) * self.weight
         curved = curvature > 0
-        best, where = torch.zeros_like(c), torch.zeros_like(c)
+        best, used = torch.zeros_like(c), torch.zeros_like(c)
+        free = torch.zeros_like(c, dtype=torch.bool)
         for piece in self.pieces:
             rate = c * (piece.slope - slope)
             with torch.no_grad():
-                flat = torch.where(rate > 0, piece.high, piece.low)
-                t = torch.where(curved, rate / (2 * torch.where(curved, curvature, 1.0)), flat)
-                t = torch.minimum(torch.maximum(t, piece.low), piece.high)
+                end = torch.where(rate > 0, piece.high, piece.low)
+                peak = torch.where(curved, rate / (2 * torch.where(curved, curvature, 1.0)), end)
+                t = torch.minimum(torch.maximum(peak, piece.low), piece.high)
             value = rate * t + c * piece.offset - curvature * t.square()
             better = (piece.low <= piece.high) & self.present & (value > best)
-            best, where = torch.where(better, value, best), torch.where(better, t, where)
-        return best, where
+            best, used = torch.where(better, value, best), torch.where(better, self.weight * t.square(), used)
+            free = torch.where(better, curved & (t == peak), free)
+        return best, used, free
 
     @torch.no_grad()
-    def search(self, c: Tensor, slope: Tensor) -> Tensor:
-        """A multiplier near the minimum of the dual, ``(batch, specs)``: bisection on ``Σ R t(λ)² = (r eps)²``."""
-        radius = torch.where(torch.isfinite(self.radius), self.radius, torch.zeros_like(self.radius))
-        steepest = torch.zeros_like(c)
-        for piece in self.pieces:
-            steepest = torch.maximum(steepest, (c * (piece.slope - slope)).abs())
-        # where every parabola peaks inside the ball even together
+    def _search(self, c: Tensor, slope: Tensor, budget: Tensor) -> Tensor:
+        """A multiplier near the minimum of the dual, ``(batch, specs)``, where ``Σ R t(λ)² = (r eps)²``.
+
+        Neurons at an end of a piece stay there, free ones move like 1/λ; each step solves for λ with the current sets.
+        """
+        steepest = torch.stack([(c * (p.slope - slope)).abs() for p in self.pieces]).amax(0)
         root = torch.where(self.weight > 0, self.weight, 1.0).sqrt()
-        tiny = torch.finfo(c.dtype).tiny ** 0.5
-        top = torch.where(self.present, steepest / root, 0.0).norm(dim=-1) / (2 * radius).clamp(min=tiny)
-        high = torch.log(top.clamp(min=tiny, max=1 / tiny)) + 1.0
-        low = high - _DECADES
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            _, t = self._maxima(c, slope, middle.exp())
-            long = (self.weight * t.square() * self.present).sum(-1) > radius.square()
-            low, high = torch.where(long, middle, low), torch.where(long, high, middle)
-        return high.exp()
+        tiny = torch.finfo(c.dtype).tiny ** 0.25
+        # where even all neurons together peak inside the ball
+        top = torch.where(self.present, steepest / root, 0.0).norm(dim=-1) / (2 * budget.sqrt()).clamp(min=tiny)
+        multiplier = top.clamp(min=tiny, max=1 / tiny)
+        for _ in range(_STEPS):
+            _, used, free = self._maxima(c, slope, multiplier)
+            moving, held = torch.where(free, used, 0.0).sum(-1), torch.where(free, 0.0, used).sum(-1)
+            room = budget - held
+            solved = multiplier * (moving / torch.where(room > 0, room, 1.0)).sqrt()
+            solved = torch.where(room > 0, solved, 4 * multiplier)
+            # nothing free and room left: the ball is not what holds the neurons
+            multiplier = torch.maximum(solved, multiplier / 8).clamp(min=tiny, max=1 / tiny)
+        return multiplier
