@@ -126,8 +126,9 @@ class LinearMap(ABC):
             raise ShapeError("entries() needs one map: select a single sample first.")
         by_rows = len(rows) <= len(columns)
         kept, other = (rows, columns) if by_rows else (columns, rows)
-        slabs = [self._slab(kept[part], by_rows)[0][:, other] for part in self._chunks(len(kept))]
-        matrix = torch.cat(slabs) if slabs else torch.zeros(0, len(other), dtype=self.dtype, device=self.device)
+        slabs = [torch.zeros(0, len(other), dtype=self.dtype, device=self.device)]
+        slabs += [self._slab(kept[part], by_rows)[0][:, other] for part in self._chunks(len(kept)) if len(part)]
+        matrix = torch.cat(slabs)
         return matrix if by_rows else matrix.mT
 
     def row_norms(self, scale: Tensor | None = None) -> Tensor:

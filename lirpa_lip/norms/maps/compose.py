@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -152,11 +152,11 @@ class MaskedMap(ComposedMap):
         super().__init__([*left, map, *right])
         self.map, self.mask_in, self.mask_out = map, mask_in, mask_out
 
-    def _with(self, change) -> MaskedMap:
-        parts = list(self.maps)
-        left = change(parts.pop(0)).scale if self.mask_out is not None else None
-        right = change(parts.pop()).scale if self.mask_in is not None else None
-        return MaskedMap(change(parts[0]), right, left)
+    def _with(self, change: Callable[[LinearMap], LinearMap]) -> MaskedMap:
+        parts = [change(m) for m in self.maps]
+        left = parts.pop(0).tensors()[0] if self.mask_out is not None else None
+        right = parts.pop().tensors()[0] if self.mask_in is not None else None
+        return MaskedMap(parts[0], right, left)
 
     def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> MaskedMap:
         return self._with(lambda m: m.rebuild(shared, per_sample))
