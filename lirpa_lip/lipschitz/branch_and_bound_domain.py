@@ -118,7 +118,7 @@ class Evaluator:
         known = _stack([d.cotangents for d in domains])
         count = self.graph[self.graph.input].shape.numel()
         entries = count if count <= _ALL_ENTRIES else 0
-        result = backward_bounds(self.graph, forward.slopes, seed, known, entries=entries)
+        result = backward_bounds(self.graph, forward.slopes, seed, known, entries=entries, norm=self.objective.norm)
         trace: dict[str, Tensor] = {}
         upper = self.objective.upper(self.graph, result, problems, trace)
         picked = choices(self.graph, forward, result, trace, self.heuristic)

@@ -35,7 +35,9 @@ class Problem:
 
 
 class Objective(ABC):
-    """A function of the Jacobian, from above over a domain and exactly at a point."""
+    """A function of the Jacobian, from above over a domain and exactly at a point; ``norm`` tells which entries matter."""
+
+    norm: float
 
     @abstractmethod
     def upper(self, graph: NetworkGraph, result: Backward, problems: list[Problem], trace: dict) -> Tensor:
@@ -84,6 +86,8 @@ class WholeNorm(Objective):
 @dataclass(frozen=True)
 class Entry(Objective):
     """``sign · J_{row, entry}``, to be shown at most 0 (or not)."""
+
+    norm: float = math.inf
 
     def upper(self, graph, result, problems, trace):
         lower, upper = result.cotangents[graph.input]

@@ -40,8 +40,8 @@ class ClarkeOptions:
     Attributes:
         intermediate: pre-activation bounds: ``"ibp"``, ``"crown"`` (linear bounds of every open neuron), or
             ``"alpha-crown"`` (the same, intersected with auto_LiRPA's optimised bounds).
-        entries: Jacobian entries tightened by a push of their own, for each row; ``None`` for as many as pay: all in
-            small networks, those of changing sign first in large ones.
+        entries: how many Jacobian entries of each row may be tightened by a push of their own; ``None`` for a number by
+            the network's size.
         samples, steps: points and ascent steps of the lower bound.
         time_limit: seconds of branch and bound; 0 for none.
         max_domains: domains branch and bound may hold and visit at most.
@@ -145,7 +145,7 @@ def jacobian_constants(
         if method in found:
             break
         entries = entry_count(graph, seed, norm, options)
-        result = backward_bounds(graph, forward.slopes, seed, known, form, entries=entries)
+        result = backward_bounds(graph, forward.slopes, seed, known, form, entries=entries, norm=norm)
         rows = row_norms(graph, result, norm)
         before = found[next(reversed(found))]
         bounds = Bounds(torch.minimum(rows, before.rows), rows, result)

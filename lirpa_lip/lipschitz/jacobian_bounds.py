@@ -11,6 +11,7 @@ Source: Shi et al., NeurIPS 2022, section 3. Cotangents at an activation mean th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -50,7 +51,8 @@ def backward_bounds(
     known: Mapping[str, Interval] | None = None,
     form: str = TIGHT,
     pushes: bool = True,
-    entries: Tensor | int = 0,
+    entries: int = 0,
+    norm: float = math.inf,
 ) -> Backward:
     """Bounds of every cotangent, from the output to the input.
 
@@ -97,7 +99,7 @@ def backward_bounds(
         zero = torch.zeros(batch, rows, *graph[graph.input].shape, dtype=seed.dtype, device=seed.device)
         result.cotangents[graph.input], result.mass[graph.input] = (zero, zero), zero
     elif pushes:
-        chosen = _entry_mask(entries, *result.cotangents[graph.input])
+        chosen = worthwhile(*result.cotangents[graph.input], norm, entries)
         result.cotangents[graph.input] = _tighten(graph, graph.input, result, chosen)
     return result
 
@@ -122,16 +124,33 @@ def _cut(interval: Interval, other: Interval) -> Interval:
     return torch.minimum(lower, upper), torch.maximum(lower, upper)
 
 
-def _entry_mask(entries: Tensor | int, lower: Tensor, upper: Tensor) -> Tensor:
-    if isinstance(entries, Tensor):
-        return entries
-    width = (upper - lower).flatten(2)
-    # crossing entries come first: their absolute value is not linear
-    crossing = ((lower < 0) & (upper > 0)).flatten(2)
-    order = torch.where(crossing, width + width.amax(-1, keepdim=True), width)
-    count = min(entries, width.shape[-1])
-    picked = torch.zeros_like(crossing).scatter(2, order.topk(count, dim=-1).indices, True)
-    return (picked & (width > 0)).reshape(lower.shape)
+#: Share of a norm's bound that is not worth a push.
+_TAIL = 1e-3
+
+
+def worthwhile(lower: Tensor, upper: Tensor, norm: float, most: int) -> Tensor:
+    """Which entries of each row, ``most`` at most, tell in the row's constant; a mask like ``lower``.
+
+    An entry's weight is how far its chord can lie above the convex function that the norm takes of it: for ``|J|`` (ℓ∞)
+    that is nothing unless the sign changes, for ``J²`` (ℓ₂) it is a quarter of the squared width. The entries of least
+    weight are left out while they sum to less than a thousandth. For ℓ₁, entries that cannot be the largest are.
+    """
+    low, high = lower.flatten(2), upper.flatten(2)
+    worst = torch.maximum(low.abs(), high.abs())
+    if norm == math.inf:
+        width = torch.where((low < 0) & (high > 0), high - low, 1.0)
+        weight, total = -2 * low.clamp(max=0) * high.clamp(min=0) / width, worst.sum(-1, keepdim=True)
+    elif norm == 2:
+        weight, total = (high - low).square() / 4, worst.square().sum(-1, keepdim=True)
+    else:
+        sure = torch.maximum(low, -high).clamp(min=0).amax(-1, keepdim=True)
+        weight, total = torch.where(worst > sure, high - low, 0.0), torch.zeros_like(sure)
+    weight = torch.nan_to_num(weight, nan=torch.inf)
+    order = weight.sort(dim=-1, descending=True)
+    rest = order.values.flip(-1).cumsum(-1).flip(-1)
+    kept = (rest > _TAIL * total) & (order.values > 0)
+    kept[..., most:] = False
+    return torch.zeros_like(kept).scatter(2, order.indices, kept).reshape(lower.shape)
 
 
 def _tighten(graph: NetworkGraph, name: str, result: Backward, mask: Tensor) -> Interval:
