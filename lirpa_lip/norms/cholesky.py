@@ -63,7 +63,7 @@ def escalate(
     return bound
 
 
-def dense_top_eigenvalue(gram: Tensor, guess: Tensor) -> Tensor:
+def dense_top_eigenvalue(gram: Tensor, guess: Tensor, distances: Sequence[float] = DISTANCES) -> Tensor:
     """Upper bounds on the top eigenvalues of the matrices given; an error of the matrices themselves comes on top.
 
     Args:
@@ -73,7 +73,7 @@ def dense_top_eigenvalue(gram: Tensor, guess: Tensor) -> Tensor:
     order = gram.shape[-1]
     if order > EIGEN_ORDER:
         # Three factorisations cost less than the eigenvalues, which settle what is left.
-        bound = escalate(guess, lambda index, t: _definite(gram[index], t), DISTANCES[:3])
+        bound = escalate(guess, lambda index, t: _definite(gram[index], t), distances[:3])
         bound = bound * (1 + factor_margin(order, order))
     else:
         bound = torch.full_like(guess, torch.inf)

@@ -9,11 +9,14 @@ test.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError
 from lirpa_lip.norms.cholesky import (
+    DISTANCES,
     UNIT,
     block_tridiagonal_definite,
     dense_top_eigenvalue,
@@ -69,21 +72,30 @@ def deterministic(problem: Problem, generator: torch.Generator | None, want_vect
     if not problem.map.cheap_entries:
         return _of_written_out(problem, generator, want_vectors)
     guess = estimate(problem, None, GUESS_RTOL, GUESS_STEPS, generator, want_vectors)
-    sigma = guess.lower.double()
-    ways = work(problem)
-    way = min(ways, key=ways.__getitem__)
-    double = problem.to(torch.float64)
-    if ways[way] > WORK_LIMIT:
-        upper = torch.full_like(sigma, torch.inf)
-    elif way == "dense":
-        upper = dense_bounds(double, sigma)
-    else:
-        upper = convolution_bounds(double, way == "outputs", sigma)
+    sigma, double = guess.lower.double(), problem.to(torch.float64)
+    upper = exact_bounds(double, sigma, DISTANCES[:1])
+    missed = torch.isinf(upper).nonzero().squeeze(1)
+    if len(missed):
+        part = double.select(missed)
+        better = estimate(part, None, GUESS_RTOL / 100, 4 * GUESS_STEPS, generator, False).lower
+        sigma[missed] = torch.maximum(sigma[missed], better)
+        upper[missed] = exact_bounds(part, sigma[missed], DISTANCES)
     failed = torch.isinf(upper).nonzero().squeeze(1)
     if len(failed):
         upper[failed] = loose_bounds(double.select(failed))
     lower = sigma * (1 - 64 * torch.finfo(guess.lower.dtype).eps)
     return NormResult(lower, upper, "deterministic", 0.0, guess.iterations, guess.left, guess.right)
+
+
+def exact_bounds(problem: Problem, sigma: Tensor, distances: Sequence[float]) -> Tensor:
+    """The cheapest exact way of all samples, ``(B,)``; infinite where it is too much work, or no test point passed."""
+    ways = work(problem)
+    way = min(ways, key=ways.__getitem__)
+    if ways[way] > WORK_LIMIT:
+        return torch.full_like(sigma, torch.inf)
+    if way == "dense":
+        return dense_bounds(problem, sigma, distances)
+    return convolution_bounds(problem, way == "outputs", sigma, distances)
 
 
 def _of_written_out(problem: Problem, generator: torch.Generator | None, want_vectors: bool) -> NormResult:
@@ -109,12 +121,13 @@ def _diagonal(problem: Problem) -> NormResult:
     return NormResult(sigma * (1 - 2 * UNIT), sigma * (1 + 2 * UNIT), "deterministic", 0.0, 0, *vectors)
 
 
-def dense_bounds(problem: Problem, sigma: Tensor) -> Tensor:
+def dense_bounds(problem: Problem, sigma: Tensor, distances: Sequence[float]) -> Tensor:
     """Upper bounds from reduced matrices; ``(B,)``.
 
     Args:
         problem: in float64.
         sigma: ``(B,)``, estimates.
+        distances: relative distances of the squares tested above those of the estimates.
     """
     upper = torch.zeros_like(sigma)
     for group in reduced_groups(problem):
@@ -122,12 +135,14 @@ def dense_bounds(problem: Problem, sigma: Tensor) -> Tensor:
         small = matrix if matrix.shape[1] <= matrix.shape[2] else matrix.mT
         # The masks were multiplied in: two more roundings of each entry, which the margin's slack covers.
         margin = gram_margin(small.shape[2], matrix.square().sum((1, 2)))
-        bound = dense_top_eigenvalue(small @ small.mT, sigma[group.index].square()) + margin
+        bound = dense_top_eigenvalue(small @ small.mT, sigma[group.index].square(), distances) + margin
         upper[group.index] = bound.sqrt() * (1 + 4 * UNIT)
     return upper
 
 
-def convolution_bounds(problem: Problem, outputs: bool, sigma: Tensor) -> Tensor:
+def convolution_bounds(
+    problem: Problem, outputs: bool, sigma: Tensor, distances: Sequence[float] = DISTANCES
+) -> Tensor:
     """Upper bounds from block tridiagonal Gram matrices, ``(B,)``; infinite where no test point was accepted.
 
     Args:
@@ -147,12 +162,15 @@ def convolution_bounds(problem: Problem, outputs: bool, sigma: Tensor) -> Tensor
             mask = None if here is None else here[sample].flatten(1)[group * channels : (group + 1) * channels]
             other = None if there is None else there[sample].flatten(1)[group * others : (group + 1) * others]
             values = stencil(part, None if other is None else other.square())
-            best = torch.maximum(best, _block_bound(*blocks(part, values, mask), part, sigma[sample]))
+            bound = _block_bound(*blocks(part, values, mask), part, sigma[sample], distances)
+            best = torch.maximum(best, bound)
         upper.append(best)
     return torch.stack(upper)
 
 
-def _block_bound(diagonal: list[Tensor], coupling: list[Tensor], part: Side, sigma: Tensor) -> Tensor:
+def _block_bound(
+    diagonal: list[Tensor], coupling: list[Tensor], part: Side, sigma: Tensor, distances: Sequence[float]
+) -> Tensor:
     order = sum(len(block) for block in diagonal)
     if order == 0:
         return sigma.new_zeros(())
@@ -162,6 +180,6 @@ def _block_bound(diagonal: list[Tensor], coupling: list[Tensor], part: Side, sig
     def accepted(index: Tensor, t: Tensor) -> Tensor:
         return torch.tensor([block_tridiagonal_definite(diagonal, coupling, t[0])], device=t.device)
 
-    bound = escalate(sigma.square().reshape(1), accepted)[0] * (1 + factor_margin(2 * widest, order))
+    bound = escalate(sigma.square().reshape(1), accepted, distances)[0] * (1 + factor_margin(2 * widest, order))
     terms = part.weight[0].numel()
     return (bound + gram_margin(2 * terms, trace)).sqrt() * (1 + 4 * UNIT)

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from lirpa_lip.norms.kernels.reference import reciprocal
 from lirpa_lip.norms.kernels.registry import backend
-from lirpa_lip.norms.problem import Problem
+from lirpa_lip.norms.problem import Problem, unit
 from lirpa_lip.norms.reduce import by_reduction, reduction_pays
 from lirpa_lip.norms.result import NormResult
 
@@ -29,27 +30,29 @@ CHECKS = (2, 4, 6, 8, 11, 14, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 120)
 class Recurrence:
     """The three-term recurrence of the samples still in the batch.
 
+    It runs on ``scale * G``, since squares of G's values may leave the range of float32.
+
     Attributes:
         index: ``(b,)``, positions in the first batch of the samples still here.
-        alpha, beta: ``(b, k)``; ``beta[:, -1]`` is the norm of the last residual. All zeros past an invariant subspace.
+        alpha, beta: ``(b, k)``, float64; ``beta[:, -1]`` is the norm of the last residual. Zeros past an invariant
+            subspace.
     """
 
     def __init__(self, problem: Problem, start: Tensor, keep_basis: bool) -> None:
-        self.problem, self.start = problem, start
+        self.problem, self.start = problem, unit(start)
         self.index = torch.arange(problem.size, device=start.device)
+        self.scale = torch.zeros(problem.size, dtype=start.dtype, device=start.device)
+        self.last_top = torch.full_like(self.scale, -torch.inf, dtype=torch.float64)
         self._restart()
         self.alphas: list[Tensor] = []
         self.betas: list[Tensor] = []
-        self.scale = torch.zeros_like(self.norm)
-        self.last_top = torch.full_like(self.norm, -torch.inf, dtype=torch.float64)
         room = BASIS_ACTIVATIONS * max(problem.map.in_numel, problem.map.out_numel) // problem.numel
         self.room = room if keep_basis else 0
         self.basis: list[Tensor] = []
 
     def _restart(self) -> None:
-        self.w, self.w_prev = self.start, torch.zeros_like(self.start)
-        self.norm = self.start.norm(dim=1)
-        self.norm_prev = torch.ones_like(self.norm)
+        self.v, self.v_prev = self.start, torch.zeros_like(self.start)
+        self.beta_last = torch.zeros_like(self.scale)
 
     @property
     def steps(self) -> int:
@@ -57,41 +60,40 @@ class Recurrence:
 
     @property
     def alpha(self) -> Tensor:
-        return torch.stack(self.alphas, 1)
+        return self._unscaled(self.alphas)
 
     @property
     def beta(self) -> Tensor:
-        return torch.stack(self.betas, 1)
+        return self._unscaled(self.betas)
+
+    def _unscaled(self, values: list[Tensor]) -> Tensor:
+        return torch.stack(values, 1).double() * reciprocal(self.scale.double()).unsqueeze(1)
 
     def advance(self) -> None:
         """One step: one application of the pair (A, Aᵀ)."""
         if self.steps < self.room:
-            self.basis.append(self._vector())
+            self.basis.append(self.v)
         else:
             self.basis.clear()
-        alpha, beta = self._step()
+        z = self.problem.gram_without_last_mask(self.v)
+        if self.steps == 0:
+            self.scale = reciprocal(z.abs().amax(1))
+        alpha, beta = self._step(z)
         self.alphas.append(alpha)
         self.betas.append(beta)
 
-    def _vector(self) -> Tensor:
-        return self.w * torch.where(self.norm > 0, 1 / torch.where(self.norm > 0, self.norm, 1), 0).unsqueeze(1)
-
-    def _step(self) -> tuple[Tensor, Tensor]:
-        z = self.problem.gram_without_last_mask(self.w)
-        step = backend(self.w.device).lanczos_step
-        w_next, alpha, beta = step(z, self.problem.outer, self.w, self.w_prev, self.norm, self.norm_prev)
-        self.scale = torch.maximum(self.scale, alpha.abs() + beta)
-        # A residual below rounding is noise: the Krylov space is exhausted, and T ends here.
-        beta = torch.where(beta > 4 * torch.finfo(beta.dtype).eps * self.scale, beta, 0)
-        self.w_prev, self.norm_prev, self.w, self.norm = self.w, self.norm, w_next, beta
+    def _step(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        step = backend(z.device).lanczos_step
+        v_next, alpha, beta = step(z, self.problem.outer, self.scale, self.v, self.v_prev, self.beta_last)
+        self.v_prev, self.v, self.beta_last = self.v, v_next, beta
         return alpha, beta
 
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues ``(b, k)``, rising, and eigenvectors ``(b, k, k)`` of T, in float64 and on the CPU's LAPACK."""
-        alpha, off = self.alpha.double().cpu(), self.beta[:, :-1].double().cpu()
+        alpha, off = self.alpha.cpu(), self.beta[:, :-1].cpu()
         matrix = torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
         values, vectors = torch.linalg.eigh(matrix)
-        return values.to(self.w.device), vectors.to(self.w.device)
+        return values.to(self.v.device), vectors.to(self.v.device)
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """``sum_j c_j v_j``, ``(b, k) -> (b, n)``; runs the recurrence again where its vectors were not kept."""
@@ -101,19 +103,19 @@ class Recurrence:
             for c, v in zip(coefficients.unbind(1), self.basis, strict=True):
                 total.addcmul_(v, c.unsqueeze(1))
             return total
-        saved = (self.w, self.w_prev, self.norm, self.norm_prev)
+        saved = (self.v, self.v_prev, self.beta_last)
         self._restart()
         for c in coefficients.unbind(1):
-            total.addcmul_(self._vector(), c.unsqueeze(1))
-            self._step()
-        self.w, self.w_prev, self.norm, self.norm_prev = saved
+            total.addcmul_(self.v, c.unsqueeze(1))
+            self._step(self.problem.gram_without_last_mask(self.v))
+        self.v, self.v_prev, self.beta_last = saved
         return total
 
     def select(self, keep: Tensor) -> Recurrence:
         """The recurrence of the samples at a 1-D index tensor, in its present state."""
         part = object.__new__(Recurrence)
         part.problem, part.room = self.problem.select(keep), self.room
-        for name in ("start", "index", "w", "w_prev", "norm", "norm_prev", "scale", "last_top"):
+        for name in ("start", "index", "v", "v_prev", "beta_last", "scale", "last_top"):
             setattr(part, name, getattr(self, name)[keep])
         for name in ("alphas", "betas", "basis"):
             setattr(part, name, [tensor[keep] for tensor in getattr(self, name)])
@@ -172,7 +174,7 @@ def ritz_error(state: Recurrence, values: Tensor, vectors: Tensor) -> Tensor:
     """
     tiny = torch.finfo(values.dtype).tiny
     top = values[:, -1].clamp(min=tiny)
-    residual = state.beta[:, -1].double() * vectors[:, -1, -1].abs()
+    residual = state.beta[:, -1] * vectors[:, -1, -1].abs()
     gap = values[:, -1] - values[:, -2] if values.shape[1] > 1 else torch.zeros_like(top)
     ahead = residual * (residual / gap.clamp(min=tiny)).clamp(max=1)
     return torch.maximum(ahead, values[:, -1] - state.last_top) / top

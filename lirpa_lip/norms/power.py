@@ -43,7 +43,6 @@ def power(
         u = _normalised(_masked(linear_map.adjoint(_masked(v, again)), mask_in))
         if (u - before).flatten(1).norm(dim=1).max() < tolerance:
             break
-    u = _masked(u, mask_in)
     image = _masked(linear_map.forward(_masked(u, mask_in)), mask_out)
     sigma = image.flatten(1).norm(dim=1)
     return NormResult(sigma, sigma, "estimate", float("nan"), steps, _normalised(image), u)

@@ -13,6 +13,8 @@ def simplify(problem: Problem) -> Problem:
 
     Masks of the result may be negative where a scale was; singular vectors are those of the problem given.
     """
+    if not isinstance(problem.map, ComposedMap | DiagonalMap):
+        return problem
     maps = _flat(problem.map)
     mask_in, mask_out = problem.mask_in, problem.mask_out
     while len(maps) > 1 and isinstance(maps[0], DiagonalMap | ReshapeMap):

@@ -184,14 +184,22 @@ def _solve(problem: Problem, solver: Solver, settings: Settings) -> NormResult:
     rows, columns = active_counts(problem)
     alive = (rows * columns).nonzero().squeeze(1).to(problem.map.device)
     if len(alive) == problem.size:
-        return _shaped(solver.run(simplify(problem), settings), problem)
+        return _shaped(solver.run(_core(problem, solver), settings), problem)
     if not len(alive):
         return _nothing(problem, solver, settings)
     start = settings.start
     if start is not None and len(start) == problem.size:
         settings = dataclasses.replace(settings, start=start[alive])
     part = problem.select(alive)
-    return combined([_shaped(solver.run(simplify(part), settings), part)], [alive], problem.size)
+    return combined([_shaped(solver.run(_core(part, solver), settings), part)], [alive], problem.size)
+
+
+def _core(problem: Problem, solver: Solver) -> Problem:
+    """The problem simplified; products of scales would be rounded, so a certificate forms them in float64."""
+    core = simplify(problem)
+    if core.map is problem.map or solver.certificate == "estimate":
+        return core
+    return simplify(problem.to(torch.float64))
 
 
 def _shaped(result: NormResult, problem: Problem) -> NormResult:

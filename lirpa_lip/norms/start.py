@@ -1,10 +1,10 @@
 """Start vectors for training: shared by all samples, so that nothing is stored per training image.
 
-Leading singular vectors of samples with similar masks are similar. A `SharedStart` keeps those of the last few batches of
-one map, with their masks, in a ring of fixed size. A new sample weighs the ring by the likeness of masks, and starts from
-the first principal direction of the weighted vectors, taken on its own mask. Two Lanczos steps from there reach what
-the published code keeps a vector per training image and layer for (22.7 GB for CIFAR-10, 6C2F). The ring follows the
-weights as they train, since every batch's improved vectors enter it.
+Leading singular vectors of samples with similar masks are similar. A `SharedStart` keeps those of the last few
+batches of one map, with their masks, in a ring of fixed size. A new sample weighs the ring by the likeness of masks,
+and starts from the first principal direction of the weighted vectors, taken on its own mask. Two Lanczos steps from
+there reach what the published code keeps a vector per training image and layer for (22.7 GB for CIFAR-10, 6C2F). The
+ring follows the weights as they train, since every batch's improved vectors enter it.
 """
 
 from __future__ import annotations

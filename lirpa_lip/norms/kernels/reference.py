@@ -7,29 +7,30 @@ from torch import Tensor
 
 
 def lanczos_step(
-    z: Tensor, mask: Tensor | None, w: Tensor, w_prev: Tensor, norm: Tensor, norm_prev: Tensor
+    z: Tensor, mask: Tensor | None, scale: Tensor, v: Tensor, v_prev: Tensor, beta_prev: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of the three-term recurrence, for a batch.
 
-    With ``v = w / norm`` and ``v_prev = w_prev / norm_prev`` (0 where the norm is 0):
-    ``y = mask z / norm``, ``alpha = v . y``, ``w_next = y - alpha v - norm v_prev``, ``beta = |w_next|``.
+    ``y = scale mask z``, ``alpha = v . y``, ``w = y - alpha v - beta_prev v_prev``, ``beta = |w|``, ``v_next = w / beta``
+    (0 where beta is).
 
     Args:
-        z: ``(B, n)``, the operator applied to w, but for its last mask.
+        z: ``(B, n)``, the operator applied to v, but for its last mask.
         mask: ``(B, n)`` or ``None`` for ones.
-        w, w_prev: ``(B, n)``, unnormalised Lanczos vectors.
-        norm, norm_prev: ``(B,)``, their norms.
+        scale: ``(B,)``, brings the operator's norm near one, so that no square overflows.
+        v, v_prev: ``(B, n)``, the last two Lanczos vectors.
+        beta_prev: ``(B,)``.
 
     Returns:
-        ``w_next`` (B, n), ``alpha`` (B,), ``beta`` (B,).
+        ``v_next`` (B, n), ``alpha`` (B,), ``beta`` (B,).
     """
-    inverse = reciprocal(norm).unsqueeze(1)
-    v = w * inverse
-    y = z * inverse if mask is None else (z * inverse).mul_(mask)
+    y = z * scale.unsqueeze(1)
+    if mask is not None:
+        y.mul_(mask)
     alpha = torch.linalg.vecdot(v, y)
-    w_next = y.addcmul_(v, -alpha.unsqueeze(1))
-    w_next = w_next.addcmul_(w_prev, -(norm * reciprocal(norm_prev)).unsqueeze(1))
-    return w_next, alpha, torch.linalg.vector_norm(w_next, dim=1)
+    w = y.addcmul_(v, -alpha.unsqueeze(1)).addcmul_(v_prev, -beta_prev.unsqueeze(1))
+    beta = torch.linalg.vector_norm(w, dim=1)
+    return w.mul_(reciprocal(beta).unsqueeze(1)), alpha, beta
 
 
 def masked_matmul(x: Tensor, weight: Tensor, mask_in: Tensor | None, mask_out: Tensor | None) -> Tensor:
