@@ -4,6 +4,8 @@ import auto_LiRPA
 import pytest
 import torch
 from auto_LiRPA import BoundedTensor
+from auto_LiRPA.patches import Patches
+from auto_LiRPA.utils import eyeC
 from torch import nn
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
@@ -37,6 +39,23 @@ def test_radius_per_sample_in_the_box_norm(method):
     for i in range(3):
         alone = bounds(model, x[i : i + 1], PerturbationLpNorm(norm=math.inf, eps=eps[i].item()), method)
         torch.testing.assert_close((lower[i], upper[i]), (alone[0][0], alone[1][0]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [1.0, 2.0, math.inf])
+def test_every_form_of_the_identity_gives_the_box(norm):
+    x, eps = torch.rand(3, 2, 4, 4), torch.tensor([0.0, 0.5, 1.0])
+    perturbation = PerturbationLpNorm(norm=norm, eps=eps)
+    matrices = {
+        "eyeC": eyeC((3, 32, 2, 4, 4), x.device),
+        "matrix": torch.eye(32).expand(3, 32, 32),
+        "patches": Patches(identity=1, shape=[2, 3, 4, 4, 2, 1, 1]),
+    }
+    for name, A in matrices.items():
+        for sign in (-1, 1):
+            bound = perturbation.concretize(x, A, sign=sign).reshape(3, -1)
+            expected = (x + sign * eps.view(3, 1, 1, 1)).reshape(3, -1)
+            torch.testing.assert_close(bound, expected, msg=lambda text, name=name: f"{name}: {text}")
+    assert perturbation.eps is eps
 
 
 @pytest.mark.parametrize(
