@@ -40,8 +40,11 @@ def box_inputs(module: Any) -> None:
 
 
 def leave_patches(module: Any) -> None:
-    """Use dense matrices in CROWN, instead of patches, for a graph that adds or multiplies a constant, or has an
-    operator that knows matrices only.
+    """Use dense matrices in CROWN, instead of patches, where those are invalid or not known to an operator.
+
+    They are invalid for images that are not square: auto_LiRPA takes one side for the other where it turns patches into
+    a matrix, and its bounds are violated, or it reads past the end. They are invalid for graphs that add or multiply a
+    constant, too.
 
     In patches auto_LiRPA counts an added number for the zero padding of a later convolution too, and bounds a
     ``Conv(1 - x)`` by less than it reaches; other shapes of constants it refuses or fails on. Seen in 0.3 and 0.7.1.
@@ -56,7 +59,9 @@ def leave_patches(module: Any) -> None:
     arithmetic = (ops.BoundAdd, ops.BoundSub, ops.BoundMul, ops.BoundDiv)
     mixed = (node for node in nodes if isinstance(node, arithmetic) and node.name in variable)
     only_dense = any(getattr(node, "needs_matrix", False) for node in nodes)
-    if only_dense or any(parent.name not in variable for node in mixed for parent in node.inputs):
+    shapes = (node.output_shape or node.value.shape for node in nodes if node.name in variable)
+    oblong = any(len(shape) == 4 and shape[2] != shape[3] for shape in shapes)
+    if only_dense or oblong or any(parent.name not in variable for node in mixed for parent in node.inputs):
         module.conv_mode = module.bound_opts["conv_mode"] = "matrix"
         for node in nodes:
             if getattr(node, "mode", None) == "patches":

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import auto_LiRPA
+import torch
 from torch import Tensor, nn
 
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
-from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError
+from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError, UnsupportedOperatorError
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
 from .local_lip import METHODS, local_lip_bounds, local_lip_constants
 from .operators import clipped_relu_bound, maxmin_bound  # noqa: F401  (registers the bound classes)
+from .operators.registration import unsupported_operators
+from .operators.table import ADAPTERS
 from .result import LipschitzResult
 
 #: What auto_LiRPA's own compute_bounds understands, in both supported versions.
@@ -44,7 +49,8 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     if isinstance(name, str) and name not in METHODS + LIRPA_METHODS:
         raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
-        return inherited(*args, **kwargs)
+        with _model_precision(bounded), _operator_named(name):
+            return inherited(*args, **kwargs)
     wanted = [call.get(f"bound_{side}", True) for side in ("lower", "upper")]
     if not any(wanted):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")
@@ -52,6 +58,32 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     lower, upper, kind, delta = local_lip_bounds(bounded, call.get("x"), call.get("C"), name)
     object.__setattr__(bounded, "last_certificate", (kind, delta))
     return tuple(bound if want else None for bound, want in zip((lower, upper), wanted))
+
+
+@contextmanager
+def _model_precision(module: nn.Module) -> Iterator[None]:
+    """auto_LiRPA makes some of its tensors in torch's default type, and then fails on a network of another."""
+    before = torch.get_default_dtype()
+    first = next((p for p in module.parameters() if p.is_floating_point()), None)
+    torch.set_default_dtype(first.dtype if first is not None else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _operator_named(method: object) -> Iterator[None]:
+    """Says which operator an auto_LiRPA method has no rule for, and what does work."""
+    try:
+        yield
+    except NotImplementedError as error:
+        found = re.search(r'`(\w+)` of `(\w+)\(name="(.*?)"\)`', str(error))
+        if found is None or isinstance(error, UnsupportedOperatorError):
+            raise
+        function, operator, node = found.groups()
+        reason = f"auto_LiRPA has no {function} for it, which method={method!r} needs; method='local-lip' does without"
+        raise UnsupportedOperatorError(node, operator, reason=reason) from error
 
 
 def _local_lipschitz(bounded, x, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
@@ -88,7 +120,16 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
     def __init__(self, model, global_input, bound_opts=None, **kwargs) -> None:
         LocalLipConfig.from_options(bound_opts)
         _note_training_mode(self, model)
-        super().__init__(model, global_input, bound_opts=bound_opts, **kwargs)
+        try:
+            with _model_precision(model):
+                super().__init__(model, global_input, bound_opts=bound_opts, **kwargs)
+        except NotImplementedError as error:
+            if isinstance(error, UnsupportedOperatorError):
+                raise
+            missing = unsupported_operators(model, global_input, kwargs)
+            if not missing:
+                raise
+            raise UnsupportedOperatorError(*missing[0], ADAPTERS, "auto_LiRPA cannot trace it") from error
 
     def check_incompatible_nodes(self, model) -> None:
         """auto_LiRPA would switch a model with dropout to training mode; in eval mode dropout is the identity."""

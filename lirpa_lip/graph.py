@@ -125,24 +125,30 @@ def build_graph(bounded) -> NetworkGraph:
         UnsupportedOperatorError: naming the first node without an adapter.
         ShapeError: a node which lost the batch axis.
     """
-    from .operators.table import ADAPTERS
+    from .operators.table import ADAPTERS, REFUSED
 
     order, dependent, root = _walk(bounded)
     first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
     reference = first if first is not None else root.value
     builder = GraphBuilder(reference.dtype, reference.device)
     emitted: dict[str, str] = {}
+    scalar = next((bound for bound in order if len(_shape(bound, root)) < 2), None)
     for bound in order:
         operator = type(bound).__name__
-        shape = _sample_shape(bound, root)
+        shape = torch.Size(_shape(bound, root)[1:])
         if bound is root:
             emitted[bound.name] = builder.add(Node(bound.name, operator, shape))
             continue
         if operator not in ADAPTERS:
-            raise UnsupportedOperatorError(bound.name, operator, ADAPTERS)
+            raise UnsupportedOperatorError(bound.name, operator, ADAPTERS, REFUSED.get(operator, ""))
         parents = tuple(emitted[i.name] if i.name in dependent else None for i in bound.inputs)
         attr = bound.attr if isinstance(bound.attr, dict) else {}
         emitted[bound.name] = ADAPTERS[operator](builder, Traced(bound.name, operator, bound, attr, parents, shape))
+    if scalar is not None:  # asked last, so that an unsupported operator (softmax) is named first
+        raise ShapeError(
+            f"node {scalar.name!r} has shape {tuple(_shape(scalar, root))}; every value needs a batch axis first and "
+            "one more axis: keep the reduced axis (keepdim=True)."
+        )
     output = emitted[order[-1].name]
     whole = NetworkGraph(builder.nodes, emitted[root.name], output, builder.dtype, builder.device)
     # adapters that recognise a pattern (x * sigmoid(x)) leave its parts behind
@@ -176,10 +182,5 @@ def _walk(bounded):
     return order, {n.name for n in order}, roots[0]
 
 
-def _sample_shape(bound, root) -> torch.Size:
-    shape = root.value.shape if bound is root else bound.output_shape
-    if len(shape) < 2:
-        raise ShapeError(
-            f"node {bound.name!r} has shape {tuple(shape)}; every value needs a batch axis first and one more axis."
-        )
-    return torch.Size(shape[1:])
+def _shape(bound, root) -> torch.Size:
+    return root.value.shape if bound is root else bound.output_shape

@@ -10,7 +10,7 @@ from lirpa_lip.norms.linear_map import DiagonalMap
 
 from . import smooth
 from .elementwise_affine import broadcast_to_sample, multiply
-from .piecewise_linear import PiecewiseLinear, absolute, clip, leaky_relu, relu
+from .piecewise_linear import PiecewiseLinear, absolute, clip, hard_sigmoid, leaky_relu, relu
 from .traits import Activation
 
 
@@ -32,7 +32,8 @@ def simple(make):
 
 RELU, ABS = simple(relu), simple(absolute)
 SIGMOID, TANH, ERF, EXP = (simple(f) for f in (smooth.sigmoid, smooth.tanh, smooth.erf, smooth.exp))
-SOFTPLUS, SILU, GELU = (simple(f) for f in (smooth.softplus, smooth.silu, smooth.gelu))
+SOFTPLUS, SILU, GELU, SELU = (simple(f) for f in (smooth.softplus, smooth.silu, smooth.gelu, smooth.selu))
+HARD_SWISH = simple(smooth.hard_swish)
 
 
 def leaky(builder, traced) -> str:
@@ -43,7 +44,7 @@ def leaky(builder, traced) -> str:
 def prelu(builder, traced) -> str:
     """PReLU: a learnable slope per channel, or one for all."""
     slope, shape = traced.constant(1), traced.shape
-    if slope.numel() > 1:
+    if slope.numel() > 1 and slope.ndim == 1:
         slope = slope.reshape(-1, *[1] * (len(shape) - 1))
     return _emit(builder, traced, leaky_relu(broadcast_to_sample(slope, shape).unsqueeze(0)))
 
@@ -51,6 +52,11 @@ def prelu(builder, traced) -> str:
 def elu(builder, traced) -> str:
     """ELU with its alpha as an attribute."""
     return _emit(builder, traced, smooth.elu(float(traced.attr.get("alpha", 1.0))))
+
+
+def hard_sigmoid_(builder, traced) -> str:
+    """HardSigmoid with its slope and offset as attributes."""
+    return _emit(builder, traced, hard_sigmoid(traced.attr.get("alpha", 0.2), traced.attr.get("beta", 0.5)))
 
 
 def clipped(builder, traced) -> str:
@@ -89,14 +95,21 @@ def gated(builder, traced) -> str:
             inner = builder.activation(f"{traced.name}:gelu", traced.operator, scale, smooth.gelu())
             doubled = torch.full(traced.shape, 2.0, dtype=builder.dtype, device=builder.device)
             return builder.affine(traced.name, traced.operator, [inner], [DiagonalMap(doubled, traced.shape)])
-        if _is_sigmoid_of(builder, gate, base):
+        if _is_gate(builder, gate, base, "BoundSigmoid"):
             return builder.activation(traced.name, traced.operator, base, smooth.silu())
+        if _is_gate(builder, gate, base, "BoundHardSigmoid") and _is_hard_swish_gate(builder, gate):
+            return builder.activation(traced.name, traced.operator, base, smooth.hard_swish())
     return multiply(builder, traced)
 
 
-def _is_sigmoid_of(builder, gate: str, base: str) -> bool:
+def _is_gate(builder, gate: str, base: str, operator: str) -> bool:
     node = builder.nodes[gate]
-    return node.operator == "BoundSigmoid" and node.parents == (base,)
+    return node.operator == operator and node.parents == (base,)
+
+
+def _is_hard_swish_gate(builder, gate: str) -> bool:
+    low, high = builder.nodes[gate].activation.knots
+    return abs(low + 3) < 1e-6 and abs(high - 3) < 1e-6
 
 
 def _gelu_scale(builder, base: str, gate: str) -> str | None:

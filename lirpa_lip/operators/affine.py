@@ -9,9 +9,8 @@ from lirpa_lip.errors import TrainingModeError
 from lirpa_lip.norms.linear_map import (
     ComposedMap,
     Conv1dMap,
-    Conv2dMap,
-    ConvTranspose1dMap,
-    ConvTranspose2dMap,
+    ConvMap,
+    ConvTransposeMap,
     DenseMap,
     DiagonalMap,
     FunctionMap,
@@ -36,7 +35,9 @@ def linear(builder, traced) -> str:
 
 def matmul(builder, traced) -> str:
     """``y = x W`` for a constant matrix, along the last axis."""
-    weight, shape = traced.constant(1), builder.shape(traced.parent)
+    if traced.parents[0] is not None and traced.parents[1] is not None:
+        raise traced.unsupported("both factors depend on the input (attention), which has no Lipschitz rule here")
+    shape, weight = builder.shape(traced.parent), traced.constant(1)
     if weight.ndim != 2:
         raise traced.unsupported("the constant factor must be a matrix")
     if len(shape) == 1:
@@ -44,7 +45,7 @@ def matmul(builder, traced) -> str:
     else:
         # the last axis as channels of a convolution with kernel 1
         rest, last = shape[:-1].numel(), shape[-1]
-        like = dict(dtype=builder.dtype, device=builder.device)
+        like = {"dtype": builder.dtype, "device": builder.device}
         maps = ComposedMap(
             [
                 ReshapeMap((rest, weight.shape[1]), (*shape[:-1], weight.shape[1]), **like),
@@ -62,10 +63,10 @@ def _swap(x: Tensor) -> Tensor:
 
 
 def convolution(builder, traced) -> str:
-    """Convolution with stride, symmetric padding, dilation and groups, in one or two dimensions."""
+    """Convolution with stride, symmetric padding, dilation and groups, in one to three dimensions."""
     weight, attr = traced.constant(1), traced.attr
     axes = weight.ndim - 2
-    maps = (Conv1dMap if axes == 1 else Conv2dMap)(
+    maps = ConvMap(
         weight,
         builder.shape(traced.parent),
         tuple(attr.get("strides", [1] * axes)),
@@ -77,10 +78,10 @@ def convolution(builder, traced) -> str:
 
 
 def convolution_transposed(builder, traced) -> str:
-    """Transposed convolution, in one or two dimensions."""
+    """Transposed convolution, in one to three dimensions."""
     weight, attr = traced.constant(1), traced.attr
     axes = weight.ndim - 2
-    maps = (ConvTranspose1dMap if axes == 1 else ConvTranspose2dMap)(
+    maps = ConvTransposeMap(
         weight,
         builder.shape(traced.parent),
         tuple(attr.get("strides", [1] * axes)),
@@ -113,4 +114,5 @@ def batch_norm(builder, traced) -> str:
     shape = builder.shape(traced.parent)
     channels = (1, -1, *[1] * (len(shape) - 1))
     maps = DiagonalMap(broadcast_to_sample(scale.reshape(channels), shape), shape)
-    return builder.affine(traced.name, traced.operator, [traced.parent], [maps], (bias - mean * scale).reshape(channels))
+    shift = (bias - mean * scale).reshape(channels)
+    return builder.affine(traced.name, traced.operator, [traced.parent], [maps], shift)

@@ -55,7 +55,8 @@ class Traced:
         bound: the auto_LiRPA bound object (attributes, sub-modules).
         attr: its ONNX attributes.
         parents: names of emitted nodes for inputs that depend on the network's input, ``None`` for constants.
-        shape: output shape of one sample.
+        shape: output shape of one sample; ``None`` where an adapter is to find it itself (a class of
+            `lirpa_lip.operators.traced_operator` computes a value nobody knows yet).
     """
 
     name: str
@@ -63,7 +64,7 @@ class Traced:
     bound: object
     attr: Mapping
     parents: tuple[str | None, ...]
-    shape: torch.Size
+    shape: torch.Size | None
 
     def constant(self, index: int) -> Tensor | None:
         """Value of a constant input (weight, bias, threshold), differentiable; ``None`` if there is no such input."""
@@ -89,3 +90,17 @@ def constant_value(bound) -> Tensor:
     if type(bound).__name__ == "BoundShape":
         return bound.forward_value
     return bound.forward(*(constant_value(i) for i in bound.inputs))
+
+
+def depends_on_input(bound) -> bool:
+    """Whether a traced node, or what it is computed from, is an input of the model (parameters are not)."""
+    pending, seen = [bound], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen or type(node).__name__ == "BoundShape":
+            continue
+        seen.add(id(node))
+        if type(node).__name__ == "BoundInput" and getattr(node, "input_index", 0) is not None:
+            return True
+        pending.extend(node.inputs)
+    return False

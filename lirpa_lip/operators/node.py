@@ -50,7 +50,7 @@ class Node:
 
 def affine_value(node: Node, values: Mapping[str, Tensor]) -> Tensor:
     """``sum_p A_p values[p] + b`` of an affine node."""
-    total = sum(m.forward(values[p]) for m, p in zip(node.maps, node.parents))
+    total = sum(m.forward(values[p]) for m, p in zip(node.maps, node.parents, strict=False))
     return total if node.bias is None else total + node.bias
 
 
@@ -64,7 +64,7 @@ def node_interval(node: Node, intervals: Mapping[str, Interval]) -> Interval:
         lower, upper = node.activation.interval(*intervals[node.parents[0]])
     else:
         centre, width = 0, 0
-        for map_, parent in zip(node.maps, node.parents):
+        for map_, parent in zip(node.maps, node.parents, strict=False):
             low, high = intervals[parent]
             centre = centre + map_.forward((low + high) / 2)
             width = width + map_.abs().forward((high - low) / 2)

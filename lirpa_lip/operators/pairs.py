@@ -85,7 +85,8 @@ def _emit_sort(builder, traced, parent: str, prefix: str) -> str:
     shape = builder.shape(parent)
     turn = rotation(shape, builder.dtype, builder.device)
     rotated = builder.affine(f"{prefix}:rotate", traced.operator, [parent], [turn])
-    folded = builder.activation(f"{prefix}:fold", traced.operator, rotated, fold_half(shape, builder.dtype, builder.device))
+    fold = fold_half(shape, builder.dtype, builder.device)
+    folded = builder.activation(f"{prefix}:fold", traced.operator, rotated, fold)
     return builder.affine(f"{prefix}:sorted", traced.operator, [folded], [turn], shortcut=(parent, _sorted_bounds))
 
 
@@ -123,8 +124,8 @@ def _pull_back(fold_centre: Tensor, fold_stable: Tensor, mask: Tensor) -> Tensor
     return torch.cat([x, y], dim=1)
 
 
-def emit_pairwise_maximum(builder, traced, candidates: str, shortcut) -> str:
-    """Maximum over the first axis of ``candidates (count, *rest)`` by rounds of pairwise maxima, then the traced shape.
+def emit_pairwise_maximum(builder, traced, output: str, candidates: str, shape: torch.Size, shortcut) -> str:
+    """Maximum over the first axis of ``candidates (count, *rest)`` by rounds of pairwise maxima, then the given shape.
 
     A candidate without a partner goes straight to the next round.
     """
@@ -132,8 +133,8 @@ def emit_pairwise_maximum(builder, traced, candidates: str, shortcut) -> str:
     while builder.shape(name)[0] > 1:
         count = builder.shape(name)[0]
         even = count - count % 2
-        like = dict(dtype=builder.dtype, device=builder.device, monomial=True, entries_nonnegative=True)
-        prefix = f"{traced.name}:{round_}"
+        like = {"dtype": builder.dtype, "device": builder.device, "monomial": True, "entries_nonnegative": True}
+        prefix = f"{output}:{round_}"
         paired = name
         if count % 2:
             cut = FunctionMap(partial(_narrow, length=even), builder.shape(name), **like)
@@ -151,8 +152,8 @@ def emit_pairwise_maximum(builder, traced, candidates: str, shortcut) -> str:
             parents = [ordered, name]
         name = builder.affine(f"{prefix}:winners", traced.operator, parents, maps)
         round_ += 1
-    back = ReshapeMap(builder.shape(name), traced.shape, dtype=builder.dtype, device=builder.device)
-    return builder.affine(traced.name, traced.operator, [name], [back], shortcut=shortcut)
+    back = ReshapeMap(builder.shape(name), shape, dtype=builder.dtype, device=builder.device)
+    return builder.affine(output, traced.operator, [name], [back], shortcut=shortcut)
 
 
 def _narrow(x: Tensor, length: int) -> Tensor:

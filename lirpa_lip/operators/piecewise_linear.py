@@ -142,6 +142,11 @@ def clip(low=None, high=None) -> PiecewiseLinear:
     return PiecewiseLinear([low, high], [0.0, 1.0, 0.0], low)
 
 
+def hard_sigmoid(alpha: float = 0.2, beta: float = 0.5) -> PiecewiseLinear:
+    """``min(max(alpha z + beta, 0), 1)``, alpha > 0."""
+    return PiecewiseLinear([-beta / alpha, (1 - beta) / alpha], [0.0, alpha, 0.0], 0.0)
+
+
 def clip_half(high, low) -> PiecewiseLinear:
     """Clip used after MaxMin: the first half of the channels ``min(z, high)``, the second half ``max(z, low)``.
 

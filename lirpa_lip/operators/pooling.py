@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lirpa_lip.norms.linear_map import ComposedMap, Conv2dMap, DiagonalMap, FunctionMap
+from lirpa_lip.norms.linear_map import ComposedMap, ConvMap, DiagonalMap, FunctionMap
 
+from .elementwise_affine import broadcast_to_sample, negated, widened
 from .pairs import emit_pairwise_maximum
 
 
@@ -15,18 +19,38 @@ def average_pool(builder, traced) -> str:
     """Average pooling as a convolution per channel with the constant kernel 1 / window size."""
     attr, shape = traced.attr, builder.shape(traced.parent)
     kernel = tuple(attr["kernel_shape"])
-    stride = tuple(attr.get("strides", [1] * len(kernel)))
-    pads = tuple(attr.get("pads", [0] * 2 * len(kernel)))
-    if len(kernel) != 2 or pads[:2] != pads[2:] or attr.get("ceil_mode", 0):
-        raise traced.unsupported("only two-dimensional average pooling with symmetric padding, without ceil_mode")
-    channels, window = shape[0], kernel[0] * kernel[1]
+    axes = len(kernel)
+    stride, pads = tuple(attr.get("strides", [1] * axes)), _padding(traced, axes)
+    counts_padding = bool(attr.get("count_include_pad", 0))
+    if attr.get("ceil_mode", 0):
+        # the last window may hang over the edge and then divides by what PyTorch says
+        options = {"stride": stride, "padding": pads, "ceil_mode": True, "count_include_pad": counts_padding}
+        return _reduction(builder, traced, partial(_AVERAGE[axes], kernel_size=kernel, **options))
+    channels, window = shape[0], math.prod(kernel)
     weight = torch.full((channels, 1, *kernel), 1 / window, dtype=builder.dtype, device=builder.device)
-    maps = Conv2dMap(weight, shape, stride, pads[:2], 1, channels)
-    if any(pads) and not attr.get("count_include_pad", 0):
+    maps = ConvMap(weight, shape, stride, pads, 1, channels)
+    if any(pads) and not counts_padding:
         # windows at the border average over fewer pixels
         ones = torch.ones(1, *shape, dtype=builder.dtype, device=builder.device)
         maps = ComposedMap([DiagonalMap(1 / maps.forward(ones)[0], maps.out_shape), maps])
     return builder.affine(traced.name, traced.operator, [traced.parent], [maps])
+
+
+_AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def _padding(traced, axes: int) -> tuple[int, ...]:
+    pads = tuple(traced.attr.get("pads", [0] * 2 * axes))
+    if pads[:axes] != pads[axes:]:
+        raise traced.unsupported(f"padding {pads} differs between the two sides of an axis")
+    return pads[:axes]
+
+
+def adaptive_average_pool(builder, traced) -> str:
+    """Adaptive average pooling to a size that does not divide the input's: windows of unequal size."""
+    size = tuple(int(n) for n in torch.as_tensor(traced.constant(1)).flatten())
+    pool = F.adaptive_avg_pool1d if len(size) == 1 else F.adaptive_avg_pool2d
+    return _reduction(builder, traced, partial(pool, output_size=size))
 
 
 def global_average_pool(builder, traced) -> str:
@@ -71,44 +95,71 @@ def reduction_axes(builder, traced) -> tuple[tuple[int, ...], bool]:
 def max_pool(builder, traced) -> str:
     """Max pooling: windows side by side, then a tournament of pairwise maxima.
 
-    Padding is replaced by repeating the border, which lies in every window that reaches over it, so the maximum is
-    the same. Windows that overlap repeat a pixel; that is the only place where the Lipschitz constant exceeds 1.
+    What a window reads outside the image is replaced by a pixel it reads inside, so the maximum is the same. Windows
+    that overlap repeat a pixel; that is the only place where the Lipschitz constant exceeds 1.
     """
     attr, shape = traced.attr, builder.shape(traced.parent)
-    kernel, stride = tuple(attr["kernel_shape"]), tuple(attr.get("strides", attr["kernel_shape"]))
-    pads, dilations = tuple(attr.get("pads", (0, 0, 0, 0))), tuple(attr.get("dilations", (1, 1)))
-    if len(kernel) != 2 or pads[:2] != pads[2:] or attr.get("ceil_mode", 0) or dilations != (1, 1):
-        raise traced.unsupported("only two-dimensional max pooling with symmetric padding, no dilation, no ceil_mode")
-    window = kernel[0] * kernel[1]
-    index = _window_index(shape, kernel, stride, pads).to(builder.device)
+    kernel = tuple(attr["kernel_shape"])
+    axes = len(kernel)
+    index = [
+        _windows(size, k, s, p, d, bool(attr.get("ceil_mode", 0)))
+        for size, k, s, p, d in zip(
+            shape[1:],
+            kernel,
+            attr.get("strides", [1] * axes),
+            _padding(traced, axes),
+            attr.get("dilations", [1] * axes), strict=False,
+        )
+    ]
+    out_shape = torch.Size([shape[0], *(i.shape[1] for i in index)])
+    flat = _flat_index(index, shape[1:]).to(builder.device)
+    window = math.prod(kernel)
 
     def unfold(x: Tensor) -> Tensor:
-        taken = x.flatten(2)[:, :, index.flatten()].reshape(x.shape[0], shape[0], window, -1)
+        taken = x.flatten(2)[:, :, flat.flatten()].reshape(x.shape[0], shape[0], window, -1)
         return taken.transpose(1, 2).flatten(2)
 
-    def pooled(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        return tuple(F.max_pool2d(t, kernel, stride, pads[:2]) for t in (lower, upper))
-
-    like = dict(dtype=builder.dtype, device=builder.device)
+    like = {"dtype": builder.dtype, "device": builder.device}
     maps = FunctionMap(unfold, shape, **like, monomial=True, entries_nonnegative=True)
     windows = builder.affine(f"{traced.name}:windows", traced.operator, [traced.parent], [maps])
-    return emit_pairwise_maximum(builder, traced, windows, shortcut=(traced.parent, pooled))
+    return _largest(builder, traced, windows, out_shape)
 
 
-def _window_index(shape, kernel, stride, pads) -> Tensor:
+def _windows(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil: bool) -> Tensor:
+    """Positions every window reads along one axis, ``(kernel, windows)``, those outside replaced by one inside."""
+    slack = size + 2 * pad - dilation * (kernel - 1) - 1
+    count = slack // stride + 1
+    if ceil and slack % stride and count * stride < size + pad:
+        count += 1  # a window more, unless it would start behind the image
+    at = torch.arange(count).unsqueeze(0) * stride - pad + dilation * torch.arange(kernel).unsqueeze(1)
+    inside = (at >= 0) & (at < size)
+    first = torch.where(inside, at, size).amin(0, keepdim=True)
+    return torch.where(inside, at, first)
+
+
+def _flat_index(index: list[Tensor], sizes: torch.Size) -> Tensor:
     """Flat pixel index of every window element, ``(window, positions)``."""
-    rows, columns = (
-        (
-            torch.arange((size + 2 * p - k) // s + 1).unsqueeze(0) * s - p + torch.arange(k).unsqueeze(1)
-        ).clamp(0, size - 1)
-        for size, k, s, p in zip(shape[1:], kernel, stride, pads)
-    )
-    index = rows[:, None, :, None] * shape[2] + columns[None, :, None, :]
-    return index.reshape(kernel[0] * kernel[1], -1)
+    axes = len(index)
+    total: Tensor | int = 0
+    for axis, (positions, size) in enumerate(zip(index, sizes, strict=False)):
+        shape = [1] * 2 * axes
+        shape[axis], shape[axes + axis] = positions.shape
+        total = total * size + positions.reshape(shape)
+    return total.flatten(0, axes - 1).flatten(1)
 
 
 def reduce_max(builder, traced) -> str:
     """Maximum over given axes, as a tournament."""
+    return _largest(builder, traced, *_candidates(builder, traced, 1))
+
+
+def reduce_min(builder, traced) -> str:
+    """Minimum over given axes: the maximum of the negatives, negated."""
+    return _smallest(builder, traced, *_candidates(builder, traced, -1))
+
+
+def _candidates(builder, traced, sign: int) -> tuple[str, torch.Size]:
+    """The values a reduction chooses from, along the first axis, times a sign; and the shape of the result."""
     axes, keep = reduction_axes(builder, traced)
     shape = builder.shape(traced.parents[0])
     others = [a for a in range(1, len(shape) + 1) if a not in axes]
@@ -117,10 +168,60 @@ def reduce_max(builder, traced) -> str:
         moved = x.permute(0, *axes, *others)
         return moved.flatten(1, len(axes)).flatten(2) if others else moved.flatten(1, len(axes)).unsqueeze(2)
 
-    def reduced(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        return lower.amax(axes, keepdim=keep), upper.amax(axes, keepdim=keep)
+    kept = [1 if a in axes else shape[a - 1] for a in range(1, len(shape) + 1) if keep or a not in axes]
+    maps = _signed(builder, arrange, shape, sign)
+    name = builder.affine(f"{traced.name}:candidates", traced.operator, [traced.parents[0]], [maps])
+    return name, torch.Size(kept)
 
-    like = dict(dtype=builder.dtype, device=builder.device)
-    maps = FunctionMap(arrange, shape, **like, monomial=True, entries_nonnegative=True)
-    candidates = builder.affine(f"{traced.name}:candidates", traced.operator, [traced.parents[0]], [maps])
-    return emit_pairwise_maximum(builder, traced, candidates, shortcut=(traced.parents[0], reduced))
+
+def _signed(builder, fn, shape: torch.Size, sign: int):
+    """A map that moves values, times a sign."""
+    like = {"dtype": builder.dtype, "device": builder.device}
+    maps = FunctionMap(fn, shape, **like, monomial=True, entries_nonnegative=True)
+    return maps if sign > 0 else ComposedMap([negated(builder, maps.out_shape), maps])
+
+
+def maximum(builder, traced) -> str:
+    """Elementwise maximum of two or more values, some of them constant, if one likes."""
+    return _largest(builder, traced, *_side_by_side(builder, traced, 1))
+
+
+def minimum(builder, traced) -> str:
+    """Elementwise minimum: the maximum of the negatives, negated."""
+    return _smallest(builder, traced, *_side_by_side(builder, traced, -1))
+
+
+def _side_by_side(builder, traced, sign: int) -> tuple[str, torch.Size]:
+    """All inputs broadcast to one shape and stacked along a new first axis, times a sign."""
+    count = len(traced.parents)
+    constants = [None if p is not None else traced.constant(i).to(builder.dtype) for i, p in enumerate(traced.parents)]
+    shapes = [c.shape if p is None else (1, *builder.shape(p)) for c, p in zip(constants, traced.parents, strict=False)]
+    shape = torch.broadcast_shapes(*shapes)[1:]
+    parents, maps, bias = [], [], torch.zeros(1, count, *shape, dtype=builder.dtype, device=builder.device)
+    for i, parent in enumerate(traced.parents):
+        if parent is None:
+            filled = broadcast_to_sample(constants[i], shape).unsqueeze(0).unsqueeze(0)
+            bias = bias + sign * _place(filled.flatten(0, 1), i, count)
+            continue
+        parents.append(parent)
+        into = _signed(builder, partial(_place, at=i, count=count), shape, sign)
+        maps.append(into if builder.shape(parent) == shape else ComposedMap([into, widened(builder, parent, shape)]))
+    stacked = builder.affine(f"{traced.name}:inputs", traced.operator, parents, maps, bias)
+    return stacked, shape
+
+
+def _place(x: Tensor, at: int, count: int) -> Tensor:
+    """``(B, *shape) -> (B, count, *shape)``, zero but at one position."""
+    return F.pad(x.unsqueeze(1), [0, 0] * (x.ndim - 1) + [at, count - 1 - at])
+
+
+def _largest(builder, traced, candidates: str, shape: torch.Size, name: str | None = None) -> str:
+    def enclose(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        return lower.amax(1).reshape(-1, *shape), upper.amax(1).reshape(-1, *shape)
+
+    return emit_pairwise_maximum(builder, traced, name or traced.name, candidates, shape, (candidates, enclose))
+
+
+def _smallest(builder, traced, candidates: str, shape: torch.Size) -> str:
+    largest = _largest(builder, traced, candidates, shape, f"{traced.name}:negative")
+    return builder.affine(traced.name, traced.operator, [largest], [negated(builder, shape)])

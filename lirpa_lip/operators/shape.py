@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -9,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lirpa_lip.norms.linear_map import FunctionMap, ReshapeMap
+
+from .elementwise_affine import widened
 
 
 def _moved(builder, traced, fn, parent: str | None = None) -> str:
@@ -24,8 +27,28 @@ def reshape(builder, traced) -> str:
     parent = traced.parents[0]
     if parent is None:
         raise traced.unsupported("its first input is constant")
-    maps = ReshapeMap(builder.shape(parent), traced.shape, dtype=builder.dtype, device=builder.device)
+    source = builder.shape(parent)
+    shape = traced.shape
+    if traced.operator == "BoundReshape":
+        shape = _target_shape(traced, source)
+    elif traced.operator == "BoundFlatten" and traced.attr.get("axis", 1) == 1:
+        shape = torch.Size([source.numel()])
+    if shape.numel() != source.numel():
+        raise traced.unsupported(
+            f"a sample of {source.numel()} values cannot become one of shape {tuple(shape)}; keep the batch axis "
+            "first, and bound with the batch size the model was wrapped with"
+        )
+    maps = ReshapeMap(source, shape, dtype=builder.dtype, device=builder.device)
     return builder.affine(traced.name, traced.operator, [parent], [maps])
+
+
+def _target_shape(traced, source: torch.Size) -> torch.Size:
+    """A sample's new shape from the operator's constant: unlike the traced shape, no later batch size changes it."""
+    target = [int(n) for n in torch.as_tensor(traced.constant(1)).flatten()][1:]
+    target = [source[i] if n == 0 and i < len(source) else n for i, n in enumerate(target)]
+    known = math.prod(n for n in target if n != -1)
+    shape = torch.Size(source.numel() // max(known, 1) if n == -1 else n for n in target)
+    return shape if shape.numel() == source.numel() else traced.shape
 
 
 def identity(builder, traced) -> str:
@@ -51,9 +74,10 @@ def _sample_axis(axis: int, ndim: int, traced) -> int:
 def slice_(builder, traced) -> str:
     """``x[..., start:end, ...]`` along one axis."""
     attr, constants = traced.attr, [traced.constant(i) for i in range(1, 5)]
+    defaults = [*(attr.get(k, [None])[0] for k in ("starts", "ends", "axes")), 1]
     start, end, axis, step = (
         int(torch.as_tensor(c).flatten()[0]) if c is not None else default
-        for c, default in zip(constants, [*(attr.get(k, [None])[0] for k in ("starts", "ends", "axes")), 1])
+        for c, default in zip(constants, defaults, strict=True)
     )
     shape = builder.shape(traced.parents[0])
     axis = _sample_axis(axis, len(shape) + 1, traced)
@@ -66,6 +90,29 @@ def slice_(builder, traced) -> str:
         return x.narrow(axis, start, end - start)[(slice(None),) * axis + (slice(None, None, step),)]
 
     return _moved(builder, traced, cut, traced.parents[0])
+
+
+def gather(builder, traced) -> str:
+    """``x[:, i]`` or ``x[:, [i, j]]``: constant positions along one axis; a single one drops the axis."""
+    if traced.parents[0] is None or traced.parents[1] is not None:
+        raise traced.unsupported("only the values may depend on the network's input, not the positions")
+    shape, index = builder.shape(traced.parents[0]), torch.as_tensor(traced.constant(1)).long()
+    axis = _sample_axis(traced.attr.get("axis", 0), len(shape) + 1, traced)
+    positions = [int(i) % shape[axis - 1] for i in index.flatten()]
+    out = (*shape[: axis - 1], *index.shape, *shape[axis:])
+
+    def pick(x: Tensor) -> Tensor:
+        return torch.cat([x.narrow(axis, i, 1) for i in positions], dim=axis).reshape(-1, *out)
+
+    return _moved(builder, traced, pick, traced.parents[0])
+
+
+def expand(builder, traced) -> str:
+    """Repetition along axes of size 1."""
+    if traced.parents[0] is None:
+        raise traced.unsupported("its first input is constant")
+    parent, shape = traced.parents[0], traced.shape
+    return builder.affine(traced.name, traced.operator, [parent], [widened(builder, parent, shape)])
 
 
 def split(builder, traced) -> str:
@@ -91,7 +138,7 @@ def concatenate(builder, traced) -> str:
             bias = place(value[:1]) if bias is None else bias + place(value[:1])
         else:
             parents.append(parent)
-            like = dict(dtype=builder.dtype, device=builder.device)
+            like = {"dtype": builder.dtype, "device": builder.device}
             maps.append(FunctionMap(place, builder.shape(parent), **like, monomial=True, entries_nonnegative=True))
         start += size
     return builder.affine(traced.name, traced.operator, parents, maps, bias)
@@ -103,17 +150,23 @@ def _embed(x: Tensor, axis: int, start: int, total: int) -> Tensor:
 
 
 def pad(builder, traced) -> str:
-    """Constant padding; the constant goes into the bias."""
+    """Padding by a constant, which goes into the bias, by the border, or by reflection."""
     pads = traced.attr.get("pads")
     pads = [int(p) for p in (pads if pads is not None else traced.constant(1).tolist())]
-    if traced.attr.get("mode", "constant") != "constant":
-        raise traced.unsupported("only constant padding is supported")
+    modes = {"constant": "constant", "reflect": "reflect", "edge": "replicate"}
+    mode = modes.get(traced.attr.get("mode", "constant"))
+    if mode is None:
+        raise traced.unsupported(f"padding mode {traced.attr['mode']!r}")
     value = traced.attr.get("value", None)
     value = float(value if value is not None else (traced.constant(2) if traced.constant(2) is not None else 0.0))
     ndim = len(pads) // 2
     if pads[0] or pads[ndim]:
         raise traced.unsupported("it pads the batch axis")
     widths = [w for axis in reversed(range(1, ndim)) for w in (pads[axis], pads[ndim + axis])]
+    if mode != "constant":
+        while len(widths) > 2 and widths[-2:] == [0, 0]:
+            widths = widths[:-2]  # PyTorch does not want to hear of channels here
+        return _moved(builder, traced, lambda x: F.pad(x, widths, mode=mode))
     name = _moved(builder, traced, lambda x: F.pad(x, widths))
     if value:
         node = builder.nodes[name]
@@ -123,19 +176,46 @@ def pad(builder, traced) -> str:
 
 
 def resize(builder, traced) -> str:
-    """Upsampling to the traced size, nearest or bilinear."""
-    mode = traced.attr.get("mode", "nearest")
-    size = tuple(traced.shape[1:])
+    """Upsampling by constant factors, nearest or bilinear."""
+    mode, parent = traced.attr.get("mode", "nearest"), traced.parents[0]
+    shape, names = builder.shape(parent), {1: "linear", 2: "bilinear", 3: "trilinear"}
+    axes = len(shape) - 1
+    where = traced.attr.get("coordinate_transformation_mode", "half_pixel")
+    plain = mode == "nearest" or (mode == "linear" and axes in names and where in ("half_pixel", "align_corners"))
+    if not plain or parent is None:
+        raise traced.unsupported(f"mode {mode!r} with {where!r} coordinates in {axes} dimensions")
+    options = _resize_target(traced, shape[1:])
     if mode == "nearest":
-        return _moved(builder, traced, lambda x: F.interpolate(x, size=size, mode="nearest"), traced.parents[0])
-    corners = traced.attr.get("coordinate_transformation_mode", "half_pixel") == "align_corners"
-    names = {1: "linear", 2: "bilinear"}
-    if mode != "linear" or len(size) not in names:
-        raise traced.unsupported(f"resize mode {mode!r} in {len(size)} dimensions")
-
-    def interpolate(x: Tensor) -> Tensor:
-        return F.interpolate(x, size=size, mode=names[len(size)], align_corners=corners)
-
-    parent = traced.parents[0]
-    maps = FunctionMap(interpolate, builder.shape(parent), builder.dtype, builder.device, entries_nonnegative=True)
+        return _moved(builder, traced, partial(F.interpolate, mode="nearest", **options), parent)
+    corners = where == "align_corners"
+    fn = partial(F.interpolate, mode=names[axes], align_corners=corners, **options)
+    maps = FunctionMap(fn, shape, builder.dtype, builder.device, entries_nonnegative=True)
     return builder.affine(traced.name, traced.operator, [parent], [maps])
+
+
+def upsample_aligned(builder, traced) -> str:
+    """Bilinear upsampling with ``align_corners``, to the traced size or by constant factors."""
+    size, factors = traced.constant(1), traced.constant(3)
+    corners = bool(traced.constant(2))
+    # an argument that was None is an empty tensor here
+    given = size.numel() > 0
+    options = {"size": tuple(map(int, size))} if given else {"scale_factor": tuple(map(float, factors))}
+    fn = partial(F.interpolate, mode="bilinear", align_corners=corners, **options)
+    maps = FunctionMap(fn, builder.shape(traced.parent), builder.dtype, builder.device, entries_nonnegative=True)
+    return builder.affine(traced.name, traced.operator, [traced.parent], [maps])
+
+
+def _resize_target(traced, size: torch.Size) -> dict:
+    """``size=`` where it is given or a whole number, else ``scale_factor=``, which also decides what is read where."""
+    count = len(traced.parents)
+    sizes = traced.constant(3) if count > 3 else None
+    scales = traced.constant(1 if count < 3 else 2) if sizes is None else None
+    if scales is None and sizes is None:
+        scales = torch.as_tensor(traced.attr["scales"])
+    if sizes is not None:
+        return {"size": tuple(int(n) for n in sizes[2:])}
+    factors = [float(f) for f in scales[2:]]
+    exact = [n * f for n, f in zip(size, factors, strict=False)]
+    if all(abs(n - round(n)) < 1e-4 for n in exact):
+        return {"size": tuple(round(n) for n in exact)}
+    return {"scale_factor": tuple(factors)}

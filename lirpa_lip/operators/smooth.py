@@ -105,6 +105,27 @@ def elu(alpha: float = 1.0) -> Smooth:
     return Smooth(lambda z: F.elu(z, alpha=alpha), derivative, value_extrema=[0.0], jumps=[(0.0, alpha, 1.0)])
 
 
+def selu() -> Smooth:
+    """``scale * elu(z, alpha)`` with the constants of Klambauer et al., NeurIPS 2017."""
+    alpha, scale = 1.6732632423543772, 1.0507009873554805
+    inner = elu(alpha)
+    return Smooth(
+        lambda z: scale * inner.fn(z),
+        lambda z: scale * inner.derivative(z),
+        value_extrema=[0.0],
+        jumps=[(0.0, scale * alpha, scale)],
+    )
+
+
+def hard_swish() -> Smooth:
+    """``z * min(max(z / 6 + 1/2, 0), 1)``: a parabola on [-3, 3], where the derivative is ``z / 3 + 1/2``."""
+
+    def derivative(z: Tensor) -> Tensor:
+        return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5)).to(z.dtype)
+
+    return Smooth(F.hardswish, derivative, value_extrema=[-1.5], jumps=[(-3.0, 0.0, -0.5), (3.0, 1.5, 1.0)])
+
+
 # f' = 0 and f'' = 0 of x * sigmoid(x): the minimum of the value, and the two extremes of the slope
 SILU_MINIMUM, SILU_INFLECTION = -1.2784645427610738, 2.3993572805154668
 # x * Phi(x): the minimum of the value; f''(x) = phi(x) (2 - x^2) vanishes at +-sqrt 2

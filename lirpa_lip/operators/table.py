@@ -22,6 +22,7 @@ ADAPTERS = {
     "BoundMul": activations.gated,
     "BoundAveragePool": pooling.average_pool,
     "BoundGlobalAveragePool": pooling.global_average_pool,
+    "BoundAdaptiveAveragePool": pooling.adaptive_average_pool,
     "BoundReduceMean": pooling.reduce_mean,
     "BoundReduceSum": pooling.reduce_sum,
     # values moved, not changed
@@ -31,10 +32,13 @@ ADAPTERS = {
     "BoundUnsqueeze": shape.reshape,
     "BoundTranspose": shape.transpose,
     "BoundSlice": shape.slice_,
+    "BoundGather": shape.gather,
+    "BoundExpand": shape.expand,
     "BoundSplit": shape.split,
     "BoundConcat": shape.concatenate,
     "BoundPad": shape.pad,
     "BoundResize": shape.resize,
+    "BoundUpsampleAligned": shape.upsample_aligned,
     "BoundDropout": shape.identity,
     "BoundIdentity": shape.identity,
     "BoundCast": shape.identity,
@@ -50,6 +54,9 @@ ADAPTERS = {
     "BoundErf": activations.ERF,
     "BoundExp": activations.EXP,
     "BoundElu": activations.elu,
+    "BoundSelu": activations.SELU,
+    "BoundHardSigmoid": activations.hard_sigmoid_,
+    "BoundHardSwish": activations.HARD_SWISH,
     "BoundSoftplus": activations.SOFTPLUS,
     "BoundSiLU": activations.SILU,
     "BoundGelu": activations.GELU,
@@ -59,4 +66,21 @@ ADAPTERS = {
     "BoundClippedMaxMin": pairs.clipped_max_min,
     "BoundMaxPool": pooling.max_pool,
     "BoundReduceMax": pooling.reduce_max,
+    "BoundReduceMin": pooling.reduce_min,
+    "BoundMax": pooling.maximum,
+    "BoundMin": pooling.minimum,
+}
+
+_NO_RULE = "products, powers and quotients of values that depend on the input have no Lipschitz rule here"
+_NORMALISATION = _NO_RULE + " (LayerNorm and its like, whose slope grows without bound as the variance vanishes)"
+
+#: Operators which auto_LiRPA traces and which are refused on purpose, with the reason.
+REFUSED = {
+    "BoundSoftmax": _NO_RULE + "; leave a final softmax out: it does not change the order of the logits",
+    "BoundPow": _NORMALISATION,
+    "BoundSqr": _NORMALISATION,
+    "BoundSqrt": _NORMALISATION,
+    "BoundReciprocal": _NORMALISATION,
+    "BoundLayerNormalization": _NORMALISATION,
+    "BoundInstanceNormalization": _NORMALISATION,
 }

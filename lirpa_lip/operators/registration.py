@@ -1,0 +1,167 @@
+"""Gives auto_LiRPA the operators its installed version cannot trace, or computes wrongly; leaves the others alone.
+
+`register_operators` runs when `lirpa_lip` is imported. For every ONNX operator below, auto_LiRPA's own class is used
+wherever `native` says that it is right for the operator's attributes, and a class made from our adapter elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from auto_LiRPA import bound_ops, register_custom_op
+from auto_LiRPA.bound_op_map import bound_op_map
+from auto_LiRPA.bound_ops import Bound, BoundActivation
+from auto_LiRPA.parse_graph import parse_module
+
+from lirpa_lip.errors import UnsupportedOperatorError
+
+from .emit import constant_value, depends_on_input
+from .table import ADAPTERS
+from .traced_activation import activation_class
+from .traced_operator import operator_class
+from .unsqueeze_bound import BoundUnsqueeze, one_axis
+
+Attributes = Mapping[str, Any]
+Native = Callable[[Attributes, list], bool]
+
+
+class Missing(NamedTuple):
+    """An operator auto_LiRPA lacks in some version, or for some attributes.
+
+    Attributes:
+        key: name of its adapter in the operator table, and of its class.
+        elementwise: whether it is one activation.
+        native: whether auto_LiRPA's own class, where there is one, is right for these attributes and inputs.
+    """
+
+    key: str
+    elementwise: bool
+    native: Native = lambda attr, inputs: True
+
+
+def _never(attr: Attributes, inputs: list) -> bool:
+    return False
+
+
+def _plain_convolution(attr: Attributes, inputs: list) -> bool:
+    """Theirs takes one axis' dilation for both; one axis is known to 0.7 only, and three to neither."""
+    dilations = attr.get("dilations", [1])
+    return len(attr["kernel_shape"]) == 2 and all(d == dilations[0] for d in dilations)
+
+
+def _in_shape_arithmetic_or(plain: Native) -> Native:
+    """Theirs for what shapes are computed with, which no bound enters, and where ``plain`` says so."""
+    return lambda attr, inputs: not depends_on_input(inputs[0]) or plain(attr, inputs)
+
+
+def _one_position(attr: Attributes, inputs: list) -> bool:
+    """Theirs loses all but one of repeated positions in CROWN, which makes its bounds invalid."""
+    return constant_value(inputs[1]).ndim == 0
+
+
+def _step_one(attr: Attributes, inputs: list) -> bool:
+    """Theirs knows no other step."""
+    return len(inputs) < 5 or bool((torch.as_tensor(constant_value(inputs[4])) == 1).all())
+
+
+#: By ONNX name.
+MISSING: dict[str, Missing] = {
+    # the ends are attributes before opset 11, where 0.7's class fails, and 0.3 has none
+    "onnx::Clip": Missing("BoundClip", True, lambda attr, inputs: len(inputs) == 3),
+    "onnx::Elu": Missing("BoundElu", True),
+    "onnx::Selu": Missing("BoundSelu", True),
+    "onnx::Erf": Missing("BoundErf", True),
+    "onnx::PRelu": Missing("BoundPRelu", True),
+    "onnx::HardSigmoid": Missing("BoundHardSigmoid", True),
+    "onnx::HardSwish": Missing("BoundHardSwish", True),
+    "onnx::Softplus": Missing(
+        "BoundSoftplus", True, lambda *_: bound_ops.BoundSoftplus.bound_relax is not BoundActivation.bound_relax
+    ),
+    # the widths are an attribute before opset 11, which theirs does not read
+    "onnx::Pad": Missing("BoundPad", False, lambda attr, inputs: "pads" not in attr and attr["mode"] == "constant"),
+    "onnx::Resize": Missing("BoundResize", False, _never),
+    "onnx::Upsample": Missing("BoundResize", False, _never),
+    "onnx::Conv": Missing("BoundConv", False, _plain_convolution),
+    "onnx::ConvTranspose": Missing("BoundConvTranspose", False, lambda attr, _: len(attr["kernel_shape"]) == 2),
+    # theirs always counts padding in, ignores ceil_mode, and its CROWN takes the stride for the kernel, and the height
+    # for the width of what no window reaches
+    "onnx::AveragePool": Missing("BoundAveragePool", False, _never),
+    # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap or leave a rest, and
+    # its forward bounds of such windows are violated; ours are tighter for small balls
+    "onnx::MaxPool": Missing("BoundMaxPool", False, _never),
+    # theirs has invalid forward bounds, and in 0.3 fails in patches mode
+    "onnx::LeakyRelu": Missing("BoundLeakyRelu", True, _never),
+    "onnx::Gather": Missing("BoundGather", False, _in_shape_arithmetic_or(_one_position)),
+    "onnx::Slice": Missing("BoundSlice", False, _in_shape_arithmetic_or(_step_one)),
+    "onnx::ReduceMax": Missing("BoundReduceMax", False, _never),
+    "onnx::ReduceMin": Missing("BoundReduceMin", False, _never),
+    "onnx::Max": Missing("BoundMax", False),
+    "onnx::Min": Missing("BoundMin", False),
+}
+
+
+#: PyTorch operators without an ONNX form, which auto_LiRPA meets as ``aten::ATen``, by their own name.
+ATEN: dict[str, str] = {
+    "adaptive_avg_pool1d": "BoundAdaptiveAveragePool",
+    "adaptive_avg_pool2d": "BoundAdaptiveAveragePool",
+    "upsample_bilinear2d": "BoundUpsampleAligned",
+}
+
+
+def _maker(theirs: type[Bound] | None, ours: type[Bound], native: Native) -> Callable[..., Bound]:
+    """What is called in place of a class: theirs where it is right and accepts the attributes, else ours."""
+
+    def make(attr=None, inputs=None, output_index=0, options=None) -> Bound:
+        if theirs is not None and native(attr, inputs):
+            try:
+                return theirs(attr, inputs, output_index, options)
+            except (AssertionError, IndexError, KeyError, NotImplementedError):
+                pass  # that is how it says that it does not know these attributes
+        return ours(attr, inputs, output_index, options)
+
+    make.makes = ours  # type: ignore[attr-defined]
+    return make
+
+
+def _aten(attr=None, inputs=None, output_index=0, options=None) -> Bound:
+    """What is called for ``aten::ATen``: ours, theirs if there is one, else an error that names the operator."""
+    operator = attr["operator"]
+    theirs = getattr(bound_ops, f"BoundATen{operator.capitalize()}", None)
+    if operator in ATEN:
+        return operator_class(ATEN[operator], ADAPTERS[ATEN[operator]])(attr, inputs, output_index, options)
+    if theirs is not None:
+        return theirs(attr, inputs, output_index, options)
+    raise UnsupportedOperatorError(f"aten::{operator}", f"aten::{operator}", ADAPTERS)
+
+
+_aten.makes = ATEN  # type: ignore[attr-defined]
+
+
+def unsupported_operators(model: Any, global_input: Any, options: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(node, ONNX operator) of what auto_LiRPA has no class for in a model it refused; its options may name more."""
+    inputs = global_input if isinstance(global_input, tuple) else (global_input,)
+    nodes, *_ = parse_module(model, inputs)
+    known = {**bound_op_map, **(options.get("custom_ops") or {})}
+    return [
+        (node.name, node.op)
+        for node in nodes
+        if node.op not in known and not hasattr(bound_ops, f"Bound{node.op.removeprefix('onnx::')}")
+    ]
+
+
+def register_operators() -> None:
+    """Registers every operator of `MISSING`; idempotent."""
+    if not hasattr(bound_op_map.get("aten::ATen"), "makes"):
+        register_custom_op("aten::ATen", _aten)
+        register_custom_op("onnx::Unsqueeze", _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis))
+    for onnx, (key, elementwise, native) in MISSING.items():
+        if hasattr(bound_op_map.get(onnx), "makes"):
+            continue
+        theirs = bound_op_map.get(onnx) or getattr(bound_ops, key, None)
+        ours = (activation_class if elementwise else operator_class)(key, ADAPTERS[key])
+        register_custom_op(onnx, _maker(theirs, ours, native))
+
+
+register_operators()

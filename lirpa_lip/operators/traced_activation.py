@@ -1,0 +1,78 @@
+"""auto_LiRPA's view of an elementwise activation it has no class for: forward, IBP, CROWN and α-CROWN, from its trait.
+
+Which lines bound it is said in `lirpa_lip.operators.lines`; how they travel through auto_LiRPA's methods (dense
+matrices, convolution patches, α variables), in `lirpa_lip.operators.relaxed_bound`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from auto_LiRPA.linear_bound import LinearBound
+from torch import Tensor
+
+from .emit import GraphBuilder, Traced
+from .lines import blend_three, relaxations
+from .node import Node
+from .piecewise_linear import PiecewiseLinear
+from .planes import Relaxation
+from .relaxed_bound import RelaxedActivation
+from .traits import Activation
+
+Adapter = Callable[[GraphBuilder, Traced], str]
+
+
+class TracedActivation(RelaxedActivation):
+    """Base of the classes `activation_class` makes; a mix of ½ is the line of least area, 0 and 1 favour the ends."""
+
+    mixes_per_output = 2
+    adapter: Adapter
+
+    def activation_on(self, z: Tensor) -> Activation:
+        """The record its adapter describes it by, for inputs like ``z``."""
+        builder = GraphBuilder(z.dtype, z.device)
+        builder.add(Node("input", "BoundInput", z.shape[1:]))
+        traced = Traced(self.name or "", type(self).__name__, self, self.attr, self._parents(), z.shape[1:])
+        name = type(self).adapter(builder, traced)
+        emitted = builder.nodes[name].activation
+        return emitted if emitted is not None else PiecewiseLinear([0.0], [1.0, 1.0], 0.0)  # a clip without ends
+
+    def _parents(self) -> tuple[str | None, ...]:
+        return ("input", *[None] * (len(self.inputs) - 1))
+
+    def thresholds(self) -> tuple[Tensor, ...]:
+        return ()  # its parameters are in the record
+
+    def forward(self, z: Tensor, *parameters: Tensor) -> Tensor:
+        return self.activation_on(z).value(z)
+
+    def interval_propagate(self, *v: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Exact: the activation's range on the interval, monotone or not."""
+        lower, upper = v[0][0], v[0][1]
+        return self.activation_on(lower).interval(lower, upper)
+
+    def default_mix(self, lower: Tensor, upper: Tensor, *thresholds: Tensor) -> list[Tensor]:
+        return [torch.full_like(lower, 0.5)] * 2
+
+    def relax(self, lower: Tensor, upper: Tensor, mix: list[Tensor], *thresholds: Tensor) -> list[Relaxation]:
+        three = relaxations(self.activation_on(lower), lower, upper)
+        return [Relaxation(*(blend_three(*(r[side] for r in three), mix[side]) for side in (0, 1)))]
+
+    def bound_forward(self, dim_in: int, x: LinearBound, *_: LinearBound) -> LinearBound:
+        lower, upper = self._bounds(x)
+        (relaxation,) = self.relax(lower, upper, self._mix("_forward", lower, upper))
+        sides = []
+        for plane, own in ((relaxation.lower, 0), (relaxation.upper, 1)):
+            rising, falling = plane.slopes[0].clamp(min=0), plane.slopes[0].clamp(max=0)
+            (w, b), (other_w, other_b) = ((x.lw, x.lb), (x.uw, x.ub))[:: 1 - 2 * own]
+            weight = None
+            if w is not None:
+                weight = rising.unsqueeze(1) * w + falling.unsqueeze(1) * other_w
+            sides += [weight, rising * b + falling * other_b + plane.bias]
+        return LinearBound(*sides)
+
+
+def activation_class(name: str, adapter: Adapter) -> type[TracedActivation]:
+    """The bound class of one operator; its name is the key of its adapter in the operator table."""
+    return type(name, (TracedActivation,), {"adapter": staticmethod(adapter), "__doc__": adapter.__doc__})
