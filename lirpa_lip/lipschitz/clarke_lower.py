@@ -196,8 +196,8 @@ def _smooth_gradient(graph, x: Tensor, seed: Tensor, norm, whole: bool, forward:
             return torch.zeros_like(x)
         jacobian = pulled.reshape(batch * count, rows.shape[1], 1, -1)
         objective = _norms(jacobian, norm, whole).sum()
-        (gradient,) = torch.autograd.grad(objective, point)
-    return torch.nan_to_num(gradient).reshape(x.shape)
+        (gradient,) = torch.autograd.grad(objective, point, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else torch.nan_to_num(gradient).reshape(x.shape)
 
 
 def _smooth_slope(activation, z: Tensor, scale: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tu
         if name == graph.input:
             scales[name] = torch.ones(batch, *graph[name].shape, dtype=graph.dtype, device=graph.device)
             radii.append(torch.ones(batch, dtype=graph.dtype, device=graph.device))
-        elif name in layers and name != target and bool((layers[name].slopes.radius > 0).any()):
+        elif name in layers and bool((layers[name].slopes.radius > 0).any()):
             scales[name] = safe_sqrt(layers[name].slopes.radius)
             radii.append(layers[name].spread)
     return scales, torch.stack(radii, dim=1)
@@ -70,8 +70,9 @@ def _weights(map_: StackedMap, radii: Tensor) -> Tensor:
     if radii.shape[1] == 1:
         return torch.ones_like(radii)
     map_ = map_.detach()
-    batch = map_.batch_size
-    left = map_.forward(torch.randn(batch, *map_.in_shape, dtype=map_.dtype, device=map_.device))
+    # any start serves: these weights are no certificate, and a fixed one makes results repeatable
+    start = torch.randn(map_.in_shape, dtype=map_.dtype, generator=torch.Generator().manual_seed(0))
+    left = map_.forward(start.to(map_.device).expand(map_.batch_size, -1))
     for _ in range(_WEIGHT_STEPS):
         left = left / safe_norm(left.flatten(1)).clamp(min=1e-30).reshape(-1, *[1] * (left.ndim - 1))
         right = map_.adjoint(left)

@@ -46,7 +46,7 @@ class Deviation:
         Args:
             steps: of gradient descent on the slopes, each row its own, from the best of the fixed choices.
         """
-        reached = set(self.graph.ancestors(target)) - {target}
+        reached = set(self.graph.ancestors(target))
         if reached.isdisjoint(self.open):
             return self._evaluate(target, rows, {})[0]
         tried = [self._evaluate(target, rows, rule, ball_only=True) for rule in self.rules]

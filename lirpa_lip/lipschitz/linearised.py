@@ -103,7 +103,7 @@ class StackedMap(LinearMap):
     ) -> None:
         self.graph, self.target, self.out_scale = graph, target, out_scale
         reached = set(graph.ancestors(target))
-        self.slopes = {k: v for k, v in slopes.items() if k in reached and k != target}
+        self.slopes = {k: v for k, v in slopes.items() if k in reached}
         self.scales = dict(scales)
         self.sizes = [graph[name].shape.numel() for name in self.scales]
         self.batch_size = next(iter(self.scales.values())).shape[0]
