@@ -105,11 +105,11 @@ def ball_interval(module: Any, node: Any, C: Tensor | None = None) -> Interval |
     affine = _AFFINE.get(type(node))
     if affine is None:
         ball = ball_at(module, node) if C is None else None
-        return ball and ball.box
+        return None if ball is None else ball.box
     if any(parent.perturbed for parent in node.inputs[1:]) or (C is not None and not isinstance(node, ops.BoundLinear)):
         return None
     ball = ball_at(module, node.inputs[0])
-    if ball is None or getattr(node, "transA", 0):
+    if ball is None or getattr(node, "transA", False):
         return None
     parameters = [module.get_forward_value(parent) for parent in node.inputs[1:]]
     centre, deviation = affine(node, ball, *parameters, C=C)
@@ -183,10 +183,11 @@ def _reshape(node: Any, ball: Ball, constants: list) -> Ball | None:
     perm = getattr(node, "perm", (0,))
     if perm[0] != 0 or (node.training and isinstance(node, ops.BoundDropout)):
         return None
-    moved = [node.forward(value, *constants[1:]) for value in (ball.centre, ball.half_axis, *ball.box)]
-    if moved[0].shape[0] != ball.centre.shape[0]:
+    tensors = (ball.centre, ball.half_axis, *ball.box)
+    centre, half_axis, lower, upper = (node.forward(value, *constants[1:]) for value in tensors)
+    if centre.shape[0] != ball.centre.shape[0]:
         return None  # no longer batch first
-    return Ball(*moved, ball.perturbation, ball.shared)
+    return Ball(centre, half_axis, lower, upper, ball.perturbation, ball.shared)
 
 
 _RULES: dict[type, Callable[[Any, Ball, list], Ball | None]] = {

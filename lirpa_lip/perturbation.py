@@ -36,6 +36,8 @@ class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
         NonFiniteError: eps is NaN or infinite, the box holds a NaN, or the input does.
     """
 
+    eps: Any  # auto_LiRPA assigns it
+
     def __init__(
         self,
         eps: float | Tensor = 0.0,
