@@ -17,6 +17,7 @@ from lirpa_lip.lipschitz.clarke_forward import forward_bounds
 from lirpa_lip.lipschitz.clarke_region import InputSet
 from lirpa_lip.lipschitz.clarke_slopes import clarke_slopes, lines
 from lirpa_lip.lipschitz.jacobian_bounds import backward_bounds
+from lirpa_lip.lipschitz.jacobian_margin import mean_value_bounds
 from lirpa_lip.lipschitz.jacobian_relax import INTERVAL, TIGHT, products
 from lirpa_lip.operators import smooth
 from lirpa_lip.operators.piecewise_linear import clip, leaky_relu, relu
@@ -375,3 +376,18 @@ def test_the_call_without_a_wrapped_model():
     upper, lower, details = clarke_lipschitz(graph, inputs, seed, whole=False, options=ClarkeOptions(steps=0))
     assert upper.shape == lower.shape == (2, 2) and (lower <= upper).all()
     assert list(details["bounds"]) == list(METHODS)
+
+
+@pytest.mark.parametrize("norm", [math.inf, 2])
+@pytest.mark.parametrize("name", ["residual", "clipped-maxmin", "mlp-tanh"])
+def test_mean_value_bounds_hold_all_sampled_outputs(name, norm):
+    net, shape = networks()[name]
+    x = torch.rand(2, *shape, dtype=torch.float64)
+    graph, inputs, _ = prepare_region(BoundedModule(net, x[:1]), BoundedTensor(x, PerturbationLpNorm(norm=norm, eps=0.2)))
+    outputs = graph[graph.output].shape.numel()
+    seed = torch.eye(outputs, dtype=torch.float64).expand(2, -1, -1)
+    low, high = mean_value_bounds(graph, inputs, seed)
+    seen = net(inputs.sample(200).flatten(0, 1)).reshape(2, 200, -1)
+    assert (seen >= low.unsqueeze(1)).all() and (seen <= high.unsqueeze(1)).all()
+    loose = mean_value_bounds(graph, inputs, seed, method="fastlip")
+    assert (low >= loose[0] - 1e-9).all() and (high <= loose[1] + 1e-9).all()

@@ -1,0 +1,117 @@
+"""``lirpa-lip monotonicity``: which features a network on a table is certainly increasing or decreasing in."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lirpa_lip.training.tabular import TABLES
+
+VERDICTS = {"increasing": "#2a9d8f", "decreasing": "#e76f51", "constant": "#8d99ae", "neither": "#e9c46a", "unknown": "#d9d9d9"}
+
+
+@click.command()
+@click.option("--data", type=click.Choice(list(TABLES)), default="diabetes", show_default=True, help="Which table.")
+@click.option("--samples", type=int, default=20, show_default=True, help="Test samples to look at.")
+@click.option("--features", help="Columns, by name or number, separated by commas.  [default: all]")
+@click.option("--range", "reach", type=float, default=1.0, show_default=True,
+              help="How much of its range the feature in question may move by, either way (the rest of the sample fixed).")
+@click.option("--eps", type=float, default=0.0, show_default=True, help="How far the other features may move.")
+@click.option("--time-limit", type=float, default=1.0, show_default=True,
+              help="Seconds of branch and bound for each feature, over all samples; 0 for none.")
+@click.option("--hidden", type=int, default=32, show_default=True, help="Width of the network's two layers.")
+@click.option("--epochs", type=int, default=60, show_default=True, help="Epochs of its training.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=Path("monotonicity"), show_default=True,
+              help="Folder for monotonicity.csv and monotonicity.png.")
+def monotonicity(data: str, samples: int, features: str | None, **options: Any) -> None:
+    """Train a network on a table and certify, feature by feature, where it rises and where it falls.
+
+    "increasing" and "decreasing" are certificates for every point of the sample's region; "neither" was refuted by slopes of both
+    signs; "unknown" is neither proved nor refuted.
+    """
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    from lirpa_lip.training.tabular import load_table, train_mlp
+
+    console, table = Console(), load_table(data)
+    net, score, held = train_mlp(table, options["hidden"], options["epochs"], options["seed"])
+    chosen = _columns(table.features, features)
+    x = table.x[held[:samples]]
+    console.print(f"{data}: {len(table.x)} rows, test {'accuracy' if table.classification else 'R²'} {score:.3f}")
+    counts = {name: {v: 0 for v in VERDICTS} for name in (table.features[j] for j in chosen)}
+    rows = []
+    for j in chosen:
+        for k, (verdict, low, high) in enumerate(certify_feature(net, x, j, options["reach"], options["eps"], options["time_limit"])):
+            counts[table.features[j]][verdict] += 1
+            rows.append((int(held[k]), table.features[j], verdict, low, high))
+    shown = RichTable(title=f"{len(x)} samples, share of samples per verdict")
+    for column in ("feature", *VERDICTS):
+        shown.add_column(column, justify="left" if column == "feature" else "right")
+    for name, found in counts.items():
+        shown.add_row(name, *(f"{100 * found[v] / max(1, len(x)):.0f} %" for v in VERDICTS))
+    console.print(shown)
+    out = options["out"]
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / "monotonicity.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("sample", "feature", "verdict", "slope_lower", "slope_upper"))
+        writer.writerows(rows)
+    draw(counts, out / "monotonicity.png", f"{data}: certified slopes of a {options['hidden']}-{options['hidden']} ReLU network")
+    console.print(f"wrote {out / 'monotonicity.csv'} and monotonicity.png", highlight=False)
+
+
+def _columns(names: tuple[str, ...], wanted: str | None) -> list[int]:
+    if wanted is None:
+        return list(range(len(names)))
+    found = []
+    for item in (part.strip() for part in wanted.split(",")):
+        if item in names:
+            found.append(names.index(item))
+        elif item.isdigit() and int(item) < len(names):
+            found.append(int(item))
+        else:
+            raise click.BadParameter(f"{item!r} is no column; choose from: {', '.join(names)}.", param_hint="--features")
+    return found
+
+
+def certify_feature(net: Any, x: Any, feature: int, reach: float, eps: float, time_limit: float) -> list[tuple[str, float, float]]:
+    """Per sample the verdict on one feature and the certified bounds of its slope."""
+    import torch
+
+    from lirpa_lip import BoundedModule
+    from lirpa_lip.lipschitz.clarke import ClarkeOptions
+    from lirpa_lip.lipschitz.clarke_region import InputSet
+    from lirpa_lip.lipschitz.monotonicity import monotone_features
+    from lirpa_lip.local_lip import network_graph
+
+    graph = network_graph(BoundedModule(net, x[:1])).to(torch.float64)
+    centre = x.double()
+    width = torch.full_like(centre, eps)
+    width[:, feature] = reach
+    inputs = InputSet.box(centre, (centre - width).clamp(min=0), (centre + width).clamp(max=1))
+    seed = torch.ones(len(x), 1, 1, dtype=torch.float64)
+    found = monotone_features(graph, inputs, seed, [feature], ClarkeOptions(time_limit=time_limit))
+    return [(found.verdict(k, 0, 0), float(found.lower[k, 0, 0]), float(found.upper[k, 0, 0])) for k in range(len(x))]
+
+
+def draw(counts: dict[str, dict[str, int]], path: Path, title: str) -> None:
+    """A stacked bar per feature: the share of samples with each verdict."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 1.4 + 0.32 * len(counts)), layout="constrained")
+    axes = figure.subplots()
+    names = list(counts)[::-1]
+    left = [0.0] * len(names)
+    for verdict, colour in VERDICTS.items():
+        share = [100 * counts[n][verdict] / max(1, sum(counts[n].values())) for n in names]
+        axes.barh(names, share, left=left, color=colour, label=verdict, height=0.75)
+        left = [a + b for a, b in zip(left, share)]
+    axes.set(xlim=(0, 100), xlabel="samples (%)", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=len(VERDICTS), frameon=False)
+    figure.savefig(path, dpi=150)
