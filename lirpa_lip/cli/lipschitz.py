@@ -114,7 +114,7 @@ def bound_sample(model: Any, x: Any, eps: float, method: str, index: int, option
     if options["state"] and "state" in result.details:
         _write(options["state"], {**states, key: result.details["state"]})
     name = f"{method} + BaB" if "state" in result.details else method
-    return name, float(result.upper.max()), float(result.lower.max()), seconds
+    return name, *(float(t.detach().max()) for t in (result.upper, result.lower)), seconds
 
 
 def reporter(console: Any, index: int) -> Any:
