@@ -41,25 +41,37 @@ def select_rows(mixes: Tensor, shape: tuple[int, ...], A, unstable_idx) -> Tenso
 def unfold(coefficient: Tensor, A: Patches) -> Tensor:
     """A coefficient (rows or 1, batch, C, H, W) laid out like ``A.patches``, zero in the padding.
 
-    Patches over a whole layer are (out_c, batch, out_h, out_w, C, K, K); sparse ones, of the neurons
-    ``A.unstable_idx`` only, (rows, batch, C, K, K).
+    Patches over a whole layer are (out_c, batch, out_h, out_w, C, K, K), and the rows may be its channels or its
+    neurons; sparse ones, of the neurons ``A.unstable_idx`` only, are (rows, batch, C, K, K).
     """
-    windows = inplace_unfold(
-        coefficient.flatten(0, 1), kernel_size=A.patches.shape[-2:], stride=A.stride, padding=A.padding,
-        inserted_zeros=A.inserted_zeros, output_padding=A.output_padding,
-    ).unflatten(0, coefficient.shape[:2])  # (rows or 1, batch, out_h, out_w, C, K, K)  # fmt: skip
-    rows = coefficient.shape[0]
-    if A.unstable_idx is not None:
-        i, j = A.unstable_idx[-2:]
-        if rows == 1:
-            return windows[0][:, i, j].transpose(0, 1)
-        return windows[torch.arange(rows, device=i.device), :, i, j]
-    if rows in (1, A.patches.shape[0]):
-        return windows
-    channels, (height, width) = A.patches.shape[0], windows.shape[2:4]
-    # One row per neuron (c, i, j): it needs its own window (i, j) alone.
-    own = windows.flatten(2, 3).unflatten(0, (channels, height * width)).diagonal(dim1=1, dim2=3)
-    return own.movedim(-1, 2).unflatten(2, (height, width))
+    rows, (i, j) = coefficient.shape[0], (None, None) if A.unstable_idx is None else A.unstable_idx[-2:]
+    if rows == 1 or (i is None and rows == A.patches.shape[0]):
+        windows = _windows(coefficient.flatten(0, 1), A).unflatten(0, coefficient.shape[:2])
+        return windows if i is None else windows[0][:, i, j].transpose(0, 1)
+    # One row per neuron: it needs the window of its own place only, and windows of all would be out_h · out_w as many.
+    height, width = coefficient.shape[-2:]
+    places = torch.arange(1, height * width + 1, dtype=torch.float64, device=coefficient.device)
+    places = _windows(places.view(1, 1, height, width), A)[0, :, :, 0].long()  # (out_h, out_w, K, K), 0 in the padding
+    flat = torch.nn.functional.pad(coefficient.flatten(-2), (1, 0))
+    if i is not None:
+        row = torch.arange(rows, device=flat.device).view(rows, 1, 1)
+        return flat[row, :, :, places[i, j]].permute(0, 3, 4, 1, 2)
+    space = places.shape[:2]
+    neuron = torch.arange(math.prod(space), device=flat.device).view(-1, 1, 1)
+    own = flat.unflatten(0, (A.patches.shape[0], -1))[:, neuron, :, :, places.flatten(0, 1)]  # (place, K, K, out_c, …)
+    return own.unflatten(0, space).permute(4, 5, 0, 1, 6, 2, 3)
+
+
+def _windows(image: Tensor, A: Patches) -> Tensor:
+    """The windows (n, out_h, out_w, C, K, K) of an image (n, C, H, W) that ``A`` multiplies."""
+    return inplace_unfold(
+        image,
+        kernel_size=A.patches.shape[-2:],
+        stride=A.stride,
+        padding=A.padding,
+        inserted_zeros=A.inserted_zeros,
+        output_padding=A.output_padding,
+    )
 
 
 def multiply(A, relaxations: list[Relaxation], side: int, groups: int):
