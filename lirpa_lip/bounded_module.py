@@ -51,13 +51,13 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     if name not in METHODS:
         with _model_precision(bounded), _operator_named(name):
             return inherited(*args, **kwargs)
-    wanted = [call.get(f"bound_{side}", True) for side in ("lower", "upper")]
-    if not any(wanted):
+    want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
+    if not (want_lower or want_upper):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")
     _check_mode(bounded)
-    lower, upper, kind, delta = local_lip_bounds(bounded, call.get("x"), call.get("C"), name)
-    object.__setattr__(bounded, "last_certificate", (kind, delta))
-    return tuple(bound if want else None for bound, want in zip((lower, upper), wanted))
+    bounds = local_lip_bounds(bounded, call.get("x"), call.get("C"), name, want_lower, want_upper)
+    object.__setattr__(bounded, "last_certificate", bounds[2:])
+    return bounds[:2]
 
 
 @contextmanager

@@ -16,26 +16,35 @@ from .lipschitz.lower import sampled_rates
 from .lipschitz.oracle import NormOracle
 from .lipschitz.product import product_plan
 from .lipschitz.sweep import planned_norms, sweep
-from .margin import check_specification, output_bounds, row_lipschitz, whole_lipschitz
+from .margin import check_specification, output_upper, row_lipschitz, whole_lipschitz
 from .region import Region
 from .result import LipschitzResult
 
 METHODS = ("local-lip", "local-lip-crown")
 
 
-def local_lip_bounds(bounded, x, c: Tensor | None, method: str) -> tuple[Tensor, Tensor, str, float]:
-    """Bounds of ``C f`` over the region: ``(lower, upper)``, each ``(batch, specs)``, certificate kind and delta."""
+def local_lip_bounds(
+    bounded, x, c: Tensor | None, method: str, want_lower: bool = True, want_upper: bool = True
+) -> tuple[Tensor | None, Tensor | None, str, float]:
+    """Bounds of ``C f`` over the region: ``(lower, upper)``, each ``(batch, specs)``, certificate kind and delta.
+
+    A bound that is not wanted is ``None`` and costs nothing.
+    """
     config = LocalLipConfig.from_options(bounded.bound_opts)
     graph, region, dtype = prepare(bounded, x, config)
-    specification = check_specification(c, len(region.eps), graph)
-    given, crown = _crown(bounded, x, specification, graph, dtype) if method == "local-lip-crown" else ({}, None)
+    rows = check_specification(c, len(region.eps), graph)
+    given, crown = _crown(bounded, x, rows, graph, dtype) if method == "local-lip-crown" else ({}, (None, None))
     norm = NormOracle(config, planned_norms(graph, config))
     with _gradients_where_needed(graph, region):
         layers = sweep(graph, region, config, norm, given)
-        lower, upper = output_bounds(graph, region, specification, layers, config)
-    lower, upper = outward(lower, upper, dtype)
-    if crown is not None:
-        lower, upper = torch.maximum(lower, crown[0].flatten(1)), torch.minimum(upper, crown[1].flatten(1))
+        below = output_upper(graph, region, -rows, layers, config) if want_lower else None
+        above = output_upper(graph, region, rows, layers, config) if want_upper else None
+    lower = None if below is None else -outward_upper(below, dtype)
+    upper = None if above is None else outward_upper(above, dtype)
+    if crown[0] is not None and lower is not None:
+        lower = torch.maximum(lower, crown[0].flatten(1))
+    if crown[1] is not None and upper is not None:
+        upper = torch.minimum(upper, crown[1].flatten(1))
     return lower, upper, norm.certificate, norm.failure_probability
 
 
@@ -62,8 +71,8 @@ def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzR
     counts = [(layer.slopes.stable, layer.slopes.eliminated) for layer in layers.values()]
     stable, eliminated = (sum(t.flatten(1).sum(1) for t in kind) for kind in zip(*counts)) if counts else (None, None)
     return LipschitzResult(
-        upper=outward(upper, upper, dtype)[1],
-        lower=outward(*[sampled_rates(graph, region, rows)] * 2, dtype)[0],
+        upper=outward_upper(upper, dtype),
+        lower=-outward_upper(-sampled_rates(graph, region, rows), dtype),
         certificate=norm.certificate,
         failure_probability=norm.failure_probability,
         stable=stable,
@@ -98,15 +107,19 @@ def _crown(bounded, x, c: Tensor, graph: NetworkGraph, dtype: torch.dtype) -> tu
     return lirpa_intervals(bounded, graph), bounds
 
 
+def outward_upper(upper: Tensor, dtype: torch.dtype) -> Tensor:
+    """Upper bounds in another precision, rounded up."""
+    if upper.dtype == dtype:
+        return upper
+    high = upper.to(dtype)
+    above = torch.nextafter(high, torch.full_like(high, torch.inf)).detach()
+    # an infinite bound stays one: inf − inf would be NaN
+    return torch.where(torch.isfinite(high), high + (above - high.detach()), high)
+
+
 def outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Bounds in another precision, rounded away from each other."""
-    if lower.dtype == dtype:
-        return lower, upper
-    low, high = lower.to(dtype), upper.to(dtype)
-    inf = torch.tensor(torch.inf, dtype=dtype, device=low.device)
-    low = low + (torch.nextafter(low, -inf) - low).detach()
-    high = high + (torch.nextafter(high, inf) - high).detach()
-    return low, high
+    return -outward_upper(-lower, dtype), outward_upper(upper, dtype)
 
 
 @contextmanager

@@ -37,18 +37,15 @@ def check_specification(c: Tensor | None, batch: int, graph: NetworkGraph) -> Te
     return c.expand(batch, -1, -1).to(graph.dtype)
 
 
-def output_bounds(
-    graph: NetworkGraph, region: Region, c: Tensor, layers: Layers, config: LocalLipConfig
-) -> tuple[Tensor, Tensor]:
-    """Bounds of ``C f(x)`` over the region, ``(batch, specs)`` each.
+def output_upper(graph: NetworkGraph, region: Region, c: Tensor, layers: Layers, config: LocalLipConfig) -> Tensor:
+    """Upper bounds of ``C f(x)`` over the region, ``(batch, specs)``; of ``−C`` they are minus the lower bounds.
 
-    The product bound gives ``C f(centre) ± eps · Lip``; the composed bound a range of its own; ``"auto"`` intersects.
+    The product bound gives ``C f(centre) + eps · Lip``; the composed bound a value of its own; ``"auto"`` the smaller.
     """
-    parts = [_output_bounds(graph, region, part, layers, config) for part in _chunks(graph, c)]
-    lower, upper = (torch.cat(p, dim=1) for p in zip(*parts))
-    if bool(torch.isnan(lower).any() | torch.isnan(upper).any()):
+    upper = torch.cat([_output_upper(graph, region, part, layers, config) for part in _chunks(graph, c)], dim=1)
+    if bool(torch.isnan(upper).any()):
         raise NonFiniteError("an output bound", "the network's values overflow; check its weights and the input")
-    return lower, upper
+    return upper
 
 
 def _chunks(graph: NetworkGraph, c: Tensor) -> tuple[Tensor, ...]:
@@ -56,19 +53,15 @@ def _chunks(graph: NetworkGraph, c: Tensor) -> tuple[Tensor, ...]:
     return c.split(max(1, _ROW_ELEMENTS // (widest * c.shape[0])), dim=1)
 
 
-def _output_bounds(graph, region: Region, c: Tensor, layers: Layers, config) -> tuple[Tensor, Tensor]:
-    centre = graph.values(region.centre)[graph.output].flatten(1)
-    at = torch.einsum("bso,bo->bs", c, centre)
+def _output_upper(graph, region: Region, c: Tensor, layers: Layers, config) -> Tensor:
+    at = torch.einsum("bso,bo->bs", c, graph.values(region.centre)[graph.output].flatten(1))
     rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)
-    lower, upper = torch.full_like(at, -torch.inf), torch.full_like(at, torch.inf)
+    upper = torch.full_like(at, torch.inf)
     if config.bound != "composed":
-        reach = times(region.eps.unsqueeze(1), product_rows(graph, graph.output, rows, layers))
-        lower, upper = torch.maximum(lower, at - reach), torch.minimum(upper, at + reach)
+        upper = torch.minimum(upper, at + times(region.eps.unsqueeze(1), product_rows(graph, graph.output, rows, layers)))
     if config.bound != "product":
-        deviation = Deviation(graph, layers, region)
-        lower = torch.maximum(lower, at - deviation.upper(graph.output, -rows, config.optimize))
-        upper = torch.minimum(upper, at + deviation.upper(graph.output, rows, config.optimize))
-    return lower, upper
+        upper = torch.minimum(upper, at + Deviation(graph, layers, region).upper(graph.output, rows, config.optimize))
+    return upper
 
 
 def row_lipschitz(graph: NetworkGraph, c: Tensor, layers: Layers, config: LocalLipConfig) -> Tensor:

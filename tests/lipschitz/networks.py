@@ -48,7 +48,8 @@ ACTIVATIONS = {
     "leaky": lambda shape: nn.LeakyReLU(0.2),
     "tanh": lambda shape: nn.Tanh(),
     "sigmoid": lambda shape: nn.Sigmoid(),
-    "hardtanh": lambda shape: nn.Hardtanh(-0.4, 0.6),
+    # exactly representable ends: ONNX attributes are float32, so a trace would round others
+    "hardtanh": lambda shape: nn.Hardtanh(-0.375, 0.625),
     "clipped_relu": lambda shape: ClippedReLU(shape, threshold=0.4),
 }
 
