@@ -7,6 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import auto_LiRPA
 import torch
@@ -174,7 +175,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         return _local_lipschitz(self, x, C, method, norm, options)
 
 
-def register(cls: type = auto_LiRPA.BoundedModule) -> None:
+def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
     """Gives auto_LiRPA's own ``BoundedModule`` the same methods and the ℓ₂ repair, in place; idempotent."""
     if "local_lipschitz" in cls.__dict__:
         return
@@ -203,7 +204,7 @@ def register(cls: type = auto_LiRPA.BoundedModule) -> None:
     cls._before_lirpa_lip = (init, check, compute)
 
 
-def unregister(cls: type = auto_LiRPA.BoundedModule) -> None:
+def unregister(cls: Any = auto_LiRPA.BoundedModule) -> None:
     """Undoes `register`."""
     if "local_lipschitz" not in cls.__dict__:
         return

@@ -166,7 +166,7 @@ def _walk(bounded):
             kind = type(node).__name__
             reached = kind == "BoundInput" and getattr(node, "input_index", 0) is not None
             if kind != "BoundShape":
-                reached = any([visit(i) for i in node.inputs]) or reached
+                reached = any([visit(i) for i in node.inputs]) or reached  # noqa: C419  (visit every one)
             state[node.name] = reached
             if reached:
                 order.append(node)

@@ -53,7 +53,7 @@ def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzR
     config = LocalLipConfig.from_options(bounded.bound_opts)
     graph, region, dtype = prepare(bounded, x, config)
     rows = None if c is None else check_specification(c, len(region.eps), graph)
-    given = {}
+    given: dict[str, Interval] = {}
     if method == "local-lip-crown":
         given, _ = _crown(bounded, x, check_specification(c, len(region.eps), graph), graph, dtype)
     sweeps = 2 if config.anchored else 1
@@ -139,7 +139,7 @@ def region_of(x, config: LocalLipConfig, graph: NetworkGraph) -> Region:
     """
     x = x if isinstance(x, (tuple, list)) else (x,)
     if len(x) != 1 or not isinstance(x[0], auto_LiRPA.BoundedTensor):
-        raise ShapeError("x must be one BoundedTensor, as in x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.1)),).")
+        raise ShapeError("x must be one BoundedTensor: x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.1)),).")
     ball = x[0].ptb
     if getattr(ball, "norm", None) != 2:
         raise UnsupportedNormError(getattr(ball, "norm", type(ball).__name__), "the local Lipschitz bound", (2,))

@@ -58,7 +58,8 @@ def _output_upper(graph, region: Region, c: Tensor, layers: Layers, config) -> T
     rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)
     upper = torch.full_like(at, torch.inf)
     if config.bound != "composed":
-        upper = torch.minimum(upper, at + times(region.eps.unsqueeze(1), product_rows(graph, graph.output, rows, layers)))
+        reach = times(region.eps.unsqueeze(1), product_rows(graph, graph.output, rows, layers))
+        upper = torch.minimum(upper, at + reach)
     if config.bound != "product":
         upper = torch.minimum(upper, at + Deviation(graph, layers, region).upper(graph.output, rows, config.optimize))
     return upper
@@ -78,7 +79,9 @@ def row_lipschitz(graph: NetworkGraph, c: Tensor, layers: Layers, config: LocalL
     return torch.cat(found, dim=1)
 
 
-def whole_lipschitz(graph: NetworkGraph, layers: Layers, config: LocalLipConfig, norm: NormOracle, batch: int) -> Tensor:
+def whole_lipschitz(
+    graph: NetworkGraph, layers: Layers, config: LocalLipConfig, norm: NormOracle, batch: int
+) -> Tensor:
     """Upper bound of the whole network's ℓ₂ → ℓ₂ Lipschitz constant, ``(batch,)``."""
     value = torch.full((batch,), torch.inf, dtype=graph.dtype, device=graph.device)
     if config.bound != "composed":

@@ -86,7 +86,7 @@ class Region:
         return x if self.low is None else torch.minimum(torch.maximum(x, self.low), self.high)
 
     def support(self, direction: Tensor, ball_only: bool = False) -> Tensor:
-        """Upper bound of ``max direction · (x − centre)`` over the region, ``(batch, specs, *shape) -> (batch, specs)``.
+        """Upper bound of ``max direction · (x − centre)``, ``(batch, specs, *shape) -> (batch, specs)``.
 
         Exact for the ball (or if only it is asked for), and for its intersection with the box up to the search for
         the multiplier.

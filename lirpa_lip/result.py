@@ -13,7 +13,7 @@ class LipschitzResult:
     """A local Lipschitz constant over a region, from above and from below.
 
     Attributes:
-        upper: ``(batch, specs)``, or ``(batch,)`` for the whole network: at least the constant, as the certificate says.
+        upper: ``(batch, specs)``, or ``(batch,)`` for the whole network: at least the constant, as certified.
         lower: same shape: the largest rate of change found at points of the region; never above the constant.
         certificate: ``"deterministic"``; ``"probabilistic"``: holds with probability ``1 − failure_probability``
             per sample over the solver's own random start; ``"estimate"``: bounds nothing.

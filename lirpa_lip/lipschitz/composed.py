@@ -14,6 +14,8 @@ and w_j = r_j / ‖M_j‖ recovers at most Σ_j ‖M_j‖ r_j. It is also cheape
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,7 @@ def _weights(map_: StackedMap, radii: Tensor) -> Tensor:
     radii = torch.where(usable, radii, torch.zeros_like(radii))
     if radii.shape[1] == 1:
         return torch.ones_like(radii)
-    map_ = map_.detach()
+    map_ = cast(StackedMap, map_.detach())
     # any start serves: these weights are no certificate, and a fixed one makes results repeatable
     start = torch.randn(map_.in_shape, dtype=map_.dtype, generator=torch.Generator().manual_seed(0))
     left = map_.forward(start.to(map_.device).expand(map_.batch_size, -1))

@@ -12,7 +12,7 @@ from lirpa_lip.operators.traits import Activation, SlopeRange
 
 @dataclass(frozen=True)
 class Layer:
-    """One activation over one region. With ``z`` its pre-activation, ``S`` the largest and ``R`` half the range of slopes:
+    """One activation over one region. With ``z`` its pre-activation, S the largest slope and R half their range:
 
     Attributes:
         name: of the activation node; ``parent`` of its pre-activation node.

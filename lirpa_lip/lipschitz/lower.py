@@ -10,7 +10,7 @@ from lirpa_lip.region import Region, safe_norm
 
 
 def jacobian_rows(graph: NetworkGraph, x: Tensor, c: Tensor) -> Tensor:
-    """Gradients of ``C f`` at points ``x (batch, *shape)``, ``(batch, specs, *shape)``, by automatic differentiation."""
+    """Gradients of ``C f`` at points ``x (batch, *shape)``, by autograd, ``(batch, specs, *shape)``."""
     with torch.enable_grad():
         point = x.detach().requires_grad_()
         out = graph.values(point)[graph.output].flatten(1)

@@ -1,8 +1,9 @@
-"""The norms of one certificate: one place that calls the solver, splits delta and remembers what the answers are worth."""
+"""The norms of one certificate: who calls the solver, splits delta and knows what the answers are worth."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,11 +28,12 @@ class NormOracle:
         self._kinds: set[str] = set()
 
     def __call__(self, map_: LinearMap, mask_in: Tensor | None = None, mask_out: Tensor | None = None) -> Tensor:
-        """``‖diag(mask_out) A diag(mask_in)‖₂`` per sample, ``(batch,)``: an upper bound, or an estimate if asked for."""
+        """``‖diag(mask_out) A diag(mask_in)‖₂``, ``(batch,)``: an upper bound, or an estimate if asked for."""
         self.calls += 1
         if self.calls > self.planned:
-            raise RuntimeError(f"a certificate planned for {self.planned} norms asked for more; its delta is overdrawn.")
-        options = {} if self.config.norm_iterations is None else {"max_iterations": self.config.norm_iterations}
+            raise RuntimeError(f"a certificate planned for {self.planned} norms took more: delta is overdrawn.")
+        limit = self.config.norm_iterations
+        options: dict[str, Any] = {} if limit is None else {"max_iterations": limit}
         result = masked_spectral_norm(
             map_,
             mask_in,
@@ -46,12 +48,11 @@ class NormOracle:
         return torch.where(torch.isnan(result.upper), torch.inf, result.upper)
 
     @property
-    def certificate(self) -> str:
+    def certificate(self) -> Literal["deterministic", "probabilistic", "estimate"]:
         """The weakest kind among the answers so far."""
-        for kind in ("estimate", "probabilistic"):
-            if kind in self._kinds:
-                return kind
-        return "estimate" if self.config.is_estimate and self.calls else "deterministic"
+        if "estimate" in self._kinds:
+            return "estimate"
+        return "probabilistic" if "probabilistic" in self._kinds else "deterministic"
 
     @property
     def failure_probability(self) -> float:

@@ -1,7 +1,7 @@
 """The product bound: ``‖W_L S‖ ∏ ‖S^½ W S^½‖`` on a chain, with a sum over sources where paths meet.
 
-Source: Huang et al. (NeurIPS 2021), section 3, there for 0/1 masks on chains. With D = S^½ T S^½, |T| <= 1, every slope matrix
-splits between the two maps it stands between, and
+Source: Huang et al. (NeurIPS 2021), section 3, there for 0/1 masks on chains. With D = S^½ T S^½, |T| <= 1,
+every slope matrix splits between the two maps it stands between, and
 
     Lip(S_k^½ z_k)  <=  Σ_j ‖S_k^½ M_{k←j} S_j^½‖ · Lip(S_j^½ z_j)
 
@@ -30,7 +30,9 @@ def _target(node: Node) -> str:
     return node.isometry_of.source if node.isometry_of is not None else node.parents[0]
 
 
-def product_rate(graph: NetworkGraph, node: Node | None, mask: Tensor | None, layers: Layers, norm: NormOracle) -> Tensor:
+def product_rate(
+    graph: NetworkGraph, node: Node | None, mask: Tensor | None, layers: Layers, norm: NormOracle
+) -> Tensor:
     """``Lip(diag(mask)^½ z)`` of an activation's pre-activation, or of the network's output, ``(batch,)``.
 
     An activation that clips the outputs of a pairwise sort looks through the sort, which is orthogonal, to its input:
@@ -79,12 +81,13 @@ def local_ball(graph: NetworkGraph, target: str, layers: Layers, eps: Tensor) ->
 
     The published method uses the global product for the radius; here it is the local rate so far.
     """
-    total: Tensor | float = 0.0
+    reaches = []
     roots = root_magnitudes(layers, graph.sources(target))
     for source in graph.sources(target):
         rows = affine_map(graph, source, target).row_norms(roots.get(source))
         if source in layers:
             rate = layers[source].magnitude.reshape(-1, *[1] * (rows.ndim - 1))
             rows = times(rows.expand(rate.shape[0], *rows.shape[1:]), rate)
-        total = total + rows
+        reaches.append(rows)
+    total = torch.stack(torch.broadcast_tensors(*reaches)).sum(0)
     return eps.reshape(-1, *[1] * (total.ndim - 1)) * total

@@ -9,9 +9,10 @@ at most
 
     λ (r eps)²  +  Σ_i max_{t_i} [ c_i (f(z₀_i + t_i) − f(z₀_i)) − c_i g_i t_i − λ R_i t_i² ],
 
-where each maximum is over parabolas on the pieces of f, in closed form. λ = 0 is the box alone, as in CROWN; without the
-box and with R = 1 this is the ℓ₂ relaxation of SDP-CROWN (Chiu et al., ICML 2025). Here the ball has the *local* rate r,
-and box and ball act together. Slopes and multipliers are free: any choice is valid, they only decide how tight it is.
+where each maximum is over parabolas on the pieces of f, in closed form. λ = 0 is the box alone, as in CROWN; without
+the box and with R = 1 this is the ℓ₂ relaxation of SDP-CROWN (Chiu et al., ICML 2025). Here the ball has the
+*local* rate r, and box and ball act together. Slopes and multipliers are free: any choice is valid, they only decide
+how tight it is.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class OpenNeurons:
             Piece(*(take(t) for t in (p.slope, p.offset, p.low, p.high)))
             for p in layer.activation.pieces(layer.anchor, layer.lower, layer.upper, layer.slopes)
         ]
-        return cls(index, pieces, take(layer.slopes.radius), times(eps, layer.spread).unsqueeze(1), open_.gather(1, index).unsqueeze(1))
+        radius = times(eps, layer.spread).unsqueeze(1)
+        return cls(index, pieces, take(layer.slopes.radius), radius, open_.gather(1, index).unsqueeze(1))
 
     def take(self, rows: Tensor) -> Tensor:
         """``(batch, specs, neurons) -> (batch, specs, open)``."""
@@ -77,7 +79,7 @@ class OpenNeurons:
         return rows.scatter(2, index, torch.where(self.present, values, rows.gather(2, index)))
 
     def support(self, c: Tensor, slope: Tensor) -> Tensor:
-        """Upper bound of ``Σ_i c_i (f(z_i) − f(z₀_i) − g_i t_i)``, ``(batch, specs)``; ``c``, ``slope``: ``(batch, specs, open)``.
+        """Upper bound of ``Σ_i c_i (f(z_i) − f(z₀_i) − g_i t_i)``, ``(batch, specs)``; c, g: ``(batch, specs, open)``.
 
         The smaller of the dual at λ = 0 (the box alone) and at the multiplier the search ends with.
         """

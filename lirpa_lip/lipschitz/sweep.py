@@ -80,13 +80,14 @@ def _narrow(graph, node: Node, interval: Interval, value: Tensor, layers: Layers
 
 
 def _layer(graph, node: Node, interval: Interval, values, layers: Layers, config, norm: NormOracle, anchored) -> Layer:
-    parent = node.parents[0]
+    parent, activation = node.parents[0], node.activation
+    assert activation is not None
     anchor = values[parent]
     lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
     if anchored:
-        slopes = node.activation.secant_range(anchor, lower, upper)
+        slopes = activation.secant_range(anchor, lower, upper)
     else:
-        slopes = node.activation.slope_range(lower, upper)
+        slopes = activation.slope_range(lower, upper)
     unknown = torch.full((anchor.shape[0],), torch.inf, dtype=anchor.dtype, device=anchor.device)
     product, magnitude, spread = unknown, unknown, unknown
     if config.bound != "composed":
@@ -99,7 +100,7 @@ def _layer(graph, node: Node, interval: Interval, values, layers: Layers, config
         spread = torch.minimum(magnitude, composed_rate(graph, parent, slopes.radius, layers, norm))
     else:
         spread = magnitude
-    return Layer(node.name, parent, node.activation, lower, upper, anchor, slopes, product, magnitude, spread)
+    return Layer(node.name, parent, activation, lower, upper, anchor, slopes, product, magnitude, spread)
 
 
 def _tighten(graph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region) -> Interval:

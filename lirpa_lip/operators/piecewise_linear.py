@@ -35,7 +35,8 @@ class PiecewiseLinear(Activation):
 
     def value(self, z: Tensor) -> Tensor:
         knots, slopes = self._on(z)
-        out = torch.as_tensor(self.at_first_knot, dtype=z.dtype, device=z.device) + slopes[0] * (z - knots[0]).clamp(max=0)
+        out = torch.as_tensor(self.at_first_knot, dtype=z.dtype, device=z.device)
+        out = out + slopes[0] * (z - knots[0]).clamp(max=0)
         for i, knot in enumerate(knots):
             piece = (z - knot).clamp(min=0)
             if i + 1 < len(knots):

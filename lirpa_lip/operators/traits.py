@@ -57,7 +57,8 @@ class Piece:
     """The line ``slope · t + offset`` for ``t = z − anchor`` in ``[low, high]`` (empty where ``low > high``).
 
     A list of pieces encloses a function g if, for every t and every number c, ``c g(t)`` is at most the largest
-    ``c (slope t + offset)`` over the pieces that t lies in. A maximum of ``c g`` plus anything is then found piece by piece.
+    ``c (slope t + offset)`` over the pieces that t lies in. A maximum of ``c g`` plus anything is then found
+    piece by piece.
     """
 
     slope: Tensor

@@ -37,8 +37,9 @@ def test_support_holds(activation, seed, rate):
     slope = torch.rand(2, 3, 5, generator=g, dtype=torch.float64) * 1.5 - 0.25
     open_c, open_slope = neurons.take(c), neurons.take(slope)
     bound = neurons.support(open_c, open_slope)
-    t = (layer.lower - layer.anchor) + (layer.upper - layer.lower) * torch.rand(4000, 2, 5, generator=g, dtype=torch.float64)
-    t[:200] = torch.where(torch.rand(200, 2, 5, generator=g) < 0.5, layer.lower - layer.anchor, layer.upper - layer.anchor)
+    low, high = layer.lower - layer.anchor, layer.upper - layer.anchor
+    t = low + (high - low) * torch.rand(4000, 2, 5, generator=g, dtype=torch.float64)
+    t[:200] = torch.where(torch.rand(200, 2, 5, generator=g) < 0.5, low, high)
     inside = (layer.slopes.radius * t.square()).sum(-1).sqrt()
     t = t * (rate / inside.clamp(min=rate if rate > 0 else 1e-30)).clamp(max=1.0).nan_to_num(1.0).unsqueeze(-1)
     rise = activation.value(layer.anchor + t) - activation.value(layer.anchor)
