@@ -26,13 +26,26 @@ from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import DataError, LirpaLipError
-from lirpa_lip.lipschitz.clarke import HEURISTICS
 from lirpa_lip.lipschitz.clarke_exact import chain_of, enumerate_constant
+from lirpa_lip.lipschitz.clarke_options import HEURISTICS
 from lirpa_lip.local_lip import network_graph
 
 FIELDS = (
-    "family", "network", "neurons", "eps", "norm", "sample", "method", "upper", "lower", "gap", "seconds", "visited", "stopped",
-    "peak_gib", *COLUMNS,
+    "family",
+    "network",
+    "neurons",
+    "eps",
+    "norm",
+    "sample",
+    "method",
+    "upper",
+    "lower",
+    "gap",
+    "seconds",
+    "visited",
+    "stopped",
+    "peak_gib",
+    *COLUMNS,
 )
 
 
@@ -49,8 +62,13 @@ def measure(net: nn.Module, x: Tensor, eps: float, norm: float, method: str, **o
     seconds = time.perf_counter() - started
     upper, lower = (float(t.detach()) for t in (result.upper, result.lower))
     return {
-        "upper": upper, "lower": lower, "gap": upper / lower if lower > 0 else math.inf, "seconds": round(seconds, 3),
-        "visited": result.details.get("visited", ""), "stopped": result.details.get("stopped", ""), "neurons": result.neurons,
+        "upper": upper,
+        "lower": lower,
+        "gap": upper / lower if lower > 0 else math.inf,
+        "seconds": round(seconds, 3),
+        "visited": result.details.get("visited", ""),
+        "stopped": result.details.get("stopped", ""),
+        "neurons": result.neurons,
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
 
@@ -83,8 +101,16 @@ def exact_row(net: nn.Module, x: Tensor, eps: float) -> dict | None:
     ends = ((x.double() + s * eps).clamp(0, 1).flatten().numpy() for s in (-1, 1))
     value, regions = enumerate_constant(chain, *ends)
     seconds = round(time.perf_counter() - started, 3)
-    return {"norm": "inf", "method": "exact", "upper": value, "lower": value, "gap": 1.0, "seconds": seconds,
-            "visited": regions, "neurons": hidden}
+    return {
+        "norm": "inf",
+        "method": "exact",
+        "upper": value,
+        "lower": value,
+        "gap": 1.0,
+        "seconds": seconds,
+        "visited": regions,
+        "neurons": hidden,
+    }
 
 
 def cases(quick: bool, given: bool, only: str | None) -> Iterator[tuple[str, str, nn.Module, Tensor, float]]:
@@ -114,9 +140,13 @@ def cases(quick: bool, given: bool, only: str | None) -> Iterator[tuple[str, str
 @click.option("--heuristics", is_flag=True, help="Branch and bound once for each splitting heuristic.")
 @click.option("--only", help="One family or network.")
 @click.option("--samples", type=int, default=2, show_default=True)
-@click.option("--time-limit", type=float, default=10.0, show_default=True, help="Seconds of branch and bound per region.")
+@click.option(
+    "--time-limit", type=float, default=10.0, show_default=True, help="Seconds of branch and bound per region."
+)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("bench_clarke.csv"), show_default=True)
-def main(quick: bool, given: bool, heuristics: bool, only: str | None, samples: int, time_limit: float, out: Path) -> None:
+def main(
+    quick: bool, given: bool, heuristics: bool, only: str | None, samples: int, time_limit: float, out: Path
+) -> None:
     """Appends to OUT and prints the medians over samples."""
     if quick:
         samples, time_limit = 1, 1.0

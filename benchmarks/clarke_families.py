@@ -1,8 +1,8 @@
 """The network families of Shi et al. (NeurIPS 2022), trained here at a small budget, and their data.
 
-Random MLPs of growing width and depth on random clusters in 16 dimensions, small CNNs on 8×8 digits, an MLP and a CNN on MNIST,
-CNNs on CIFAR-10. Shapes are those of the published code; weights are our own. MNIST is replaced by enlarged digits of
-scikit-learn, and CIFAR left out, where their files are not there.
+Random MLPs of growing width and depth on random clusters in 16 dimensions, small CNNs on 8×8 digits, an MLP and a CNN
+on MNIST, CNNs on CIFAR-10. Shapes are those of the published code; weights are our own. MNIST is replaced by enlarged
+digits of scikit-learn, and CIFAR left out, where their files are not there.
 """
 
 from __future__ import annotations
@@ -49,29 +49,48 @@ def mlp(sizes: tuple[int, ...]) -> nn.Sequential:
 def small_cnn(width: int) -> nn.Sequential:
     """Two 3×3 convolutions on 8×8 images, one linear layer."""
     return nn.Sequential(
-        nn.Conv2d(1, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(width * 16, 10)
+        nn.Conv2d(1, width, 3),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(width * 16, 10),
     )
 
 
 def mnist_cnn() -> nn.Sequential:
     """Two 4×4 convolutions of 8 channels, stride 1, and two linear layers."""
     return nn.Sequential(
-        nn.Conv2d(1, 8, 4), nn.ReLU(), nn.Conv2d(8, 8, 4), nn.ReLU(), nn.Flatten(),
-        nn.Linear(8 * 22 * 22, 100), nn.ReLU(), nn.Linear(100, 10),
+        nn.Conv2d(1, 8, 4),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * 22 * 22, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
     )
 
 
 def cifar_cnn(width: int = 4, linear: int = 32) -> nn.Sequential:
     """Two 3×3 convolutions, stride 1, and two linear layers."""
     return nn.Sequential(
-        nn.Conv2d(3, width, 3), nn.ReLU(), nn.Conv2d(width, width, 3), nn.ReLU(), nn.Flatten(),
-        nn.Linear(width * 28 * 28, linear), nn.ReLU(), nn.Linear(linear, 10),
+        nn.Conv2d(3, width, 3),
+        nn.ReLU(),
+        nn.Conv2d(width, width, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(width * 28 * 28, linear),
+        nn.ReLU(),
+        nn.Linear(linear, 10),
     )
 
 
 def members() -> list[Member]:
     """All of them, smallest first within each family."""
-    found = [Member("width", f"mlp-3x{w}", lambda w=w: mlp((16, w, w, 10)), "clusters", 0.25, 20) for w in (8, 16, 32, 64)]
+    found = [
+        Member("width", f"mlp-3x{w}", lambda w=w: mlp((16, w, w, 10)), "clusters", 0.25, 20) for w in (8, 16, 32, 64)
+    ]
     for depth in (2, 3, 4, 5):
         sizes = (16, *[32] * (depth - 1), 10)
         found.append(Member("depth", f"mlp-{depth}x32", lambda s=sizes: mlp(s), "clusters", 0.25, 20))

@@ -13,7 +13,8 @@ from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
 from .graph import NetworkGraph
 from .intermediate import lirpa_intervals
-from .lipschitz.clarke import METHODS, ClarkeOptions, check_norm, clarke_lipschitz
+from .lipschitz.clarke import METHODS, check_norm, clarke_lipschitz
+from .lipschitz.clarke_options import ClarkeOptions
 from .lipschitz.clarke_region import InputSet
 from .local_lip import network_graph, outward
 from .margin import check_specification
@@ -59,7 +60,8 @@ def prepare_region(bounded, x) -> tuple[NetworkGraph, InputSet, torch.dtype]:
 
 
 def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
-    """The region of ``x``: for ``norm=inf`` the box ``x ± eps``, or ``x_L … x_U`` in its place; for ``norm=2`` the ball.
+    """The region of ``x``: for ``norm=inf`` the box ``x ± eps``, or ``x_L … x_U`` in its place; for ``norm=2`` the
+    ball.
 
     The box of possible inputs (``image_box``; for a ball also ``x_L … x_U``) cuts either.
 
@@ -80,13 +82,17 @@ def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
     if norm not in (2, math.inf):
         raise UnsupportedNormError(norm, "the region of a Jacobian bound", (math.inf, 2))
     centre = x.as_subclass(Tensor).detach().double()
-    low, high = (None if t is None else torch.as_tensor(t, dtype=centre.dtype, device=centre.device)
-                 for t in (getattr(region, "x_L", None), getattr(region, "x_U", None)))
+    low, high = (
+        None if t is None else torch.as_tensor(t, dtype=centre.dtype, device=centre.device)
+        for t in (getattr(region, "x_L", None), getattr(region, "x_U", None))
+    )
     image = config.image_box
     if norm == 2:
         low = image[0] if low is None and image else low
         high = image[1] if high is None and image else high
-        low, high = (t if t is None else torch.as_tensor(t, dtype=centre.dtype, device=centre.device) for t in (low, high))
+        low, high = (
+            t if t is None else torch.as_tensor(t, dtype=centre.dtype, device=centre.device) for t in (low, high)
+        )
         return InputSet.ball(centre, torch.as_tensor(region.eps, dtype=centre.dtype, device=centre.device), low, high)
     eps = torch.as_tensor(region.eps, dtype=centre.dtype, device=centre.device)
     if eps.ndim == 1 and eps.numel() not in (1, len(centre)):

@@ -1,4 +1,5 @@
-"""``lirpa-lip lipschitz``: local Lipschitz constants of a trained network by every method, with the gap that is left."""
+"""``lirpa-lip lipschitz``: local Lipschitz constants of a trained network by every method, with the gap that is
+left."""
 
 from __future__ import annotations
 
@@ -18,12 +19,22 @@ _METHODS = ("naive", "fastlip", "recurjac", "clarke-jacobian", "local-lip")
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--eps", default="1/255", show_default=True, help="Radius of the region, in pixels; fractions are read exactly.")
+@click.option(
+    "--eps", default="1/255", show_default=True, help="Radius of the region, in pixels; fractions are read exactly."
+)
 @click.option("--region", type=click.Choice(["inf", "2"]), default="inf", show_default=True, help="Box or ℓ₂ ball.")
-@click.option("--norm", type=click.Choice(list(_NORMS)), default="inf", show_default=True, help="Of the Lipschitz constant.")
+@click.option(
+    "--norm", type=click.Choice(list(_NORMS)), default="inf", show_default=True, help="Of the Lipschitz constant."
+)
 @click.option("--per-output", is_flag=True, help="The largest constant of a single output, not the whole network's.")
 @click.option("--methods", help="Separated by commas.  [default: all that exist for the norm and region]")
-@click.option("--time-limit", type=float, default=10.0, show_default=True, help="Seconds of branch and bound per sample; 0 for none.")
+@click.option(
+    "--time-limit",
+    type=float,
+    default=10.0,
+    show_default=True,
+    help="Seconds of branch and bound per sample; 0 for none.",
+)
 @click.option("--max-domains", type=int, default=100_000, show_default=True)
 @click.option("--memory", type=float, default=4.0, show_default=True, help="GiB that waiting domains may take.")
 @click.option("--heuristic", type=click.Choice(["gap", "width", "area", "strong"]), default="gap", show_default=True)
@@ -46,7 +57,13 @@ def lipschitz(checkpoint: Path, **options: Any) -> None:
 
     loaded = load_checkpoint(find_checkpoint(checkpoint))
     config = loaded.state["config"]
-    bundle = load_data(config["dataset"], options["data_dir"] or config["data_dir"], config["validation"], config["seed"], config["image_size"])
+    bundle = load_data(
+        config["dataset"],
+        options["data_dir"] or config["data_dir"],
+        config["validation"],
+        config["seed"],
+        config["image_size"],
+    )
     samples = first_of(bundle.test, options["limit"])
     eps, console = float(parse_epsilon(options["eps"])), Console()
     methods = _chosen(options)
@@ -82,7 +99,9 @@ def _chosen(options: dict[str, Any]) -> list[str]:
     return [m for m in _METHODS if m != "local-lip" or both]
 
 
-def bound_sample(model: Any, x: Any, eps: float, method: str, index: int, options: dict[str, Any], console: Any) -> tuple:
+def bound_sample(
+    model: Any, x: Any, eps: float, method: str, index: int, options: dict[str, Any], console: Any
+) -> tuple:
     """Method, upper and lower bound, and seconds, of one sample."""
     import torch
 
@@ -103,13 +122,19 @@ def bound_sample(model: Any, x: Any, eps: float, method: str, index: int, option
         extra["intermediate"] = options["intermediate"]
     if method == "clarke-jacobian" and options["time_limit"] > 0:
         extra |= {
-            "time_limit": options["time_limit"], "max_domains": options["max_domains"], "heuristic": options["heuristic"],
-            "memory": int(options["memory"] * 2**30), "resume": states.get(key), "progress": reporter(console, index),
+            "time_limit": options["time_limit"],
+            "max_domains": options["max_domains"],
+            "heuristic": options["heuristic"],
+            "memory": int(options["memory"] * 2**30),
+            "resume": states.get(key),
+            "progress": reporter(console, index),
         }
     outputs = model(x).flatten(1).shape[1]
     c = torch.eye(outputs).unsqueeze(0) if options["per_output"] else None
     started = time.monotonic()
-    result = bounded.local_lipschitz((BoundedTensor(x, region),), C=c, method=method, norm=_NORMS[options["norm"]], **extra)
+    result = bounded.local_lipschitz(
+        (BoundedTensor(x, region),), C=c, method=method, norm=_NORMS[options["norm"]], **extra
+    )
     seconds = time.monotonic() - started
     if options["state"] and "state" in result.details:
         _write(options["state"], {**states, key: result.details["state"]})
@@ -123,10 +148,14 @@ def reporter(console: Any, index: int) -> Any:
     def report(progress: Any) -> None:
         if console.is_terminal:
             upper, lower = float(progress.upper.max()), float(progress.lower.max())
-            console.print(
-                f"sample {index}: upper {upper:.5g}  lower {lower:.5g}  waiting {progress.waiting}  visited {progress.visited}  "
-                f"{progress.seconds:.0f} s", end="\r", highlight=False,
+            parts = (
+                f"sample {index}: upper {upper:.5g}",
+                f"lower {lower:.5g}",
+                f"waiting {progress.waiting}",
+                f"visited {progress.visited}",
+                f"{progress.seconds:.0f} s",
             )
+            console.print("  ".join(parts), end="\r", highlight=False)
 
     return report
 

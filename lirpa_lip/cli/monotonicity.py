@@ -10,28 +10,50 @@ import click
 
 from lirpa_lip.training.tabular import TABLES
 
-VERDICTS = {"increasing": "#2a9d8f", "decreasing": "#e76f51", "constant": "#8d99ae", "neither": "#e9c46a", "unknown": "#d9d9d9"}
+VERDICTS = {
+    "increasing": "#2a9d8f",
+    "decreasing": "#e76f51",
+    "constant": "#8d99ae",
+    "neither": "#e9c46a",
+    "unknown": "#d9d9d9",
+}
 
 
 @click.command()
 @click.option("--data", type=click.Choice(list(TABLES)), default="diabetes", show_default=True, help="Which table.")
 @click.option("--samples", type=int, default=20, show_default=True, help="Test samples to look at.")
 @click.option("--features", help="Columns, by name or number, separated by commas.  [default: all]")
-@click.option("--range", "reach", type=float, default=1.0, show_default=True,
-              help="How much of its range the feature in question may move by, either way (the rest of the sample fixed).")
+@click.option(
+    "--range",
+    "reach",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="How much of its range the feature in question may move by, either way (the rest of the sample fixed).",
+)
 @click.option("--eps", type=float, default=0.0, show_default=True, help="How far the other features may move.")
-@click.option("--time-limit", type=float, default=1.0, show_default=True,
-              help="Seconds of branch and bound for each feature, over all samples; 0 for none.")
+@click.option(
+    "--time-limit",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Seconds of branch and bound for each feature, over all samples; 0 for none.",
+)
 @click.option("--hidden", type=int, default=32, show_default=True, help="Width of the network's two layers.")
 @click.option("--epochs", type=int, default=60, show_default=True, help="Epochs of its training.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("monotonicity"), show_default=True,
-              help="Folder for monotonicity.csv and monotonicity.png.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("monotonicity"),
+    show_default=True,
+    help="Folder for monotonicity.csv and monotonicity.png.",
+)
 def monotonicity(data: str, samples: int, features: str | None, **options: Any) -> None:
     """Train a network on a table and certify, feature by feature, where it rises and where it falls.
 
-    "increasing" and "decreasing" are certificates for every point of the sample's region; "neither" was refuted by slopes of both
-    signs; "unknown" is neither proved nor refuted.
+    "increasing" and "decreasing" are certificates for every point of the sample's region; "neither" was refuted by
+    slopes of both signs; "unknown" is neither proved nor refuted.
     """
     from rich.console import Console
     from rich.table import Table as RichTable
@@ -43,10 +65,12 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
     chosen = _columns(table.features, features)
     x = table.x[held[:samples]]
     console.print(f"{data}: {len(table.x)} rows, test {'accuracy' if table.classification else 'R²'} {score:.3f}")
-    counts = {name: {v: 0 for v in VERDICTS} for name in (table.features[j] for j in chosen)}
+    counts = {name: dict.fromkeys(VERDICTS, 0) for name in (table.features[j] for j in chosen)}
     rows = []
     for j in chosen:
-        for k, (verdict, low, high) in enumerate(certify_feature(net, x, j, options["reach"], options["eps"], options["time_limit"])):
+        for k, (verdict, low, high) in enumerate(
+            certify_feature(net, x, j, options["reach"], options["eps"], options["time_limit"])
+        ):
             counts[table.features[j]][verdict] += 1
             rows.append((int(held[k]), table.features[j], verdict, low, high))
     shown = RichTable(title=f"{len(x)} samples, share of samples per verdict")
@@ -61,7 +85,11 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
         writer = csv.writer(file)
         writer.writerow(("sample", "feature", "verdict", "slope_lower", "slope_upper"))
         writer.writerows(rows)
-    draw(counts, out / "monotonicity.png", f"{data}: certified slopes of a {options['hidden']}-{options['hidden']} ReLU network")
+    draw(
+        counts,
+        out / "monotonicity.png",
+        f"{data}: certified slopes of a {options['hidden']}-{options['hidden']} ReLU network",
+    )
     console.print(f"wrote {out / 'monotonicity.csv'} and monotonicity.png", highlight=False)
 
 
@@ -75,16 +103,20 @@ def _columns(names: tuple[str, ...], wanted: str | None) -> list[int]:
         elif item.isdigit() and int(item) < len(names):
             found.append(int(item))
         else:
-            raise click.BadParameter(f"{item!r} is no column; choose from: {', '.join(names)}.", param_hint="--features")
+            raise click.BadParameter(
+                f"{item!r} is no column; choose from: {', '.join(names)}.", param_hint="--features"
+            )
     return found
 
 
-def certify_feature(net: Any, x: Any, feature: int, reach: float, eps: float, time_limit: float) -> list[tuple[str, float, float]]:
+def certify_feature(
+    net: Any, x: Any, feature: int, reach: float, eps: float, time_limit: float
+) -> list[tuple[str, float, float]]:
     """Per sample the verdict on one feature and the certified bounds of its slope."""
     import torch
 
     from lirpa_lip import BoundedModule
-    from lirpa_lip.lipschitz.clarke import ClarkeOptions
+    from lirpa_lip.lipschitz.clarke_options import ClarkeOptions
     from lirpa_lip.lipschitz.clarke_region import InputSet
     from lirpa_lip.lipschitz.monotonicity import monotone_features
     from lirpa_lip.local_lip import network_graph

@@ -23,6 +23,7 @@ from lirpa_lip.graph import NetworkGraph
 from .branch_and_bound_domain import Domain, Evaluator
 from .branch_and_bound_objective import Objective, Problem, RowNorm, WholeNorm
 from .clarke_forward import Forward
+from .clarke_options import ClarkeOptions
 from .clarke_region import InputSet
 
 
@@ -64,12 +65,12 @@ class Search:
     Args:
         evaluator: bounds domains.
         targets: number of answers.
-        options: a `clarke.ClarkeOptions`.
+        options: budgets, batch and tolerance.
     """
 
     evaluator: Evaluator
     targets: int
-    options: object
+    options: ClarkeOptions
     state: State
     reason: str = field(default="", init=False)
 
@@ -79,7 +80,8 @@ class Search:
         heapq.heapify(heap)
         count, started, spent = len(heap), time.monotonic(), self.state.seconds
         used = sum(d.bytes for d in self.state.waiting)
-        reported, in_hand = -math.inf, []
+        reported = -math.inf
+        in_hand: list[Domain] = []
         try:
             while heap:
                 self.state.seconds = spent + time.monotonic() - started
@@ -169,8 +171,12 @@ class Search:
         for problem, value in zip(self.evaluator.problems, self.upper(waiting)):
             answers[problem.target] = max(answers[problem.target], value)
         return Progress(
-            torch.tensor(answers, dtype=torch.float64), torch.tensor(self.state.lower, dtype=torch.float64), len(waiting),
-            self.state.visited, self.state.infeasible, self.state.seconds,
+            torch.tensor(answers, dtype=torch.float64),
+            torch.tensor(self.state.lower, dtype=torch.float64),
+            len(waiting),
+            self.state.visited,
+            self.state.infeasible,
+            self.state.seconds,
         )
 
 
@@ -214,7 +220,7 @@ def fingerprint(graph: NetworkGraph, inputs: InputSet, seed: Tensor, *settings: 
 class BranchAndBound:
     """Branch and bound for the constants of `clarke.clarke_lipschitz`, whose arguments these are."""
 
-    def __init__(self, graph, inputs: InputSet, seed: Tensor, whole: bool, norm: float, options, known=None) -> None:
+    def __init__(self, graph, inputs: InputSet, seed: Tensor, whole: bool, norm: float, options: ClarkeOptions) -> None:
         batch, rows = seed.shape[:2]
         self.shape = (batch,) if whole else (batch, rows)
         objective: Objective = RowNorm(norm)
@@ -229,7 +235,9 @@ class BranchAndBound:
         self.options = options
         self.key = fingerprint(graph, inputs, seed, whole, norm)
 
-    def run(self, forward: Forward, bounds, upper: Tensor, lower: Tensor, points: Tensor) -> tuple[Tensor, Tensor, dict]:
+    def run(
+        self, forward: Forward, bounds, upper: Tensor, lower: Tensor, points: Tensor
+    ) -> tuple[Tensor, Tensor, dict]:
         """Tighter upper and lower bounds, and a report; ``bounds`` are those of the root."""
         problems = self.evaluator.problems
         if self.options.resume is not None:
@@ -250,8 +258,12 @@ class BranchAndBound:
         # a problem without any domain left was proved empty piece by piece, which only rounding can do to a region
         found = torch.where(torch.isfinite(last.upper), last.upper, upper.flatten().cpu()).reshape(self.shape)
         report = {
-            "state": state, "stopped": search.reason, "visited": state.visited, "infeasible": state.infeasible,
-            "waiting": len(state.waiting), "seconds": state.seconds,
+            "state": state,
+            "stopped": search.reason,
+            "visited": state.visited,
+            "infeasible": state.infeasible,
+            "waiting": len(state.waiting),
+            "seconds": state.seconds,
         }
         least = torch.minimum(found.to(upper), upper)
         return least, torch.maximum(last.lower.reshape(self.shape).to(lower), lower), report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -51,13 +51,8 @@ class Domain:
         kept = tuple(s for s in self.splits if s[:2] != (node, index))
         after, before = next((s[2:] for s in self.splits if s[:2] == (node, index)), (-torch.inf, torch.inf))
         sides = ((after, point), (point, before))
-        return tuple(
-            Domain(
-                self.problem, self.upper, (*kept, (node, index, *side)), self.low, self.high, self.intervals,
-                self.cotangents,
-            )
-            for side in sides
-        )
+        left, right = (replace(self, splits=(*kept, (node, index, *side)), choices=(), bytes=0) for side in sides)
+        return left, right
 
 
 @dataclass
@@ -82,12 +77,15 @@ class Evaluator:
     def __call__(self, domains: Sequence[Domain]) -> tuple[list[Domain | None], list[float]]:
         """Each domain with its bounds, or ``None`` where it holds no point; and the best value at a point of each."""
         sample = torch.tensor([self.problems[d.problem].sample for d in domains], device=self.seed.device)
-        region = self.inputs.select(sample).within(*(torch.cat([getattr(d, k) for d in domains]) for k in ("low", "high")))
+        region = self.inputs.select(sample).within(
+            *(torch.cat([getattr(d, k) for d in domains]) for k in ("low", "high"))
+        )
         splits = [d.splits for d in domains]
         known = _stack([d.intervals for d in domains])
         dense = _dense(splits, known)
         forward = forward_bounds(self.graph, region, dense, known, self.crown)
         points: list[Tensor | None] = [None] * len(domains)
+        late: tuple[Tensor, Tensor] | None = None
         dead = forward.empty
         if any(splits):
             a, b = split_constraints(self.graph, region, forward, splits)
@@ -102,16 +100,19 @@ class Evaluator:
                     gone, points[k] = contradiction(region.select(one), a[k], b[k])
                     dead[k] |= gone
             else:
-                region = _kept(smaller, region, dead)
+                region, late = _kept(smaller, region, dead), (a, b)
         alive = (~dead).nonzero().flatten()
         self.infeasible += int(dead.sum())
         answers: list[Domain | None] = [None] * len(domains)
         values = [0.0] * len(domains)
         if len(alive):
-            self._backward([domains[k] for k in alive.tolist()], alive, region, forward, points, answers, values)
+            self._backward([domains[k] for k in alive.tolist()], alive, region, forward, points, late, answers, values)
         return answers, values
 
-    def _backward(self, domains, alive: Tensor, region: InputSet, forward: Forward, points, answers, values) -> None:
+    def _backward(
+        self, domains, alive: Tensor, region: InputSet, forward: Forward, points, late, answers, values
+    ) -> None:
+        """Bounds of the domains that are left; ``late``: constraints to look at where nothing can be split further."""
         forward, region = _select(forward, alive), region.select(alive)
         problems = [self.problems[d.problem] for d in domains]
         seed = torch.stack([self.seed[p.sample, list(p.rows)] for p in problems])
@@ -124,6 +125,14 @@ class Evaluator:
         picked = choices(self.graph, forward, result, trace, self.heuristic)
         reached = self._values(region, seed, problems, [points[k] for k in alive.tolist()])
         for j, k in enumerate(alive.tolist()):
+            if late is not None and not picked[j] and domains[j].splits:
+                one = torch.tensor([j], device=alive.device)
+                gone, point = contradiction(region.select(one), late[0][k], late[1][k])
+                self.infeasible += int(gone)
+                if gone:
+                    continue
+                if point is not None:
+                    reached[j] = self._values(region.select(one), seed[j : j + 1], problems[j : j + 1], [point])
             value = float(upper[j])
             value = min(domains[j].upper, value if value == value else float("inf"))
             answers[k] = _one(domains[j], j, value, region, forward, result.cotangents, picked[j])
@@ -145,13 +154,17 @@ def _kept(smaller: InputSet, region: InputSet, dead: Tensor) -> InputSet:
     """The smaller boxes, but the old ones where nothing is left."""
     at = dead.reshape(-1, *[1] * len(region.shape))
     return InputSet(
-        torch.where(at, region.low, smaller.low), torch.where(at, region.high, smaller.high), region.centre, region.radius
+        torch.where(at, region.low, smaller.low),
+        torch.where(at, region.high, smaller.high),
+        region.centre,
+        region.radius,
     )
 
 
 def _stack(tables: Sequence[dict[str, Interval]]) -> dict[str, Interval]:
     return {
-        name: tuple(torch.cat([t[name][end] for t in tables]) for end in (0, 1)) for name in (tables[0] if tables else {})
+        name: tuple(torch.cat([t[name][end] for t in tables]) for end in (0, 1))
+        for name in (tables[0] if tables else {})
     }
 
 

@@ -1,12 +1,13 @@
 """Which domains hold no point: splits as linear constraints on the input, and proofs that they contradict each other.
 
-A split ``z_i ≥ t`` and a plane ``z_i ≤ a·x + b`` give ``a·x + b − t ≥ 0`` for every point of the domain. Multipliers λ ≥ 0 with
-``max over the region of λᵀ(A x + b) < 0`` prove that there is none (Farkas); where λ comes from does not matter, so a
-linear programme's or a least-squares solver's tolerance cannot make a proof false.
+A split ``z_i ≥ t`` and a plane ``z_i ≤ a·x + b`` give ``a·x + b − t ≥ 0`` for every point of the domain. Multipliers
+λ ≥ 0 with ``max over the region of λᵀ(A x + b) < 0`` prove that there is none (Farkas); where λ comes from does not
+matter, so a linear programme's or a least-squares solver's tolerance cannot make a proof false.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -69,7 +70,8 @@ def _signed(own: Sequence[Split], name: str) -> list[tuple[int, float, float]]:
 
 
 def shrink(inputs: InputSet, a: Tensor, b: Tensor, rounds: int = 2) -> InputSet:
-    """The box cut by each constraint in turn, coordinate by coordinate, the others at their best: may come out empty."""
+    """The box cut by each constraint in turn, coordinate by coordinate, the others at their best: may come out
+    empty."""
     if a.shape[1] == 0:
         return inputs
     low, high = inputs.low.flatten(1), inputs.high.flatten(1)
@@ -90,7 +92,8 @@ def shrink(inputs: InputSet, a: Tensor, b: Tensor, rounds: int = 2) -> InputSet:
 
 
 def contradiction(inputs: InputSet, a: Tensor, b: Tensor) -> tuple[bool, Tensor | None]:
-    """For one domain: whether its constraints provably exclude each other, and a point well inside them if one is known.
+    """For one domain: whether its constraints provably exclude each other, and a point well inside them if one is
+    known.
 
     Args:
         inputs: a region of one sample.
@@ -108,8 +111,10 @@ def contradiction(inputs: InputSet, a: Tensor, b: Tensor) -> tuple[bool, Tensor 
         weight = torch.as_tensor(multipliers, dtype=a.dtype, device=a.device).clamp(min=0)
         weight = weight / weight.max()
         row, offset = weight @ a, weight @ b
-        room = 1e-13 * (len(a) + 8) * (
-            (weight @ b.abs()) + (weight @ a.abs()) @ torch.maximum(inputs.low.abs(), inputs.high.abs()).flatten()
+        room = (
+            1e-13
+            * (len(a) + 8)
+            * ((weight @ b.abs()) + (weight @ a.abs()) @ torch.maximum(inputs.low.abs(), inputs.high.abs()).flatten())
         )
         best = inputs.support(row.reshape(1, 1, *inputs.shape)).squeeze() + offset + room
         if bool(best < 0):
@@ -124,9 +129,7 @@ def _by_programme(inputs: InputSet, a: np.ndarray, b: np.ndarray):
     low, high = (t.flatten().cpu().numpy() for t in (inputs.low, inputs.high))
     n = len(low)
     bounds = [*zip(low, high), (None, 1.0)]
-    answer = linprog(
-        np.r_[np.zeros(n), -1.0], A_ub=np.c_[-a, np.ones(len(a))], b_ub=b, bounds=bounds, method="highs"
-    )
+    answer = linprog(np.r_[np.zeros(n), -1.0], A_ub=np.c_[-a, np.ones(len(a))], b_ub=b, bounds=bounds, method="highs")
     if answer.status != 0:
         return None, None
     return -answer.ineqlin.marginals, answer.x[:n]
@@ -137,10 +140,11 @@ def _by_least_squares(inputs: InputSet, a: np.ndarray, b: np.ndarray):
 
     The nearest point lies on the border, where kinks are; so the point given is the nearest with some margin.
     """
+    radius = math.inf if inputs.radius is None else float(inputs.radius)
     multipliers, point = _nearest(inputs, a, b)
     for share in (1e-2, 1e-4, 1e-6):
-        inner = _nearest(inputs, a, b - share * float(inputs.radius))[1]
-        if inner is not None and np.linalg.norm(inner - inputs.centre.flatten().cpu().numpy()) <= float(inputs.radius):
+        inner = _nearest(inputs, a, b - share * radius)[1]
+        if inner is not None and np.linalg.norm(inner - inputs.centre.flatten().cpu().numpy()) <= radius:
             return multipliers, inner
     return multipliers, point
 

@@ -35,7 +35,8 @@ class Problem:
 
 
 class Objective(ABC):
-    """A function of the Jacobian, from above over a domain and exactly at a point; ``norm`` tells which entries matter."""
+    """A function of the Jacobian, from above over a domain and exactly at a point; ``norm`` tells which entries
+    matter."""
 
     norm: float
 

@@ -3,10 +3,12 @@
 With a the tangent that meets an activation in the push of the bound, ``[l, u]`` the bounds of its cotangent and
 ``[s_l, s_u]`` its slopes:
 
-* ``gap``: ``|a|`` times the chord's offset ``(s_u − s_l) u (−l)/(u − l)``, what the relaxation adds on both sides of a split, and
+* ``gap``: ``|a|`` times the chord's offset ``(s_u − s_l) u (−l)/(u − l)``, what the relaxation adds on both sides of
+a split, and
   a tenth of ``width``, so that neurons whose cotangent keeps its sign come next;
 * ``width``: ``|a| (s_u − s_l) max(|l|, |u|)``, all that the choice of the slope can change;
-* ``area``: ``|a| (s_u − s_l)(u|u| − l|l|)/2``, the area between the extreme products, which is the published heuristic (Shi et
+* ``area``: ``|a| (s_u − s_l)(u|u| − l|l|)/2``, the area between the extreme products, which is the published
+heuristic (Shi et
   al., NeurIPS 2022, section 3.4).
 
 ``strong`` takes ``gap``'s four best and tries them out.
@@ -39,6 +41,7 @@ def choices(
     for node in graph.activations:
         if node.name not in trace or node.name not in result.cotangents:
             continue
+        assert node.activation is not None
         parent = node.parents[0]
         slopes, (lower, upper) = forward.slopes[node.name], forward.intervals[parent]
         point = split_point(node.activation, lower, upper, *forward.split(parent))

@@ -1,7 +1,8 @@
 """Exact constants of tiny ReLU networks, two ways: by listing their linear regions, and as one mixed-integer programme.
 
-References for tests and benchmarks, for chains of affine layers and ReLUs on a box; written on weight matrices alone, so
-that they share nothing with the bounds they check. Both rely on HiGHS to its tolerances: they are *not* certificates.
+References for tests and benchmarks, for chains of affine layers and ReLUs on a box; written on weight matrices alone,
+so that they share nothing with the bounds they check. Both rely on HiGHS to its tolerances: they are *not*
+certificates.
 """
 
 from __future__ import annotations
@@ -83,7 +84,9 @@ def linear_regions(chain: Chain, low: np.ndarray, high: np.ndarray, margin: floa
     if hidden > NEURONS:
         raise ConfigError(f"{hidden} hidden neurons are too many to list regions of; at most {NEURONS}.")
 
-    def fill(layer: int, done: list[np.ndarray], a: np.ndarray, b: np.ndarray, rows, offsets) -> Iterator[list[np.ndarray]]:
+    def fill(
+        layer: int, done: list[np.ndarray], a: np.ndarray, b: np.ndarray, rows, offsets
+    ) -> Iterator[list[np.ndarray]]:
         if layer == len(chain.weights) - 1:
             yield done
             return
@@ -115,8 +118,11 @@ def _has_interior(a: np.ndarray, b: np.ndarray, low: np.ndarray, high: np.ndarra
     if len(a) == 0:
         return True
     answer = linprog(
-        np.r_[np.zeros(len(low)), -1.0], A_ub=np.c_[-a, np.abs(a).sum(1)], b_ub=b,
-        bounds=[*zip(low, high), (None, 1.0)], method="highs",
+        np.r_[np.zeros(len(low)), -1.0],
+        A_ub=np.c_[-a, np.abs(a).sum(1)],
+        b_ub=b,
+        bounds=[*zip(low, high), (None, 1.0)],
+        method="highs",
     )
     return answer.status == 0 and -answer.fun > margin
 
@@ -220,7 +226,9 @@ class _Program:
         cost = np.zeros(len(self.low))
         cost[list(objective)] = -1.0
         answer = milp(
-            cost, integrality=self.integer, bounds=Bounds(self.low, self.high),
+            cost,
+            integrality=self.integer,
+            bounds=Bounds(self.low, self.high),
             constraints=LinearConstraint(matrix, [r[1] for r in self.rows], [r[2] for r in self.rows]),
             options={"time_limit": time_limit, "mip_rel_gap": 1e-6},
         )

@@ -216,7 +216,8 @@ def chunk_size(graph: NetworkGraph, rows: int) -> int:
 
 
 def upper_plane(graph: NetworkGraph, target: str, rows: Tensor, found: Mapping[str, Lines]) -> tuple[Tensor, Tensor]:
-    """``a, b`` with ``rows · z_target(x) ≤ a · x + b``, for rows ``(batch, k, *shape)``: ``(batch, k, *in)``, ``(batch, k)``."""
+    """``a, b`` with ``rows · z_target(x) ≤ a · x + b``, for rows ``(batch, k, *shape)``: ``(batch, k, *in)``,
+    ``(batch, k)``."""
     batch, count = rows.shape[:2]
     pending = {target: rows.flatten(0, 1)}
     offset = torch.zeros(batch, count, dtype=rows.dtype, device=rows.device)

@@ -1,8 +1,8 @@
 """Lower bounds: norms of Jacobians at points of the region, sampled, then climbed to by gradients.
 
 Only points where the network is differentiable count. At a kink automatic differentiation returns *some* slope of each
-neuron, and the product of such choices need not lie in the Clarke Jacobian: ``x − relu(x) + relu(−x)`` is zero everywhere, but
-slope 0 twice at x = 0 makes its derivative 1.
+neuron, and the product of such choices need not lie in the Clarke Jacobian: ``x − relu(x) + relu(−x)`` is zero
+everywhere, but slope 0 twice at x = 0 makes its derivative 1.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _ELEMENTS = 1 << 23
 
 @torch.no_grad()
 def point_slopes(graph: NetworkGraph, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Slopes of every activation at points ``x (batch, *shape)``, and where the network is differentiable, ``(batch,)``.
+    """Slopes of every activation at points ``x (batch, *shape)``, and where the network is differentiable,
+    ``(batch,)``.
 
     A neuron on a kink does no harm where its own gradient vanishes (a dead window of max pooling): a random tangent
     that does not move it tells.
@@ -66,11 +67,12 @@ def _slope_at(activation, z: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def rates_at(graph: NetworkGraph, x: Tensor, seed: Tensor, norm: float, whole: bool) -> Tensor:
-    """Constants of the Jacobian at points ``x (batch, count, *in)``: ``(batch, rows, count)``, or ``(batch, count)`` if whole.
+    """Constants of the Jacobian at points ``x (batch, count, *in)``: ``(batch, rows, count)``, or ``(batch, count)``
+    if whole.
 
     Zero at points where the network is not differentiable.
     """
-    batch, count = x.shape[:2]
+    batch = len(x)
     chunk = max(1, _ELEMENTS // (max(n.shape.numel() for n in graph) * seed.shape[1] * batch))
     found = []
     for part in x.split(chunk, dim=1):
@@ -81,7 +83,8 @@ def rates_at(graph: NetworkGraph, x: Tensor, seed: Tensor, norm: float, whole: b
 
 
 def jacobians_at(graph: NetworkGraph, x: Tensor, seed: Tensor) -> tuple[Tensor, Tensor]:
-    """Jacobian rows at points ``x (batch, count, *in)``, ``(batch, rows, count, n)``, and where they exist ``(batch, count)``."""
+    """Jacobian rows at points ``x (batch, count, *in)``, ``(batch, rows, count, n)``, and where they exist ``(batch,
+    count)``."""
     slopes, good = point_slopes(graph, x.flatten(0, 1))
     return _rows(graph, slopes, seed, x.shape[1]).flatten(3), good.reshape(x.shape[:2])
 
@@ -122,7 +125,8 @@ def lower_bounds(
     steps: int = 20,
     starts: int = 2,
 ) -> tuple[Tensor, Tensor]:
-    """Best constants found, ``(batch, rows)`` or ``(batch,)``, and the points ``(batch, rows or 1, *in)`` they were found at.
+    """Best constants found, ``(batch, rows)`` or ``(batch,)``, and the points ``(batch, rows or 1, *in)`` they were
+    found at.
 
     The centre and random points first; then, from the best, ``steps`` of ascent on the norm of a smoothed Jacobian
     (each kink replaced by a sigmoid, since the true Jacobian of a piecewise linear network does not move).
@@ -211,5 +215,3 @@ def _smooth_slope(activation, z: Tensor, scale: Tensor) -> Tensor:
         )
         total = total + (after - before) * torch.sigmoid((z - knot) * scale)
     return total
-
-

@@ -33,7 +33,9 @@ class InputSet:
             NonFiniteError: an end is NaN or infinite.
             ConfigError: ``low > high`` somewhere, or the centre lies outside.
         """
-        low, high = (torch.as_tensor(t, dtype=centre.dtype, device=centre.device).expand_as(centre) for t in (low, high))
+        low, high = (
+            torch.as_tensor(t, dtype=centre.dtype, device=centre.device).expand_as(centre) for t in (low, high)
+        )
         if not bool(torch.isfinite(low).all() & torch.isfinite(high).all() & torch.isfinite(centre).all()):
             raise NonFiniteError("the input box", "give finite ends (x_L, x_U, or a finite eps)")
         if bool((low > high).any()):
@@ -101,7 +103,8 @@ class InputSet:
         return value + 4 * (a.shape[-1] + 8) * torch.finfo(a.dtype).eps * (a.abs() * size).sum(-1)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Random points ``(batch, count, *shape)``; half of a box's are on its edges, half of a ball's on the sphere."""
+        """Random points ``(batch, count, *shape)``; half of a box's are on its edges, half of a ball's on the
+        sphere."""
         like = dict(dtype=self.low.dtype, device=self.low.device, generator=generator)
         shape = (len(self), count, *self.shape)
         on_edge = (torch.rand(len(self), count, *[1] * len(self.shape), **like) < 0.5).to(self.low.dtype)

@@ -85,7 +85,7 @@ def lines(activation: Activation, lower: Tensor, upper: Tensor, slopes: SlopeRan
     width = upper - lower
     chord = (activation.value(upper) - activation.value(lower)) / torch.where(width > 0, width, 1.0)
     chord = torch.where(width > 0, torch.minimum(torch.maximum(chord, slopes.low), slopes.high), slopes.low)
-    best: Lines | None = None
+    best, best_low, best_high = None, width, width
     for slope in (slopes.low, slopes.high, chord):
         low, high = _deviation(activation, slope, middle, lower, upper, slopes)
         size = at_middle.abs() + slope.abs() * middle.abs() + slopes.magnitude * width
@@ -103,6 +103,7 @@ def lines(activation: Activation, lower: Tensor, upper: Tensor, slopes: SlopeRan
             torch.where(drop, above, best.high_offset),
         )
         best_low, best_high = torch.maximum(best_low, low), torch.minimum(best_high, high)
+    assert best is not None
     return best
 
 

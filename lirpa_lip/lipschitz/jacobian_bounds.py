@@ -163,7 +163,9 @@ def _tighten(graph: NetworkGraph, name: str, result: Backward, mask: Tensor) -> 
     size = mask[0, 0].numel()
     highs, lows = [], []
     for part in index.split(chunk_size(graph, 2 * batch * rows), dim=-1):
-        unit = torch.zeros(*part.shape, size, dtype=lower.dtype, device=lower.device).scatter_(3, part.unsqueeze(3), 1.0)
+        unit = torch.zeros(*part.shape, size, dtype=lower.dtype, device=lower.device).scatter_(
+            3, part.unsqueeze(3), 1.0
+        )
         tangents = torch.cat([unit, -unit], dim=2).reshape(batch, rows, -1, *graph[name].shape)
         high, low = push(graph, name, tangents, result).chunk(2, dim=2)
         highs.append(high)

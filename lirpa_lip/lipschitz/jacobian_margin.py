@@ -1,8 +1,8 @@
 """Output bounds through the Jacobian: the mean-value form, a verifier to stand beside CROWN.
 
-``f(x) − f(x₀) = J (x − x₀)`` for an average J of Clarke Jacobians on the segment between them, whose entries therefore lie
-within the bounds over the whole (convex) region. On a box every coordinate takes its worst corner; on a ball the row's ℓ₂
-constant times the radius is used as well, and the better of the two kept.
+``f(x) − f(x₀) = J (x − x₀)`` for an average J of Clarke Jacobians on the segment between them, whose entries
+therefore lie within the bounds over the whole (convex) region. On a box every coordinate takes its worst corner; on a
+ball the row's ℓ₂ constant times the radius is used as well, and the better of the two kept.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lirpa_lip.errors import ConfigError
 from lirpa_lip.graph import NetworkGraph
 
-from .clarke import ClarkeOptions, jacobian_constants
+from .clarke import jacobian_constants
 from .clarke_forward import Interval, absolute_sizes, forward_bounds, total_gamma
+from .clarke_options import ClarkeOptions
 from .clarke_region import InputSet
 
 
@@ -39,6 +41,8 @@ def mean_value_bounds(
     forward = forward_bounds(graph, inputs, known=known, crown=options.intermediate != "ibp")
     norm = math.inf if inputs.radius is None else 2
     found = jacobian_constants(graph, forward, seed, method, norm, options)[method]
+    if found.backward is None:
+        raise ConfigError(f"method={method!r} bounds no Jacobian entries, which the mean-value form needs.")
     low, high = (t.flatten(2) for t in found.backward.cotangents[graph.input])
     centre = inputs.centre
     value = (graph.values(centre)[graph.output].flatten(1).unsqueeze(1) * seed.flatten(2)).sum(-1)

@@ -22,7 +22,9 @@ from .linearised import pull_back
 
 
 @torch.no_grad()
-def naive_bounds(graph: NetworkGraph, slopes: Mapping[str, SlopeRange], seed: Tensor, norm: float) -> tuple[Tensor, Tensor]:
+def naive_bounds(
+    graph: NetworkGraph, slopes: Mapping[str, SlopeRange], seed: Tensor, norm: float
+) -> tuple[Tensor, Tensor]:
     """Constants of the rows ``(batch, rows)``, and of the whole matrix ``(batch,)``.
 
     Args:
@@ -37,8 +39,7 @@ def naive_bounds(graph: NetworkGraph, slopes: Mapping[str, SlopeRange], seed: Te
         elif node.activation is not None:
             rates[node.name] = slopes[node.name].magnitude.flatten(1).amax(1) * rates[node.parents[0]]
     collected = pull_back(graph, graph.output, seed.flatten(0, 1), {})
-    rows: Tensor | float = 0.0
-    columns: Tensor | float = 0.0
+    rows, columns = seed.new_zeros(seed.shape[:2]), seed.new_zeros(batch)
     for source, value in collected.items():
         flat = value.reshape(batch, seed.shape[1], -1)
         rate = rates[source]

@@ -1,8 +1,9 @@
 """From bounds of Jacobian entries to bounds of its norm: per row, and of the whole matrix, in ℓ∞, ℓ₂ and ℓ₁.
 
-``norm`` is that of both sides: ``‖·‖_p → ‖·‖_p`` for the whole matrix, ``‖·‖_p → |·|`` for one row, whose constant is the dual
-norm of its gradient (ℓ₁ for p = ∞). A convex function of an entry in ``[l, u]`` lies below its chord; the sum of chords
-is a linear function of the row, so that one more push bounds the norm without taking every entry at its worst.
+``norm`` is that of both sides: ``‖·‖_p → ‖·‖_p`` for the whole matrix, ``‖·‖_p → |·|`` for one row, whose constant is
+the dual norm of its gradient (ℓ₁ for p = ∞). A convex function of an entry in ``[l, u]`` lies below its chord; the
+sum of chords is a linear function of the row, so that one more push bounds the norm without taking every entry at its
+worst.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ def whole_norm(rows: Tensor, entries: Interval, norm: float) -> Tensor:
     """Upper bound of the whole matrix's norm from its rows' constants and its entries, ``(batch,)``.
 
     ℓ∞: the largest row. ℓ₁: the largest column of the entries at their worst. ℓ₂: the least of the Frobenius norm
-    ``(Σ rows²)^½``, ``(‖·‖₁‖·‖∞)^½``, ``‖max(|l|, |u|)‖₂`` and ``‖(l + u)/2‖₂ + ‖(u − l)/2‖₂``; the last two are norms of entrywise
-    larger matrices, or of a centre and an entrywise larger rest.
+    ``(Σ rows²)^½``, ``(‖·‖₁‖·‖∞)^½``, ``‖max(|l|, |u|)‖₂`` and ``‖(l + u)/2‖₂ + ‖(u − l)/2‖₂``; the last two are
+    norms of entrywise larger matrices, or of a centre and an entrywise larger rest.
     """
     if norm == math.inf:
         return rows.amax(1)

@@ -1,8 +1,9 @@
 """Linear relaxations of one step of the chain rule, ``h = s·g``: a slope times the cotangent that meets it.
 
-With s in ``[s_l, s_u]`` and g in ``[l, u]``, h lies between ``min(s_l g, s_u g)`` and ``max(s_l g, s_u g)``, concave and convex in
-g. Where g keeps its sign both are straight and exact. Where it changes sign the tightest lines are their chords (Shi
-et al., NeurIPS 2022, section 3.3, there for s in [0, 1]; the same hull is McCormick's for the product of two boxes):
+With s in ``[s_l, s_u]`` and g in ``[l, u]``, h lies between ``min(s_l g, s_u g)`` and ``max(s_l g, s_u g)``, concave
+and convex in g. Where g keeps its sign both are straight and exact. Where it changes sign the tightest lines are
+their chords (Shi et al., NeurIPS 2022, section 3.3, there for s in [0, 1]; the same hull is McCormick's for the
+product of two boxes):
 
     h  ≤  chord of (l, s_l l) and (u, s_u u),          h  ≥  chord of (l, s_u l) and (u, s_l u).
 
@@ -31,7 +32,8 @@ class Products:
     high_offset: Tensor
 
     def upper(self, tangent: Tensor) -> tuple[Tensor, Tensor]:
-        """For tangents a ``(batch, rows, k, *shape)``: ``a·h ≤ a'·g + c``; returns ``a'`` and ``c (batch, rows, k)``."""
+        """For tangents a ``(batch, rows, k, *shape)``: ``a·h ≤ a'·g + c``; returns ``a'`` and ``c (batch, rows,
+        k)``."""
         above, below = tangent.clamp(min=0), tangent.clamp(max=0)
         moved = above * self.high_slope.unsqueeze(2) + below * self.low_slope.unsqueeze(2)
         constant = above * self.high_offset.unsqueeze(2) + below * self.low_offset.unsqueeze(2)

@@ -1,8 +1,8 @@
 """Monotone inputs: which features a network is certainly increasing, or decreasing, in over a region.
 
-A network is non-decreasing in feature j over a box if ``∂f/∂x_j ≥ 0`` for every Clarke Jacobian there: along a segment in
-direction j the difference of values is an integral of such slopes. Bounds of one Jacobian entry decide, and where they
-have both signs, branch and bound on that entry alone.
+A network is non-decreasing in feature j over a box if ``∂f/∂x_j ≥ 0`` for every Clarke Jacobian there: along a
+segment in direction j the difference of values is an integral of such slopes. Bounds of one Jacobian entry decide,
+and where they have both signs, branch and bound on that entry alone.
 
 Source: Shi et al., NeurIPS 2022, section 4.3.
 """
@@ -22,9 +22,9 @@ from lirpa_lip.graph import NetworkGraph
 from .branch_and_bound import Search, start
 from .branch_and_bound_domain import Evaluator
 from .branch_and_bound_objective import Entry, Problem
-from .clarke import ClarkeOptions
 from .clarke_forward import Interval, forward_bounds
 from .clarke_lower import jacobians_at
+from .clarke_options import ClarkeOptions
 from .clarke_region import InputSet
 from .jacobian_bounds import Backward, backward_bounds, push
 
@@ -48,7 +48,8 @@ class Monotonicity:
     seen_high: Tensor
 
     def verdict(self, sample: int, row: int, position: int) -> str:
-        """``increasing`` and ``decreasing`` (not strictly), ``constant``, ``neither`` (slopes of both signs were seen), or ``unknown``."""
+        """``increasing`` and ``decreasing`` (not strictly), ``constant``, ``neither`` (slopes of both signs were
+        seen), or ``unknown``."""
         at = sample, row, position
         up, down = bool(self.lower[at] >= 0), bool(self.upper[at] <= 0)
         if up and down:
@@ -122,7 +123,8 @@ def _search(graph, inputs, seed, features, options, forward, result: Backward, b
     """Branch and bound on every end that is still open; tightens ``bounds`` and ``seen`` in place."""
     lower, upper = bounds
     seen_low, seen_high = seen
-    problems, places = [], []
+    problems: list[Problem] = []
+    places = []
     for b, r, k in ((lower < 0) & (upper > 0)).nonzero().tolist():
         for sign in (1.0, -1.0):
             # ∂f/∂x_j ≤ 0 is not to be shown where a positive slope was seen, and the other way round

@@ -62,8 +62,8 @@ def _adult() -> Table:
 
 
 def _table(name: str, x, y, features, classification: bool) -> Table:
-    scaled = (torch.from_numpy(_scaled(np.asarray(v, dtype=np.float64))).float() for v in (x, y))
-    return Table(name, *scaled, tuple(str(f) for f in features), classification)
+    inputs, targets = (torch.from_numpy(_scaled(np.asarray(v, dtype=np.float64))).float() for v in (x, y))
+    return Table(name, inputs, targets, tuple(str(f) for f in features), classification)
 
 
 TABLES: dict[str, Callable[[], Table]] = {"diabetes": _diabetes, "breast_cancer": _breast_cancer, "adult": _adult}
@@ -82,7 +82,9 @@ def load_table(name: str) -> Table:
     return TABLES[name]()
 
 
-def train_mlp(table: Table, hidden: int = 32, epochs: int = 60, seed: int = 0, test: float = 0.2) -> tuple[nn.Module, float, Tensor]:
+def train_mlp(
+    table: Table, hidden: int = 32, epochs: int = 60, seed: int = 0, test: float = 0.2
+) -> tuple[nn.Module, float, Tensor]:
     """A two-layer ReLU network with one output (a score), trained by Adam.
 
     Returns:
@@ -95,7 +97,9 @@ def train_mlp(table: Table, hidden: int = 32, epochs: int = 60, seed: int = 0, t
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = (table.x.shape[1], hidden, hidden)
-        net = nn.Sequential(*(m for a, b in zip(sizes[:-1], sizes[1:]) for m in (nn.Linear(a, b), nn.ReLU())), nn.Linear(hidden, 1))
+        net = nn.Sequential(
+            *(m for a, b in zip(sizes[:-1], sizes[1:]) for m in (nn.Linear(a, b), nn.ReLU())), nn.Linear(hidden, 1)
+        )
     loss = nn.BCEWithLogitsLoss() if table.classification else nn.MSELoss()
     optimizer = torch.optim.Adam(net.parameters(), lr=5e-3, weight_decay=1e-4)
     for _ in range(epochs):

@@ -9,7 +9,19 @@ from lirpa_lip.cli import main
 
 
 def test_monotonicity_writes_a_table_and_a_figure(tmp_path):
-    call = ["monotonicity", "--data", "diabetes", "--samples", "3", "--features", "bmi,0", "--epochs", "5", "--out", str(tmp_path)]
+    call = [
+        "monotonicity",
+        "--data",
+        "diabetes",
+        "--samples",
+        "3",
+        "--features",
+        "bmi,0",
+        "--epochs",
+        "5",
+        "--out",
+        str(tmp_path),
+    ]
     result = CliRunner().invoke(main, call, catch_exceptions=False)
     assert result.exit_code == 0, result.output
     with open(tmp_path / "monotonicity.csv", encoding="utf-8") as file:
@@ -22,14 +34,30 @@ def test_monotonicity_writes_a_table_and_a_figure(tmp_path):
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path):
-    result = CliRunner().invoke(main, ["monotonicity", "--features", "shoe size", "--epochs", "1", "--out", str(tmp_path)])
+    result = CliRunner().invoke(
+        main, ["monotonicity", "--features", "shoe size", "--epochs", "1", "--out", str(tmp_path)]
+    )
     assert result.exit_code != 0 and "shoe size" in result.output and "bmi" in result.output
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    call = ["train", "--dataset", "digits", "--arch", "mlp-small", "--loss", "plain", "--epochs", "1", "--out", str(folder), "--seed", "0"]
+    call = [
+        "train",
+        "--dataset",
+        "digits",
+        "--arch",
+        "mlp-small",
+        "--loss",
+        "plain",
+        "--epochs",
+        "1",
+        "--out",
+        str(folder),
+        "--seed",
+        "0",
+    ]
     result = CliRunner().invoke(main, call)
     if result.exit_code != 0:
         pytest.skip(f"no trained network to look at: {result.output[-300:]}")

@@ -1,4 +1,5 @@
-"""Branch and bound: exact on tiny networks, valid whenever it stops, resumable; its references agree with each other."""
+"""Branch and bound: exact on tiny networks, valid whenever it stops, resumable; its references agree with each
+other."""
 
 import math
 import pickle
@@ -13,8 +14,8 @@ from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 from lirpa_lip.jacobian_lip import prepare_region
 from lirpa_lip.lipschitz.branch_and_bound_feasible import contradiction, shrink
-from lirpa_lip.lipschitz.clarke import HEURISTICS
 from lirpa_lip.lipschitz.clarke_exact import chain_of, enumerate_constant, milp_constant
+from lirpa_lip.lipschitz.clarke_options import HEURISTICS
 from lirpa_lip.lipschitz.clarke_region import InputSet
 from lirpa_lip.local_lip import network_graph
 
@@ -75,7 +76,9 @@ def test_single_rows_and_the_two_references_agree(row):
 def test_every_heuristic_ends_at_the_same_constant(heuristic):
     net = small(2, (3, 7, 7, 2))
     bounded, region, x = boxed(net, 0.4)
-    result = bounded.local_lipschitz(region, method="clarke-jacobian", norm=math.inf, time_limit=60, heuristic=heuristic)
+    result = bounded.local_lipschitz(
+        region, method="clarke-jacobian", norm=math.inf, time_limit=60, heuristic=heuristic
+    )
     assert float(result.upper) == pytest.approx(reference(bounded, x, 0.4, math.inf), rel=2e-3)
 
 
@@ -87,7 +90,9 @@ def sampled_constant(net, points, norm):
     return best
 
 
-@pytest.mark.parametrize("name", ["mlp-leaky", "mlp-hardtanh", "mlp-tanh", "maxmin", "clipped-maxmin", "residual", "maxpool"])
+@pytest.mark.parametrize(
+    "name", ["mlp-leaky", "mlp-hardtanh", "mlp-tanh", "maxmin", "clipped-maxmin", "residual", "maxpool"]
+)
 def test_other_activations_and_graphs_stay_sound_while_they_tighten(name):
     net, shape = networks()[name]
     x = torch.rand(1, *shape, dtype=torch.float64)
@@ -137,7 +142,9 @@ def test_an_interrupt_leaves_a_valid_bound():
         seen.append(progress)
         raise KeyboardInterrupt
 
-    result = bounded.local_lipschitz(region, method="clarke-jacobian", norm=math.inf, time_limit=60, batch=2, progress=stop)
+    result = bounded.local_lipschitz(
+        region, method="clarke-jacobian", norm=math.inf, time_limit=60, batch=2, progress=stop
+    )
     assert result.details["stopped"] == "interrupted" and seen[0].waiting > 0
     assert float(result.upper) >= reference(bounded, x, 0.5, math.inf) * (1 - 1e-6)
 

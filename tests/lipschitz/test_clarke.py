@@ -12,8 +12,9 @@ from torch import nn
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError, UnknownMethodError, UnsupportedNormError
 from lirpa_lip.jacobian_lip import prepare_region
-from lirpa_lip.lipschitz.clarke import METHODS, ClarkeOptions, clarke_lipschitz
+from lirpa_lip.lipschitz.clarke import METHODS, clarke_lipschitz
 from lirpa_lip.lipschitz.clarke_forward import forward_bounds
+from lirpa_lip.lipschitz.clarke_options import ClarkeOptions
 from lirpa_lip.lipschitz.clarke_region import InputSet
 from lirpa_lip.lipschitz.clarke_slopes import clarke_slopes, lines
 from lirpa_lip.lipschitz.jacobian_bounds import backward_bounds
@@ -86,8 +87,16 @@ def test_every_method_and_norm_is_sound_on_a_residual_network(method, norm):
 
 def test_batch_norm_pooling_and_leaky_relu_with_smooth_activations():
     net = nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.LeakyReLU(0.1), nn.AvgPool2d(2), nn.Conv2d(4, 4, 3),
-        nn.Sigmoid(), nn.Flatten(), nn.Linear(16, 3), nn.SiLU(), nn.Linear(3, 2),
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.LeakyReLU(0.1),
+        nn.AvgPool2d(2),
+        nn.Conv2d(4, 4, 3),
+        nn.Sigmoid(),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+        nn.SiLU(),
+        nn.Linear(3, 2),
     ).double()
     net(torch.rand(16, 1, 8, 8, dtype=torch.float64))
     check_sound(net.eval(), torch.rand(1, 1, 8, 8, dtype=torch.float64), PerturbationLpNorm(eps=0.1), math.inf)
@@ -116,7 +125,13 @@ class RandomNet(nn.Module):
 
     def __init__(self, sizes, kind):
         super().__init__()
-        make = {"relu": nn.ReLU, "leaky": lambda: nn.LeakyReLU(0.3), "tanh": nn.Tanh, "hardtanh": nn.Hardtanh, "skip": nn.ReLU}
+        make = {
+            "relu": nn.ReLU,
+            "leaky": lambda: nn.LeakyReLU(0.3),
+            "tanh": nn.Tanh,
+            "hardtanh": nn.Hardtanh,
+            "skip": nn.ReLU,
+        }
         self.act, self.skip = make[kind](), kind == "skip"
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:]))
         self.short = nn.ModuleList(nn.Linear(sizes[0], b) for b in sizes[1:])
@@ -174,7 +189,10 @@ def test_a_kink_exactly_at_the_end_of_the_region_counts_both_slopes(ends):
     bounded = BoundedModule(Net(), x)
     for options in ({}, {"time_limit": 5.0}):
         result = bounded.local_lipschitz(
-            (BoundedTensor(x, PerturbationLpNorm(x_L=low, x_U=high)),), method="clarke-jacobian", norm=math.inf, **options
+            (BoundedTensor(x, PerturbationLpNorm(x_L=low, x_U=high)),),
+            method="clarke-jacobian",
+            norm=math.inf,
+            **options,
         )
         assert float(result.upper) == pytest.approx(2.0, abs=1e-9)
 
@@ -199,7 +217,9 @@ def test_lower_bounds_ignore_choices_of_slope_at_kinks_that_no_nearby_point_has(
     x = torch.zeros(1, 1, dtype=torch.float64)
     bounded = BoundedModule(Zero(), x)
     for eps in (0.0, 1e-13, 0.5):
-        result = bounded.local_lipschitz((BoundedTensor(x, PerturbationLpNorm(eps=eps)),), method="clarke-jacobian", norm=2)
+        result = bounded.local_lipschitz(
+            (BoundedTensor(x, PerturbationLpNorm(eps=eps)),), method="clarke-jacobian", norm=2
+        )
         assert float(result.lower) == 0 and float(result.upper) >= 0
 
 
@@ -217,7 +237,9 @@ def test_products_of_a_slope_and_a_cotangent_lie_between_their_lines(form):
             assert (relaxed.high_slope * g + relaxed.high_offset >= s * g - 1e-12).all()
 
 
-@pytest.mark.parametrize("f", [relu(), leaky_relu(0.2), clip(-0.5, 0.7), smooth.tanh(), smooth.silu(), smooth.gelu(), smooth.elu()])
+@pytest.mark.parametrize(
+    "f", [relu(), leaky_relu(0.2), clip(-0.5, 0.7), smooth.tanh(), smooth.silu(), smooth.gelu(), smooth.elu()]
+)
 def test_lines_enclose_the_activation(f):
     lower = torch.randn(1, 200, dtype=torch.float64)
     upper = lower + 3 * torch.rand(1, 200, dtype=torch.float64) * (torch.rand(1, 200) > 0.1)
@@ -273,7 +295,9 @@ def test_regions_are_read_as_they_are_meant():
         return prepare_region(bounded, (BoundedTensor(x, Ball(**region)),))[1]
 
     per_sample = box(eps=torch.tensor([0.1, 0.4], dtype=torch.float64))
-    assert torch.allclose(per_sample.high - per_sample.low, torch.tensor([[0.2], [0.8]], dtype=torch.float64).expand(2, 4))
+    assert torch.allclose(
+        per_sample.high - per_sample.low, torch.tensor([[0.2], [0.8]], dtype=torch.float64).expand(2, 4)
+    )
     wide = torch.tensor([0.0, 0.1, 0.2, 0.3], dtype=torch.float64)
     features = box(x_L=x - wide, x_U=x + wide)
     assert torch.allclose(features.high - features.low, 2 * wide.expand(2, 4))
@@ -286,7 +310,11 @@ def test_smaller_regions_give_smaller_constants():
     x = torch.rand(1, 5)
     bounded = BoundedModule(net, x)
     uppers = [
-        float(bounded.local_lipschitz((BoundedTensor(x, PerturbationLpNorm(eps=e)),), method="clarke-jacobian", norm=1).upper)
+        float(
+            bounded.local_lipschitz(
+                (BoundedTensor(x, PerturbationLpNorm(eps=e)),), method="clarke-jacobian", norm=1
+            ).upper
+        )
         for e in (0.01, 0.1, 0.5, 2.0)
     ]
     assert uppers == sorted(uppers)
@@ -383,7 +411,9 @@ def test_the_call_without_a_wrapped_model():
 def test_mean_value_bounds_hold_all_sampled_outputs(name, norm):
     net, shape = networks()[name]
     x = torch.rand(2, *shape, dtype=torch.float64)
-    graph, inputs, _ = prepare_region(BoundedModule(net, x[:1]), BoundedTensor(x, PerturbationLpNorm(norm=norm, eps=0.2)))
+    graph, inputs, _ = prepare_region(
+        BoundedModule(net, x[:1]), BoundedTensor(x, PerturbationLpNorm(norm=norm, eps=0.2))
+    )
     outputs = graph[graph.output].shape.numel()
     seed = torch.eye(outputs, dtype=torch.float64).expand(2, -1, -1)
     low, high = mean_value_bounds(graph, inputs, seed)

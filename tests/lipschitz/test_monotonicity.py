@@ -1,4 +1,5 @@
-"""Monotone features: certified signs of slopes, checked against sampled derivatives and a network built to be monotone."""
+"""Monotone features: certified signs of slopes, checked against sampled derivatives and a network built to be
+monotone."""
 
 import pytest
 import torch
@@ -6,7 +7,7 @@ from torch import nn
 
 from lirpa_lip import BoundedModule
 from lirpa_lip.errors import ShapeError
-from lirpa_lip.lipschitz.clarke import ClarkeOptions
+from lirpa_lip.lipschitz.clarke_options import ClarkeOptions
 from lirpa_lip.lipschitz.clarke_region import InputSet
 from lirpa_lip.lipschitz.monotonicity import CONSTANT, DECREASING, INCREASING, NEITHER, monotone_features
 from lirpa_lip.local_lip import network_graph
@@ -52,7 +53,9 @@ def test_branch_and_bound_decides_what_bounds_leave_open():
     graph, inputs, seed = question(net, eps=0.6, batch=3)
     plain = monotone_features(graph, inputs, seed)
     searched = monotone_features(graph, inputs, seed, options=ClarkeOptions(time_limit=30))
-    open_before, open_after = (sum(v == "unknown" for s in f.verdicts() for r in s for v in r) for f in (plain, searched))
+    open_before, open_after = (
+        sum(v == "unknown" for s in f.verdicts() for r in s for v in r) for f in (plain, searched)
+    )
     assert open_before > 0 and open_after == 0
     for before, after in zip(plain.verdicts(), searched.verdicts()):
         for one, other in zip(before[0], after[0]):
