@@ -59,7 +59,7 @@ def leave_patches(module: Any) -> None:
     arithmetic = (ops.BoundAdd, ops.BoundSub, ops.BoundMul, ops.BoundDiv)
     mixed = (node for node in nodes if isinstance(node, arithmetic) and node.name in variable)
     only_dense = any(getattr(node, "needs_matrix", False) for node in nodes)
-    shapes = (node.output_shape or node.value.shape for node in nodes if node.name in variable)
+    shapes = [_shape(node) for node in nodes if node.name in variable]
     oblong = any(len(shape) == 4 and shape[2] != shape[3] for shape in shapes)
     if only_dense or oblong or any(parent.name not in variable for node in mixed for parent in node.inputs):
         module.conv_mode = module.bound_opts["conv_mode"] = "matrix"
@@ -176,3 +176,9 @@ def remove_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:
         method = getattr(cls, name)
         if hasattr(method, "_unrepaired"):
             setattr(cls, name, method._unrepaired)
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """The traced shape of a node's value; empty for what was never evaluated, such as further outputs of batch norm."""
+    value = getattr(node, "value", None)
+    return tuple(node.output_shape or (() if value is None else value.shape))
