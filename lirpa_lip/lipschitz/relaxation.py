@@ -126,12 +126,20 @@ class OpenNeurons:
         # where even all neurons together peak inside the ball
         top = torch.where(self.present, steepest / root, 0.0).norm(dim=-1) / (2 * budget.sqrt()).clamp(min=tiny)
         multiplier = top.clamp(min=tiny, max=1 / tiny)
+        low, high = torch.zeros_like(multiplier), torch.full_like(multiplier, torch.inf)
+        best, least = multiplier, torch.full_like(multiplier, torch.inf)
         for _ in range(_STEPS):
-            _, used, free = self._maxima(c, slope, multiplier)
+            value, used, free = self._maxima(c, slope, multiplier)
+            dual = multiplier * budget + value.sum(-1)
+            best, least = torch.where(dual < least, multiplier, best), torch.minimum(dual, least)
             moving, held = torch.where(free, used, 0.0).sum(-1), torch.where(free, 0.0, used).sum(-1)
             room = budget - held
+            # the dual is convex in λ, with slope room - moving
+            falling = room < moving
+            low, high = torch.where(falling, multiplier, low), torch.where(falling, high, multiplier)
             solved = multiplier * (moving / torch.where(room > 0, room, 1.0)).sqrt()
-            solved = torch.where(room > 0, solved, 4 * multiplier)
-            # nothing free and room left: the ball is not what holds the neurons
-            multiplier = torch.maximum(solved, multiplier / 8).clamp(min=tiny, max=1 / tiny)
-        return multiplier
+            # sets change by jumps, so a step may lead out of the bracket
+            middle = torch.where(torch.isinf(high), 4 * low, torch.maximum((low * high).sqrt(), high / 8))
+            inside = (room > 0) & (solved > low) & (solved < high)
+            multiplier = torch.where(inside, solved, middle).clamp(min=tiny, max=1 / tiny)
+        return best
