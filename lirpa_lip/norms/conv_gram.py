@@ -18,7 +18,9 @@ k)``).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -48,9 +50,14 @@ class Side:
     dilation: tuple[int, int]
     outputs: bool
 
+    @property
+    def taps(self) -> list[Offset]:
+        return list(product(range(self.weight.shape[2]), range(self.weight.shape[3])))
+
+    @cached_property
     def links(self) -> dict[Offset, list[tuple[Offset, Offset]]]:
         """Tap pairs ``(k, k')`` by the offset they link; only offsets after (0, 0) in reading order, and itself."""
-        taps = list(product(*(range(k) for k in self.weight.shape[2:])))
+        taps = self.taps
         found: dict[Offset, list[tuple[Offset, Offset]]] = {}
         for k, other in product(taps, taps):
             offset = []
@@ -68,7 +75,7 @@ class Side:
 
     def reach(self) -> int:
         """Largest vertical offset."""
-        return max(offset[0] for offset in self.links())
+        return max(offset[0] for offset in self.links)
 
     def partner(self, tap: Offset) -> tuple[Tensor, Tensor]:
         """Flat pixel of the other side that tap k links to each pixel of this side, and whether there is one."""
@@ -93,24 +100,21 @@ def side(conv: ConvMap, group: int, outputs: bool) -> Side:
     """One side of one group of a convolution with one or two spatial axes."""
     height = conv.weight.shape[0] // conv.groups
     weight = conv.weight[group * height : (group + 1) * height]
-    pads = {"stride": 1, "padding": 0, "dilation": 1}
-    y, x = {}, {}
-    for name, neutral in pads.items():
-        values = getattr(conv, name)
-        y[name], x[name] = values if conv.axes == 2 else (values[0], neutral)
     weight = weight if conv.axes == 2 else weight.unsqueeze(3)
-    shapes = []
-    for shape in (conv.out_shape, conv.in_shape):
-        shapes.append((shape[1], shape[2] if conv.axes == 2 else 1))
+
+    def both(values: Sequence[int], neutral: int) -> Offset:
+        return (values[0], values[1] if conv.axes == 2 else neutral)
+
+    shapes = [both(shape[1:], 1) for shape in (conv.out_shape, conv.in_shape)]
     here, there = shapes if outputs else shapes[::-1]
-    options = [(y[name], x[name]) for name in pads]
-    return Side(weight if outputs else weight.transpose(0, 1), here, there, *options, outputs)
+    weight = weight if outputs else weight.transpose(0, 1)
+    return Side(weight, here, there, both(conv.stride, 1), both(conv.padding, 0), both(conv.dilation, 1), outputs)
 
 
 def factor_work(side: Side, share: float) -> float:
     """Floating-point operations to form the matrix and to factor it, with a share of its sites not eliminated."""
     channels, others = side.weight.shape[:2]
-    pairs = sum(len(pairs) for pairs in side.links().values())
+    pairs = sum(len(pairs) for pairs in side.links.values())
     pixels = side.pixels[0] * side.pixels[1]
     tall = max(1, side.reach())
     block = tall * side.pixels[1] * channels * share
@@ -126,12 +130,12 @@ def stencil(side: Side, squares: Tensor | None) -> dict[Offset, Tensor]:
     """
     channels, others = side.weight.shape[:2]
     partners = {}
-    for tap in product(*(range(k) for k in side.weight.shape[2:])):
+    for tap in side.taps:
         flat, valid = side.partner(tap)
         ones = valid.to(side.weight.dtype).expand(others, -1)
         partners[tap] = ones if squares is None else squares[:, flat] * ones
     result = {}
-    for offset, pairs in side.links().items():
+    for offset, pairs in side.links.items():
         gathered = torch.cat([partners[k] for k, _ in pairs])
         taps = [(side.weight[:, :, k[0], k[1]], side.weight[:, :, j[0], j[1]]) for k, j in pairs]
         kernels = [torch.einsum("ce,de->ecd", here, there) for here, there in taps]

@@ -25,7 +25,7 @@ from lirpa_lip.norms.cholesky import (
     gram_margin,
 )
 from lirpa_lip.norms.conv_gram import Side, blocks, factor_work, side, stencil
-from lirpa_lip.norms.lanczos import estimate
+from lirpa_lip.norms.lanczos import estimate, estimate_for_bound
 from lirpa_lip.norms.linear_map import ConvMap, IdentityMap
 from lirpa_lip.norms.loose import loose_bounds
 from lirpa_lip.norms.problem import Problem, unit
@@ -71,8 +71,9 @@ def deterministic(problem: Problem, generator: torch.Generator | None, want_vect
         return _diagonal(problem)
     if not problem.map.cheap_entries:
         return _of_written_out(problem, generator, want_vectors)
-    guess = estimate(problem, None, GUESS_RTOL, GUESS_STEPS, generator, want_vectors)
-    sigma, double = guess.lower.double(), problem.to(torch.float64)
+    double = problem.to(torch.float64)
+    guess = estimate_for_bound(problem, GUESS_RTOL, GUESS_STEPS, generator, want_vectors)
+    sigma = guess.lower.double()
     upper = exact_bounds(double, sigma, DISTANCES[:1])
     missed = torch.isinf(upper).nonzero().squeeze(1)
     if len(missed):
@@ -153,11 +154,11 @@ def convolution_bounds(
     conv = problem.map
     assert isinstance(conv, ConvMap)
     here, there = (problem.mask_out, problem.mask_in) if outputs else (problem.mask_in, problem.mask_out)
+    sides = [side(conv, group, outputs) for group in range(conv.groups)]
     upper = []
     for sample in range(problem.size):
         best = sigma.new_zeros(())
-        for group in range(conv.groups):
-            part = side(conv, group, outputs)
+        for group, part in enumerate(sides):
             channels, others = part.weight.shape[:2]
             mask = None if here is None else here[sample].flatten(1)[group * channels : (group + 1) * channels]
             other = None if there is None else there[sample].flatten(1)[group * others : (group + 1) * others]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch import Tensor
 
-from lirpa_lip.norms.linear_map import LinearMap
+from lirpa_lip.norms.kernels.autograd import masked_matmul
+from lirpa_lip.norms.linear_map import DenseMap, LinearMap, MaskedMap
 from lirpa_lip.norms.result import NormResult
 
 
@@ -22,7 +24,13 @@ def differentiable(masked: LinearMap, result: NormResult) -> NormResult:
     gives the gradient, and no graph goes through the iterations. Of a repeated value this is one subgradient. The
     factor is exactly one, so the values, bounds included, do not change. Where s is 0 the gradient is 0.
     """
-    s = (result.left * masked.forward(result.right)).flatten(1).sum(1)
+    s = (result.left * _image(masked, result.right)).flatten(1).sum(1)
     alive = s.detach() > 0
     factor = torch.where(alive, s, 1.0) / torch.where(alive, s.detach(), 1.0)
     return dataclasses.replace(result, lower=result.lower * factor, upper=result.upper * factor)
+
+
+def _image(masked: LinearMap, right: Tensor) -> Tensor:
+    if isinstance(masked, MaskedMap) and isinstance(masked.map, DenseMap):
+        return masked_matmul(right, masked.map.weight, masked.mask_in, masked.mask_out)
+    return masked.forward(right)

@@ -125,7 +125,8 @@ def _phases(weight: Tensor, stride: tuple[int, ...], dilation: tuple[int, ...]) 
         for place, s in zip(places, stride, strict=True):
             phase = phase * s + place[1]
         block = coefficients.setdefault(q, weight.new_zeros(out, phase_count, channels))
-        block[:, phase] += weight[(slice(None), slice(None), *tap)]
+        index = (slice(None), slice(None), *tap)
+        block[:, phase] += weight[index]
     degrees = [max(q[axis] for q in coefficients) for axis in range(len(kernel))]
     return {q: block.flatten(1) for q, block in coefficients.items()}, degrees
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from lirpa_lip.errors import NonFiniteError
 from lirpa_lip.norms.kernels.reference import reciprocal
 from lirpa_lip.norms.kernels.registry import backend
 from lirpa_lip.norms.problem import Problem, unit
@@ -92,6 +93,8 @@ class Recurrence:
         """Eigenvalues ``(b, k)``, rising, and eigenvectors ``(b, k, k)`` of T, in float64 and on the CPU's LAPACK."""
         alpha, off = self.alpha.cpu(), self.beta[:, :-1].cpu()
         matrix = torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+        if not bool(matrix.isfinite().all()):
+            raise NonFiniteError("a spectral norm", "check the map's values and the range of its dtype")
         values, vectors = torch.linalg.eigh(matrix)
         return values.to(self.v.device), vectors.to(self.v.device)
 
@@ -217,3 +220,13 @@ def estimate(
     if top is not None:
         left, right, sigma = problem.singular_pair(top)
     return NormResult(sigma, sigma, "estimate", float("nan"), steps, left, right)
+
+
+def estimate_for_bound(
+    problem: Problem, rtol: float, max_steps: int, generator: torch.Generator | None, want_vectors: bool
+) -> NormResult:
+    """An estimate to build a deterministic bound on: in float64 where squares leave the range of the map's dtype."""
+    try:
+        return estimate(problem, None, rtol, max_steps, generator, want_vectors)
+    except NonFiniteError:
+        return estimate(problem.to(torch.float64), None, rtol, max_steps, generator, want_vectors)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lirpa_lip.errors import ConfigError
 from lirpa_lip.norms.cholesky import UNIT
 from lirpa_lip.norms.gram import convolution_bound, gram_bound
-from lirpa_lip.norms.lanczos import estimate
+from lirpa_lip.norms.lanczos import estimate_for_bound
 from lirpa_lip.norms.linear_map import ConvMap
 from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.reduce import reduced_groups
@@ -63,7 +63,7 @@ def loose_result(
     Raises:
         ConfigError: the map gives no entries.
     """
-    below = estimate(problem, None, rtol, max_steps, generator, want_vectors)
+    below = estimate_for_bound(problem, rtol, max_steps, generator, want_vectors)
     try:
         upper = bounds(problem)
     except NotImplementedError as error:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
-from lirpa_lip.norms.linear_map import LinearMap, MaskedMap
+from lirpa_lip.norms.kernels.registry import backend
+from lirpa_lip.norms.linear_map import DenseMap, LinearMap, MaskedMap
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Problem:
     def gram_without_last_mask(self, x: Tensor) -> Tensor:
         """``(B, numel) -> (B, numel)``: G x but for the last multiplication by `outer`."""
         outer, inner_square = self.outer, self.inner_square
+        if type(self.map) is DenseMap:  # a subclass may apply itself in another way
+            product = backend(x.device).masked_matmul
+            weight = self.map.weight.mT if not self.on_input else self.map.weight
+            # The inner mask on both products: together its square, and both may skip what is eliminated.
+            return product(product(x, weight, outer, self.inner), weight.mT, self.inner, None)
         x = x if outer is None else x * outer
         there, back = (self.map.forward, self.map.adjoint) if self.on_input else (self.map.adjoint, self.map.forward)
         y = there(x.reshape(-1, *(self.map.in_shape if self.on_input else self.map.out_shape)))
@@ -144,7 +150,8 @@ def prepare(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | No
     if 0 in (linear_map.in_numel, linear_map.out_numel):
         raise ShapeError(f"the map {tuple(linear_map.in_shape)} -> {tuple(linear_map.out_shape)} is empty.")
     if isinstance(linear_map, MaskedMap) and mask_in is None and mask_out is None:
-        linear_map, mask_in, mask_out = linear_map.map, linear_map.mask_in, linear_map.mask_out
+        mask_in, mask_out = linear_map.mask_in, linear_map.mask_out
+        linear_map = linear_map.map
     size = _batch_size(linear_map, mask_in, mask_out)
     mask_in = _checked_mask("mask_in", mask_in, linear_map.in_shape, size, linear_map)
     mask_out = _checked_mask("mask_out", mask_out, linear_map.out_shape, size, linear_map)
@@ -156,10 +163,11 @@ def prepare(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | No
 
 
 def _batch_size(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | None) -> int:
-    masks = {name: mask.shape[0] for name, mask in (("mask_in", mask_in), ("mask_out", mask_out)) if mask is not None}
-    sizes = set(masks.values()) | {linear_map.batch_size} - {None}
+    given = {"map": linear_map.batch_size}
+    given |= {name: mask.shape[0] for name, mask in (("mask_in", mask_in), ("mask_out", mask_out)) if mask is not None}
+    sizes = {size for size in given.values() if size is not None}
     if len(sizes - {1}) > 1 or 0 in sizes or (linear_map.batch_size == 1 and len(sizes) > 1):
-        raise ShapeError(f"batch sizes must agree and not be 0: map {linear_map.batch_size}, masks {masks}.")
+        raise ShapeError(f"batch sizes must agree and not be 0: {given}.")
     return max(sizes, default=1)
 
 

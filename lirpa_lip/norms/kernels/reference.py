@@ -11,8 +11,8 @@ def lanczos_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of the three-term recurrence, for a batch.
 
-    ``y = scale mask z``, ``alpha = v . y``, ``w = y - alpha v - beta_prev v_prev``, ``beta = |w|``, ``v_next = w / beta``
-    (0 where beta is).
+    ``y = scale mask z``, ``alpha = v . y``, ``w = y - alpha v - beta_prev v_prev``, ``beta = |w|``, ``v_next = w /
+    beta`` (0 where beta is).
 
     Args:
         z: ``(B, n)``, the operator applied to v, but for its last mask.

@@ -14,7 +14,7 @@ from lirpa_lip.norms.maps.diagonal import DiagonalMap
 
 
 def _common_batch(maps: Sequence[LinearMap]) -> int | None:
-    sizes = {m.batch_size for m in maps} - {None}
+    sizes = {m.batch_size for m in maps if m.batch_size is not None}
     if len(sizes) > 1:
         raise ShapeError(f"maps of different batch sizes cannot be combined: {sorted(sizes)}.")
     return next(iter(sizes), None)
@@ -151,6 +151,7 @@ class MaskedMap(ComposedMap):
         right = [] if mask_in is None else [DiagonalMap(mask_in, map.in_shape)]
         super().__init__([*left, map, *right])
         self.map, self.mask_in, self.mask_out = map, mask_in, mask_out
+        self.cheap_entries = map.cheap_entries
 
     def _with(self, change: Callable[[LinearMap], LinearMap]) -> MaskedMap:
         parts = [change(m) for m in self.maps]
@@ -169,10 +170,6 @@ class MaskedMap(ComposedMap):
 
     def select(self, index: Tensor) -> MaskedMap:
         return self if self.batch_size is None else self._with(lambda m: m.select(index))
-
-    @property
-    def cheap_entries(self) -> bool:
-        return self.map.cheap_entries
 
     def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
         if (self.batch_size or 1) != 1:
