@@ -6,7 +6,9 @@ import copy
 
 import pytest
 import torch
-from lipschitz.networks import ball, networks, wrap
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from lipschitz.networks import ACTIVATIONS, ball, mlp, networks, wrap
 from sampling import assert_sound
 
 from lirpa_lip import BoundedModule
@@ -124,3 +126,28 @@ def test_all_neurons_dead():
         lower, upper = bounded.compute_bounds(x=ball(x, 0.5), method="local-lip")
     assert (result.upper == 0).all() and (result.eliminated >= 12).all()
     assert torch.allclose(lower, upper)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    activation=st.sampled_from(sorted(ACTIVATIONS)),
+    eps=st.sampled_from([0.0, 1e-3, 0.2, 2.0]),
+    spread=st.sampled_from([0.3, 1.0, 3.0]),
+    seed=st.integers(0, 10**6),
+)
+def test_random_networks(sizes, activation, eps, spread, seed):
+    """Any widths down to one neuron, any scale of the weights, any radius."""
+    torch.manual_seed(seed)
+    net = mlp(ACTIVATIONS[activation], tuple(sizes)).double().eval()
+    with torch.no_grad():
+        for layer in net:
+            if isinstance(layer, torch.nn.Linear):
+                layer.weight.mul_(spread)
+    bounded, x = wrap(net, (sizes[0],), batch=2, seed=seed)
+    c = torch.eye(sizes[-1], dtype=x.dtype).expand(2, -1, -1)
+    with torch.no_grad():
+        lower, upper = bounded.compute_bounds(x=ball(x, eps), C=c, method="local-lip")
+        rate = bounded.local_lipschitz(x=ball(x, eps), C=c)
+    assert (rate.lower <= rate.upper + 1e-12).all()
+    assert_sound(net, x, eps, c, lower, upper, count=40, tol=1e-8)
