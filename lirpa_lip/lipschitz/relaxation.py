@@ -104,10 +104,10 @@ class OpenNeurons:
         free = torch.zeros_like(c, dtype=torch.bool)
         for piece in self.pieces:
             rate = c * (piece.slope - slope)
-            with torch.no_grad():
-                end = torch.where(rate > 0, piece.high, piece.low)
-                peak = torch.where(curved, rate / (2 * torch.where(curved, curvature, 1.0)), end)
-                t = torch.minimum(torch.maximum(peak, piece.low), piece.high)
+            end = torch.where(rate > 0, piece.high, piece.low)
+            # at a peak the derivative with respect to t is zero, so t may be held; at an end it moves with the bounds
+            peak = (rate / (2 * torch.where(curved, curvature, 1.0))).detach()
+            t = torch.where(curved, torch.minimum(torch.maximum(peak, piece.low), piece.high), end)
             value = rate * t + c * piece.offset - curvature * t.square()
             better = (piece.low <= piece.high) & self.present & (value > best)
             best, used = torch.where(better, value, best), torch.where(better, self.weight * t.square(), used)
