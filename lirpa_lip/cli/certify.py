@@ -43,17 +43,17 @@ def certify(checkpoint: Path, **options: Any) -> None:
     Writes one CSV row per sample, a summary, and a figure of certified accuracy against the radius. Started again, it
     goes on where it was stopped. Several processes: `torchrun --nproc-per-node 4 -m lirpa_lip.cli certify ...`.
     """
-    from accelerate import PartialState
     from rich.console import Console
 
     from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
     from lirpa_lip.training.data import load_data
+    from lirpa_lip.training.processes import process_state
     from lirpa_lip.training.run_state import model_from
     from lirpa_lip.training.sources import first_of
 
     path = find_checkpoint(checkpoint)
     loaded = load_checkpoint(path)
-    state, config = PartialState(), loaded.state["config"]
+    state, config = process_state(), loaded.state["config"]
     model = model_from(loaded).to(state.device)
     data_dir = options["data_dir"] or config["data_dir"]
     bundle = load_data(config["dataset"], data_dir, config["validation"], config["seed"], config["image_size"])

@@ -7,8 +7,8 @@ With every activation D_k = C_k + E_k, |E_k| ≤ R_k, and G the network linearis
 
 The maximum over u bounds what the sources can do *together*; the sum of the terms' norms (DESIGN, Mathematics 4) is
 never smaller. For training u is improved from a kept start by the fixed-point step u ∝ Σ_j r_j M_j M_jᵀu / ‖M_jᵀu‖, so
-values are estimates. The rival with the largest bound on its logit is bounded exactly so; other pairs share its ratio
-of composed to product bound.
+values are estimates. All pairs get the bound ‖(w_y − w_j) S^½‖ · Lip(S^½ z_L), S the largest slopes; the rivals that
+come closest under it also get the second line above, one backward pass each.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip.losses.local_bound import SequentialLocalLip, Swept
+from lirpa_lip.lipschitz.layers import safe_sqrt
+from lirpa_lip.losses.local_bound import SequentialLocalLip, Swept, masked_pair_norms
 from lirpa_lip.losses.slopes import Diagonal, Factor, Rotation, factors_of
 from lirpa_lip.norms.linear_map import LinearMap
 
@@ -30,23 +31,36 @@ class SequentialComposed(SequentialLocalLip):
 
     Args:
         refinements: fixed-point steps on u per activation and call.
+        rivals: pairs per sample that are bounded one by one.
     """
 
-    def __init__(self, model: nn.Module, sample: Tensor, refinements: int = 1, **options: Any) -> None:
-        self.refinements = refinements
+    def __init__(self, model: nn.Module, sample: Tensor, refinements: int = 1, rivals: int = 2, **options: Any) -> None:
+        self.refinements, self.rivals = refinements, rivals
         super().__init__(model, sample, **options)
 
     def _pairs(self, swept: Swept, logits: Tensor, weight: Tensor, labels: Tensor, radius: Tensor) -> Tensor:
-        product = super()._pairs(swept, logits, weight, labels, radius)
         operations, rates = self._chain(swept, radius)
+        product = super()._pairs(swept, logits, weight, labels, radius)
+        pairs = torch.minimum(product, self._whole(operations, rates, weight, labels))
+        count = min(self.rivals, weight.shape[0] - 1)
         with torch.no_grad():
-            bounds = (logits + radius.unsqueeze(1) * product).scatter(1, labels[:, None], -torch.inf)
-            rival = bounds.argmax(dim=1)
-        rows = (weight[labels] - weight[rival]).reshape(swept.centre.shape)
-        composed = _total(_pull_back(operations, rows), rates)
-        whole = product.gather(1, rival[:, None]).squeeze(1)
-        ratio = torch.where(whole > 0, composed / torch.where(whole > 0, whole, 1.0), 1.0)
-        return product * ratio.clamp(max=1.0).unsqueeze(1)
+            threat = (logits + radius.unsqueeze(1) * pairs).scatter(1, labels[:, None], -torch.inf)
+            rivals = threat.topk(count, dim=1).indices
+        rows = weight[labels].unsqueeze(1) - weight[rivals]
+        found = [_pull_back(operations, rows[:, k].reshape(swept.centre.shape)) for k in range(count)]
+        composed = torch.stack([_total(sources, rates) for sources in found], dim=1)
+        return pairs.scatter(1, rivals, torch.minimum(composed, pairs.gather(1, rivals)))
+
+    def _whole(self, operations: list[Operation], rates: list[Tensor], weight: Tensor, labels: Tensor) -> Tensor:
+        """‖(w_y − w_j) S^½‖ · Lip(S^½ z_L) for all pairs, with S of the last diagonal factor."""
+        index = max(i for i, operation in enumerate(operations) if isinstance(operation, Diagonal))
+        last = operations[index]
+        assert isinstance(last, Diagonal)
+        root = safe_sqrt(last.centre.abs() + last.root.square())
+        rate = self._rate(len(rates), operations[:index], rates[:-1], root)
+        # Only a rotation can follow, after the fold of a MaxMin, whose slopes are 1 or −1: S is the identity.
+        mask = root.flatten(1) if index == len(operations) - 1 else None
+        return rate.unsqueeze(1) * masked_pair_norms(weight, labels, mask)
 
     def _chain(self, swept: Swept, radius: Tensor) -> tuple[list[Operation], list[Tensor]]:
         """All linear maps and factors up to the features, and r of the input and of every diagonal factor."""

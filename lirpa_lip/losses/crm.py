@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lirpa_lip.errors import ConfigError
 from lirpa_lip.losses.bound import FeatureRegion
-from lirpa_lip.losses.worst_case import RobustLoss, _is_label, check_shapes
+from lirpa_lip.losses.worst_case import RobustLoss, _is_label, check_shapes, full_precision
 
 
 class CRMLoss(RobustLoss):
@@ -41,6 +41,7 @@ class CRMLoss(RobustLoss):
         region: FeatureRegion | None = None,
     ) -> Tensor:
         check_shapes(logits, pair_lipschitz, labels)
+        logits, pair_lipschitz = full_precision(logits), full_precision(pair_lipschitz)
         loss = F.cross_entropy(logits, labels)
         radius_asked = torch.as_tensor(eps, dtype=logits.dtype, device=logits.device).expand(len(labels))
         is_label = _is_label(logits, labels)

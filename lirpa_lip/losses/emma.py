@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lirpa_lip.losses.bound import FeatureRegion
-from lirpa_lip.losses.worst_case import RobustLoss, _column, _is_label, check_shapes
+from lirpa_lip.losses.worst_case import RobustLoss, _column, _is_label, check_shapes, full_precision
 
 
 class EMMALoss(RobustLoss):
@@ -30,6 +30,7 @@ class EMMALoss(RobustLoss):
         region: FeatureRegion | None = None,
     ) -> Tensor:
         check_shapes(logits, pair_lipschitz, labels)
+        logits, pair_lipschitz = full_precision(logits), full_precision(pair_lipschitz)
         with torch.no_grad():
             margin = (logits.gather(1, labels[:, None]) - logits).clamp(min=0)
             reach = torch.minimum(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lirpa_lip.losses.worst_case import RobustLoss, _is_label
+from lirpa_lip.losses.worst_case import RobustLoss, _is_label, full_precision
 
 
 class GloRoLoss(RobustLoss):
@@ -24,4 +24,4 @@ class GloRoLoss(RobustLoss):
 
     def from_worst_case(self, logits: Tensor, worst: Tensor, labels: Tensor) -> Tensor:
         bottom = worst.masked_fill(_is_label(worst, labels), -torch.inf).amax(dim=1, keepdim=True)
-        return F.cross_entropy(torch.cat([logits, bottom], dim=1), labels)
+        return F.cross_entropy(torch.cat([full_precision(logits), bottom], dim=1), labels)

@@ -34,10 +34,11 @@ def worst_case_logits(
         (batch, classes); unchanged at j = y, so that argmax = y with a gap means verified.
     """
     check_shapes(logits, pair_lipschitz, labels)
+    logits, pair_lipschitz = full_precision(logits), full_precision(pair_lipschitz)
     increase = _column(eps, logits) * pair_lipschitz
     if region is not None:
-        lower, upper = region.lower - region.center, region.upper - region.center
-        inner = worst_case_increase(region.weight, labels, region.radius, lower, upper, iterations)
+        centre, radius, lower, upper, weight = (full_precision(t) for t in region)
+        inner = worst_case_increase(weight, labels, radius, lower - centre, upper - centre, iterations)
         increase = torch.minimum(increase, inner)
     # An infinite Lipschitz constant is a valid (useless) bound of every pair but the one of y with itself.
     return logits + torch.where(_is_label(logits, labels), 0.0, increase)
@@ -72,6 +73,11 @@ def mixed_loss(logits: Tensor, robust_loss: Tensor, labels: Tensor, kappa: float
     if kappa == 0.0:
         return robust_loss
     return kappa * F.cross_entropy(logits, labels) + (1.0 - kappa) * robust_loss
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float32 in place of the 16-bit types of a mixed-precision forward pass; anything else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def check_shapes(logits: Tensor, pair_lipschitz: Tensor, labels: Tensor) -> None:

@@ -15,6 +15,7 @@ from lirpa_lip.training.data import DataBundle
 from lirpa_lip.training.ema import WeightAverage
 from lirpa_lip.training.models import build_model
 from lirpa_lip.training.objective import Objective
+from lirpa_lip.training.processes import process_count
 
 _FREE_TO_CHANGE = {"out", "data_dir", "epochs", "checkpoint_every", "log_every", "clip_grad", "lr", "end_lr", "lr_hold"}
 """Settings that may differ between a checkpoint and the run that resumes it: they change what comes, not what was."""
@@ -48,6 +49,7 @@ def snapshot(
         "step": state.step,
         "best": state.best,
         "average_steps": 0 if average is None else average.steps,
+        "processes": process_count(),
         "config": config.to_dict(),
         "data": {"shape": list(data.shape), "classes": data.classes, "mean": data.mean, "std": data.std},
     }

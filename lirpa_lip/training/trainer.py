@@ -19,6 +19,7 @@ from lirpa_lip.training.ema import WeightAverage
 from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
 from lirpa_lip.training.models import build_model
 from lirpa_lip.training.objective import Objective
+from lirpa_lip.training.processes import make_accelerator
 from lirpa_lip.training.progress import Progress
 from lirpa_lip.training.run_state import RunState, restore, snapshot
 from lirpa_lip.training.runlog import RunLog
@@ -39,7 +40,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, progress: Progress | None = None) -> None:
         self.config = config
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.accelerator = make_accelerator()
         self.rank, self.processes = self.accelerator.process_index, self.accelerator.num_processes
         self.progress = progress if progress is not None and self.rank == 0 else Progress()
         self.folder = Path(config.out)
@@ -137,7 +138,8 @@ class Trainer:
         torch.manual_seed(derived_seed("step", self.config.seed, self.state.step, self.rank))
         for group in optimizer.param_groups:
             group["lr"] = self.lr(now)
-        loss, counted = wrapped(images, labels, self.eps_ramp(now), self.kappa_ramp(now))
+        with torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            loss, counted = wrapped(images, labels, self.eps_ramp(now), self.kappa_ramp(now))
         optimizer.zero_grad()
         self.accelerator.backward(loss)
         limit = math.inf if self.config.clip_grad is None else self.config.clip_grad

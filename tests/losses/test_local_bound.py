@@ -19,7 +19,7 @@ from lirpa_lip.training.models import ACTIVATIONS
 
 X = torch.rand(4, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 LABELS = torch.tensor([0, 4, 2, 2])
-MANY = 300
+MANY = 150
 
 
 def recorded_intervals(bound: SequentialLocalLip, eps: float) -> list[tuple[Tensor, Tensor]]:
@@ -63,10 +63,6 @@ def test_bounds_sampled_rates(name: str, activation: str, eps: float):
     bound = make_bound(name, model, X, **options).eval()
     pairs = bound(X, eps, LABELS).pair_lipschitz
     rates = worst_rate(model, X, LABELS, eps)
-    if name == "composed":  # other pairs than the closest rival's share its ratio: estimates, even when converged
-        logits = model(X)
-        rival = (logits + eps * super_product(model, eps)).scatter(1, LABELS[:, None], -torch.inf).argmax(dim=1)
-        pairs, rates = pairs.gather(1, rival[:, None]), rates.gather(1, rival[:, None])
     assert (rates <= pairs * (1 + 1e-6) + 1e-9).all()
 
 
@@ -108,7 +104,8 @@ def test_composed_is_near_the_certified_one(activation: str):
     logits = model(X).detach()
     margins = (rows @ logits.unsqueeze(2)).squeeze(2)
     certified = (margins - lower.detach()) / eps
-    pairs = make_bound("composed", model, X, iterations=MANY, refinements=MANY).eval()(X, eps, LABELS).pair_lipschitz
+    options = {"iterations": MANY, "refinements": MANY, "rivals": 4}
+    pairs = make_bound("composed", model, X, **options).eval()(X, eps, LABELS).pair_lipschitz
     others = ~nn.functional.one_hot(LABELS, 5).bool()
     ratio = certified / pairs.detach()[others].reshape(4, 4)
     assert ((ratio > 0.6) & (ratio < 1.2)).all()

@@ -1,0 +1,200 @@
+"""``lirpa-lip compare``: several methods on the same network, images and radii, in one table."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lirpa_lip.errors import ConfigError, LirpaLipError, UnknownMethodError
+
+_DEFAULT = "ibp,crown-ibp,crown,global-product,local-product,local-lip,local-lip-crown"
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one method made of one network at one radius. ``None`` where a method has no such number."""
+
+    network: str
+    eps: str
+    method: str
+    samples: int
+    clean: float
+    certified: float | None = None
+    lipschitz: float | None = None
+    stable: float | None = None
+    seconds_per_sample: float | None = None
+    certificate: str = ""
+    delta: float = 0.0
+    note: str = ""
+
+
+@click.command()
+@click.argument("networks", nargs=-1, required=True, metavar="NETWORK...")
+@click.option("--eps", required=True, help="Radii, such as 0.1,8/255; read exactly.")
+@click.option("--methods", default=_DEFAULT, show_default=True, help="Comma-separated; --methods help lists all.")
+@click.option("--dataset", help="Of networks that are no runs.  [default: the run's]")
+@click.option("--data-dir", help="Folder of the data.  [default: the run's]")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Test samples.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=20, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of optimising methods.")
+@click.option("--certificate", type=click.Choice(["auto", "deterministic", "probabilistic"]), default="auto")
+@click.option("--delta", type=float, default=1e-6, show_default=True, help="Failure probability per sample, at most.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table to this CSV file, too.")
+def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None, **options: Any) -> None:
+    """Compare bounds on the same networks and samples.
+
+    NETWORK is a run's folder, one of its checkpoints, or `package.module:factory`, one's own network, called as
+    `factory(input_shape=..., classes=...)` (which needs --dataset).
+
+    The mean Lipschitz bound is of the smallest margin's row, logit_y - logit_j with j the runner-up, on the ball.
+    """
+    from rich.console import Console
+
+    from lirpa_lip.comparison import METHODS
+    from lirpa_lip.training.epsilon import parse_epsilons
+
+    console = Console()
+    if methods == "help":
+        for name, (_, summary) in METHODS.items():
+            console.print(f"{name:20} {summary}", highlight=False)
+        return
+    chosen = [name.strip() for name in methods.split(",")]
+    for name in chosen:
+        if name not in METHODS:
+            raise UnknownMethodError(name, METHODS)
+    radii = parse_epsilons(eps)
+    lines: list[Line] = []
+    for network in networks:
+        lines += _progress(console, network, chosen, radii, options)
+        _show(console, [line for line in lines if line.network == network])
+    if out is not None:
+        with out.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(asdict(lines[0])), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(asdict(line) for line in lines)
+        console.print(f"wrote {out}", highlight=False)
+
+
+def _progress(console: Any, network: str, methods: list[str], radii: dict, options: dict) -> list[Line]:
+    from rich.progress import track
+
+    total = len(methods) * len(radii)
+    found = compare_network(network, methods, radii, **options)
+    return list(track(found, network, total=total, console=console, disable=not console.is_terminal))
+
+
+def compare_network(
+    network: str,
+    methods: list[str],
+    radii: dict,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    limit: int = 100,
+    batch_size: int = 20,
+    steps: int = 20,
+    certificate: str = "auto",
+    delta: float = 1e-6,
+) -> Iterator[Line]:
+    """One `Line` for each radius and method; ``radii`` as `parse_epsilons` gives them."""
+    import torch
+
+    from lirpa_lip import LocalLipConfig
+    from lirpa_lip.comparison import make_method
+    from lirpa_lip.training.epsilon import rounded_up
+
+    model, x, labels = _load(network, dataset, data_dir, limit)
+    config = LocalLipConfig(certificate=certificate, delta=delta)  # type: ignore[arg-type]
+    with torch.no_grad():
+        clean = float((model(x).argmax(1) == labels).float().mean())
+        for text, exact in radii.items():
+            for name in methods:
+                head = (network, text, name, len(x), clean)
+                try:
+                    method = make_method(name, model, x, steps, config)
+                    yield Line(*head, **_measured(method, model, x, labels, rounded_up(exact, x.dtype), batch_size))
+                except LirpaLipError as error:  # one method that refuses a network must not end the comparison
+                    yield Line(*head, note=str(error))
+
+
+def _measured(method: Any, model: Any, x: Any, labels: Any, eps: float, batch_size: int) -> dict[str, Any]:
+    import torch
+
+    from lirpa_lip.margin import certified, margin_specification
+
+    verdicts, constants, stable, seconds, bounds = [], [], [], 0.0, None
+    for images, right in zip(x.split(batch_size), labels.split(batch_size)):
+        logits = model(images)
+        rows = margin_specification(right, logits.shape[1], images.dtype)
+        start = time.perf_counter()
+        bounds = method.lower(images, rows, eps)
+        seconds += time.perf_counter() - start
+        verdicts.append(certified(bounds.lower) & (logits.argmax(1) == right))
+        margins = torch.einsum("bso,bo->bs", rows, logits)
+        found = method.lipschitz(images, rows, eps)
+        if found is not None:
+            constants.append(found.upper.gather(1, margins.argmin(1, keepdim=True)))
+            if found.stable is not None and found.neurons:
+                stable.append(found.stable.float() / found.neurons)
+    return {
+        "certified": float(torch.cat(verdicts).float().mean()),
+        "lipschitz": float(torch.cat(constants).mean()) if constants else None,
+        "stable": float(torch.cat(stable).mean()) if stable else None,
+        "seconds_per_sample": seconds / len(x),
+        "certificate": bounds.certificate,
+        "delta": bounds.failure_probability,
+    }
+
+
+def _load(network: str, dataset: str | None, data_dir: str | None, limit: int) -> tuple[Any, Any, Any]:
+    """The network in eval mode, the first test images and their labels."""
+    import torch
+
+    from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
+    from lirpa_lip.training.data import load_data
+    from lirpa_lip.training.models import build_model
+    from lirpa_lip.training.run_state import model_from
+
+    own = ":" in network and not Path(network).exists()
+    if own:
+        if dataset is None:
+            raise ConfigError(f"{network!r} is no run, so its data is not known: name it with --dataset.")
+        data = load_data(dataset, data_dir, validation=0)
+        model = build_model(network, data.shape, data.classes)
+    else:
+        loaded = load_checkpoint(find_checkpoint(Path(network)))
+        run = loaded.state["config"]
+        name, root = dataset or run["dataset"], data_dir or run["data_dir"]
+        data = load_data(name, root, run["validation"], run["seed"], run["image_size"])
+        model = model_from(loaded)
+    x, labels = data.test.batch(torch.arange(min(limit, len(data.test))))
+    return model.eval(), x, labels
+
+
+def _show(console: Any, lines: list[Line]) -> None:
+    from rich.table import Table
+
+    first = lines[0]
+    table = Table(title=f"{first.network}: {first.samples} samples, clean {first.clean:.2%}")
+    columns = ("ε", "method", "certified", "mean Lipschitz", "stable neurons", "s / sample", "certificate")
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="left" if index in (1, 6) else "right", no_wrap=index == 1)
+    for line in lines:
+        kind = f"{line.certificate}, δ ≤ {line.delta:.1g}" if line.delta else line.certificate
+        cells = [
+            _text(line.certified, ".2%"),
+            _text(line.lipschitz, ".4g"),
+            _text(line.stable, ".1%"),
+            _text(line.seconds_per_sample, ".3g"),
+        ]
+        table.add_row(line.eps, line.method, *cells, line.note or kind)
+    console.print(table)
+
+
+def _text(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)

@@ -1,0 +1,21 @@
+"""One process or several: who we are, and on which device."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator, PartialState
+
+
+def make_accelerator() -> Accelerator:
+    """Accelerate on CUDA where there is one, else on the CPU, several processes talking over gloo."""
+    return Accelerator(cpu=not torch.cuda.is_available())
+
+
+def process_state() -> PartialState:
+    """The same, without anything that training needs."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def process_count() -> int:
+    """Number of processes that work together."""
+    return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
