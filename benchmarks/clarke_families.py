@@ -112,7 +112,7 @@ def load(name: str) -> Split:
     from lirpa_lip.training.data import load_data
 
     try:
-        folder = None if name == "digits" else SHARED / "data"
+        folder = {"digits": None, "cifar10": SHARED / "data" / "cifar10_jpeg.npz"}.get(name, SHARED / "data")
         bundle = load_data(name, folder, validation=0, limit=None if name == "digits" else 6000)
     except DataError:
         if name != "mnist":

@@ -26,6 +26,7 @@ LP_INPUTS = 128
 Split = tuple[str, int, float, float]
 
 
+@torch.no_grad()
 def split_constraints(
     graph: NetworkGraph, inputs: InputSet, forward: Forward, splits: Sequence[Sequence[Split]]
 ) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,9 @@ from torch import nn
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 from lirpa_lip.jacobian_lip import prepare_region
-from lirpa_lip.lipschitz.branch_and_bound_feasible import contradiction, shrink
+from lirpa_lip.lipschitz.branch_and_bound_feasible import contradiction, shrink, split_constraints
 from lirpa_lip.lipschitz.clarke_exact import chain_of, enumerate_constant, milp_constant
+from lirpa_lip.lipschitz.clarke_forward import forward_bounds
 from lirpa_lip.lipschitz.clarke_options import HEURISTICS
 from lirpa_lip.lipschitz.clarke_region import InputSet
 from lirpa_lip.local_lip import network_graph
@@ -115,12 +116,12 @@ def test_balls_are_bounded_and_tightened_too():
 
 
 def test_valid_whenever_it_stops_and_resumed_to_the_same_end():
-    net = small(1, (4, 10, 10, 3))
+    net = small(1, (4, 8, 8, 3))
     bounded, region, x = boxed(net, 0.5)
     exact = reference(bounded, x, 0.5, math.inf)
     call = dict(method="clarke-jacobian", norm=math.inf, time_limit=60, batch=1)
     previous, state, reasons = math.inf, None, []
-    for domains in (2, 8, 20, 60):
+    for domains in (2, 6, 14, 40):
         result = bounded.local_lipschitz(region, max_domains=domains, resume=state, **call)
         assert exact * (1 - 1e-6) <= float(result.upper) <= previous
         assert float(result.lower) <= exact * (1 + 1e-6)
@@ -134,7 +135,7 @@ def test_valid_whenever_it_stops_and_resumed_to_the_same_end():
 
 
 def test_an_interrupt_leaves_a_valid_bound():
-    net = small(1, (4, 10, 10, 3))
+    net = small(1, (4, 8, 8, 3))
     bounded, region, x = boxed(net, 0.5)
     seen = []
 
@@ -191,6 +192,38 @@ def test_contradictions_are_proved_and_only_where_there_are_some(ball):
             assert point is not None and bool((point.flatten() @ a.T + b >= -1e-9).all())
         proved += gone
     assert proved > 10
+
+
+@pytest.mark.parametrize("name", ["mlp-hardtanh", "mlp-tanh"])
+def test_no_point_of_a_domain_is_cut_off_by_its_splits(name):
+    """Random splits that a random point satisfies: the point keeps all constraints, and stays in the shrunken box."""
+    net, shape = networks()[name]
+    x = torch.rand(1, *shape, dtype=torch.float64)
+    graph, inputs, _ = prepare_region(BoundedModule(net, x), (BoundedTensor(x, PerturbationLpNorm(eps=0.5)),))
+    root = forward_bounds(graph, inputs)
+    generator = torch.Generator().manual_seed(0)
+    for point in inputs.sample(20, generator)[0]:
+        values = {n: v.detach() for n, v in graph.values(point.unsqueeze(0)).items()}
+        splits, dense = [], {}
+        for node in graph.activations:
+            parent = node.parents[0]
+            lower, upper = (t.flatten() for t in root.intervals[parent])
+            z = values[parent].flatten()
+            dense[parent] = tuple(torch.full_like(values[parent], s * math.inf) for s in (-1, 1))
+            for i in range(0, len(z), 3):
+                knot = float(lower[i] + torch.rand(1, generator=generator, dtype=z.dtype) * (upper[i] - lower[i]))
+                after, before = (knot, math.inf) if float(z[i]) >= knot else (-math.inf, knot)
+                splits.append((parent, i, after, before))
+                dense[parent][0].view(-1)[i], dense[parent][1].view(-1)[i] = after, before
+        forward = forward_bounds(graph, inputs, dense)
+        assert not bool(forward.empty)
+        a, b = split_constraints(graph, inputs, forward, [splits])
+        assert (a[0] @ point.flatten() + b[0] >= -1e-12).all()
+        smaller = shrink(inputs, a, b)
+        assert (point >= smaller.low[0] - 1e-12).all() and (point <= smaller.high[0] + 1e-12).all()
+        assert not contradiction(inputs, a[0], b[0])[0]
+        for parent, (lower, upper) in forward.intervals.items():
+            assert (values[parent] >= lower - 1e-12).all() and (values[parent] <= upper + 1e-12).all()
 
 
 def test_references_refuse_what_they_cannot_do():

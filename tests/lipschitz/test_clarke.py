@@ -208,19 +208,26 @@ def test_a_split_at_a_kink_keeps_one_slope_on_each_side():
 
 
 def test_lower_bounds_ignore_choices_of_slope_at_kinks_that_no_nearby_point_has():
-    """x − relu(x) + relu(−x) is 0 everywhere, though automatic differentiation says 1 at x = 0."""
+    """Both functions are 0 everywhere; slopes at x = 0 chosen neuron by neuron, 0 or 1/2 each, make derivatives 1 and
+    −1/4."""
 
     class Zero(nn.Module):
+        def __init__(self, nested):
+            super().__init__()
+            self.nested = nested
+
         def forward(self, x):
+            if self.nested:
+                return torch.relu(torch.relu(x)) - torch.relu(x)
             return x - torch.relu(x) + torch.relu(-x)
 
     x = torch.zeros(1, 1, dtype=torch.float64)
-    bounded = BoundedModule(Zero(), x)
-    for eps in (0.0, 1e-13, 0.5):
-        result = bounded.local_lipschitz(
-            (BoundedTensor(x, PerturbationLpNorm(eps=eps)),), method="clarke-jacobian", norm=2
-        )
-        assert float(result.lower) == 0 and float(result.upper) >= 0
+    for net in (Zero(False), Zero(True)):
+        bounded = BoundedModule(net, x)
+        for eps in (0.0, 1e-13, 0.5):
+            region = (BoundedTensor(x, PerturbationLpNorm(eps=eps)),)
+            result = bounded.local_lipschitz(region, method="clarke-jacobian", norm=2)
+            assert float(result.lower) == 0 and float(result.upper) >= 0
 
 
 @pytest.mark.parametrize("form", [TIGHT, INTERVAL])
