@@ -11,6 +11,7 @@ from .errors import ConfigError, UnknownMethodError
 BOUNDS = ("auto", "product", "composed")
 CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
 PRECISIONS = ("auto", "float32", "float64")
+_OPTIMIZE_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class LocalLipConfig:
         local_ball: intersect pre-activation bounds with the ball of the *local* radius.
         tighten: how many layers, counted from the first, have their pre-activations bounded again by the composed
             rows, one backward pass per neuron; 0 for none, -1 for all.
-        optimize: gradient steps on the centre slopes of each specification; 0 for none.
+        optimize: gradient steps on the slopes of each specification; ``True`` for 20 of them, 0 or ``False`` for none.
         precision: of the computation. ``"auto"`` is float64 for certificates and the model's own for estimates.
     """
 
@@ -44,10 +45,12 @@ class LocalLipConfig:
     anchored: bool = True
     local_ball: bool = True
     tighten: int = 0
-    optimize: int = 0
+    optimize: int | bool = 0
     precision: Literal["auto", "float32", "float64"] = "auto"
 
     def __post_init__(self) -> None:
+        if isinstance(self.optimize, bool):
+            object.__setattr__(self, "optimize", _OPTIMIZE_STEPS if self.optimize else 0)
         for name, choices in (("bound", BOUNDS), ("certificate", CERTIFICATES), ("precision", PRECISIONS)):
             if getattr(self, name) not in choices:
                 raise UnknownMethodError(getattr(self, name), choices, kind=name)

@@ -10,6 +10,10 @@ from lirpa_lip import LocalLipConfig
 from lirpa_lip.errors import ConfigError, UnknownMethodError
 
 
+def test_optimize_as_a_switch():
+    assert LocalLipConfig(optimize=True).optimize == 20 and LocalLipConfig(optimize=False).optimize == 0
+
+
 def test_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         LocalLipConfig().delta = 0.5
