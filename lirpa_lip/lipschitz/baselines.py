@@ -1,4 +1,4 @@
-"""Bounds of other methods, built from the same parts: global norm products, LipLT's composition, SDP-CROWN's relaxation.
+"""Bounds of other methods, from the same parts: global norm products, LipLT's composition, SDP-CROWN's relaxation.
 
 * *Global product* (GloRo: Leino, Wang & Fredrikson, ICML 2021): the product bound where every slope may take any value
   its activation has anywhere. A margin's row enters the last factor, an exact vector norm for each pair of classes.
@@ -9,8 +9,8 @@
       cᵀf(z)  >=  gᵀz + h,   h = −½ (λ (ρ² − ‖ẑ‖²) + ‖φ‖² / λ),   φ_i = min(c_i − g_i − λ ẑ_i, g_i + λ ẑ_i, 0)
 
   for a ReLU f. `OpenNeurons.support` is this bound around the centre: with equal weights R on all neurons its
-  multiplier is the paper's λ/2, up to scale. It also knows the interval that the ball implies for each neuron, so that for
-  the same g it is never looser. g is free for every row and neuron, and found by gradient as in the paper.
+  multiplier is the paper's λ/2, up to scale. It also knows the interval that the ball implies for each neuron, so that
+  for the same g it is never looser. g is free for every row and neuron, and found by gradient as in the paper.
 """
 
 from __future__ import annotations
@@ -45,10 +45,13 @@ def global_layers(graph: NetworkGraph, norm: NormOracle, composed: bool = False)
         # as far as slopes can be told apart without overflow
         far = zero + torch.finfo(graph.dtype).max ** 0.5
         slopes = node.activation.slope_range(-far, far)
-        magnitude = spread = product = product_rate(graph, node, slopes.magnitude, layers, norm).reshape(-1)
+        magnitude = product = product_rate(graph, node, slopes.magnitude, layers, norm).reshape(-1)
+        positive = slopes.magnitude > 0
+        share = torch.where(positive, slopes.radius / torch.where(positive, slopes.magnitude, 1.0), 0.0)
+        spread = product * share.max().sqrt()  # R <= share · S
         if composed:
             magnitude = torch.minimum(product, composed_rate(graph, parent, slopes.magnitude, layers, norm))
-            spread = torch.minimum(magnitude, composed_rate(graph, parent, slopes.radius, layers, norm))
+            spread = torch.minimum(spread, composed_rate(graph, parent, slopes.radius, layers, norm))
         layers[node.name] = Layer(
             node.name, parent, node.activation, -far, far, zero, slopes, product, magnitude, spread
         )
@@ -86,15 +89,30 @@ def sdp_crown_layers(graph: NetworkGraph, region: Region, layers: Layers) -> Lay
     return around
 
 
-def sdp_crown_lower(graph: NetworkGraph, region: Region, c: Tensor, layers: Layers, steps: int) -> Tensor:
-    """Lower bounds of ``C f`` over the balls of a region by the rendering of SDP-CROWN, ``(batch, specs)``.
+def freed_layers(layers: Layers) -> Layers:
+    """Layers of a local sweep with SDP-CROWN's freedom: any slope from 0 on, for stable neurons too.
+
+    Every neuron that is not eliminated gets a share in the ball of ``S^½ z``, whose local radius the sweep knows. With
+    slopes 0 that is the product bound, with those of stable neurons the composed one, and all between is open.
+    """
+    freed: Layers = {}
+    for name, layer in layers.items():
+        low, high = layer.slopes.low.clamp(max=0), layer.slopes.high.clamp(min=0)
+        scale = layer.slopes.magnitude
+        positive = scale > 0
+        share = torch.where(positive, (high - low) / 2 / torch.where(positive, scale, 1.0), 0.0)
+        spread = layer.magnitude * share.flatten(1).amax(1).sqrt()
+        freed[name] = replace(layer, slopes=SlopeRange(low, high), spread=spread)
+    return freed
+
+
+def relaxed_lower(graph: NetworkGraph, region: Region, c: Tensor, layers: Layers, steps: int) -> Tensor:
+    """Lower bounds of ``C f`` over a region by the relaxation that the layers describe, ``(batch, specs)``.
 
     Args:
-        layers: of `global_layers`.
+        layers: of `sdp_crown_layers` or `freed_layers`.
         steps: of gradient descent on the slopes.
     """
-    ball = replace(region, low=None, high=None)
     rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)
-    at = torch.einsum("bso,bo->bs", c, graph.values(ball.centre)[graph.output].flatten(1))
-    deviation = Deviation(graph, sdp_crown_layers(graph, ball, layers), ball)
-    return at - deviation.upper(graph.output, -rows, steps)
+    at = torch.einsum("bso,bo->bs", c, graph.values(region.centre)[graph.output].flatten(1))
+    return at - Deviation(graph, layers, region).upper(graph.output, -rows, steps)

@@ -1,0 +1,68 @@
+"""Figures of benchmark results."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+#: Method -> (name in figures, colour): others' in greys and cool colours, ours in warm ones.
+STYLES = {
+    "ibp": ("IBP", "#bbbbbb"),
+    "crown-ibp": ("CROWN-IBP", "#999999"),
+    "crown": ("CROWN", "#1f77b4"),
+    "alpha-crown": ("α-CROWN", "#17becf"),
+    "global-product": ("global product", "#555555"),
+    "global-composed": ("global composed", "#222222"),
+    "sdp-crown": ("SDP-CROWN (rendered)", "#9467bd"),
+    "local-product": ("local product", "#bcbd22"),
+    "local-lip": ("local-lip", "#ff7f0e"),
+    "local-lip-crown": ("local-lip-crown", "#d62728"),
+    "local-lip-tight": ("local-lip, tight", "#8c564b"),
+    "sdp-crown-local": ("free slopes, local balls", "#e377c2"),
+    "sdp-crown-tight": ("free slopes, tight", "#7f0000"),
+}
+
+
+def draw_verification(rows: list[dict], path: Path) -> None:
+    """Certified accuracy of every method: bars per network and radius, with the attack's accuracy as the ceiling."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    measured = [r for r in rows if r["certified"] != "" and r["method"] in STYLES]
+    order = list(dict.fromkeys(r["network"] for r in measured))
+    groups = sorted({(r["network"], r["eps"]) for r in measured}, key=lambda g: (order.index(g[0]), Fraction(g[1])))
+    methods = [m for m in STYLES if any(r["method"] == m for r in measured)]
+    columns = min(4, len(groups))
+    height = -(-len(groups) // columns)
+    size = (4.2 * columns, 2.9 * height + 0.6)
+    figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False, sharex=True)
+    for axis in axes.flat[len(groups) :]:
+        axis.set_visible(False)
+    for axis, (network, eps) in zip(axes.flat, groups, strict=False):
+        here = {r["method"]: r for r in measured if (r["network"], r["eps"]) == (network, eps)}
+        _panel(axis, methods, here)
+        axis.set_title(f"{network}, ε = {eps}", fontsize=9)
+    figure.suptitle("Certified accuracy in % (bars), PGD on the same images (line), processor seconds per image")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _panel(axis, methods: list[str], here: dict[str, dict]) -> None:
+    places = range(len(methods))
+    for place, method in zip(places, reversed(methods), strict=True):
+        row = here.get(method)
+        if row is None:
+            continue
+        _, colour = STYLES[method]
+        value = 100 * float(row["certified"])
+        axis.barh(place, value, color=colour)
+        axis.plot([100 * float(row["pgd"])] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.5)
+        few = f", {row['images']} images" if row["note"] else ""
+        axis.text(101, place, f"{float(row['cpu_seconds_per_image']):.2g} s{few}", va="center", fontsize=6)
+    axis.set_yticks(list(places), [STYLES[m][0] for m in reversed(methods)], fontsize=7)
+    axis.set_xlim(0, 100)
+    axis.tick_params(axis="x", labelsize=7)

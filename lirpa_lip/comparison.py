@@ -1,0 +1,209 @@
+"""Certification methods by name, ours and others', behind one call: what comparisons and benchmarks run.
+
+A method takes a batch, rows ``C`` and a radius and returns lower bounds of ``C f`` over the balls. Adding one is a
+class with ``lower`` here, and one row of ``METHODS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from . import BoundedModule, BoundedTensor, PerturbationLpNorm
+from .config import LocalLipConfig
+from .errors import UnknownMethodError
+from .graph import NetworkGraph
+from .jacobian_lip import prepare_region
+from .lipschitz.baselines import freed_layers, global_layers, global_lipschitz, relaxed_lower, sdp_crown_layers
+from .lipschitz.jacobian_margin import mean_value_bounds
+from .lipschitz.oracle import NormOracle
+from .lipschitz.sweep import planned_norms, sweep
+from .local_lip import outward_upper, prepare
+from .margin import output_upper
+from .region import Region
+from .result import LipschitzResult
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Lower bounds ``(batch, specs)`` of ``C f``, and what they are worth."""
+
+    lower: Tensor
+    certificate: str = "deterministic"
+    failure_probability: float = 0.0
+
+
+class Lirpa:
+    """auto_LiRPA's own bounds, through our ``BoundedModule``, which repairs them under ℓ₂."""
+
+    def __init__(self, model: nn.Module, sample: Tensor, name: str, steps: int, config: LocalLipConfig) -> None:
+        self.name = name
+        options = {"optimize_bound_args": {"iteration": steps}} if name == "alpha-crown" else None
+        self.bounded = BoundedModule(model, torch.zeros_like(sample), bound_opts=options)
+
+    def lower(self, x: Tensor, c: Tensor, eps: float) -> Bounds:
+        optimised = self.name == "alpha-crown"
+        with torch.enable_grad() if optimised else nullcontext():
+            lower, _ = self.bounded.compute_bounds(x=(ball(x, eps),), C=c, method=self.name, bound_upper=False)
+        return Bounds(lower.detach() if optimised else lower)
+
+    def lipschitz(self, x: Tensor, c: Tensor, eps: float) -> LipschitzResult | None:
+        """A Lipschitz constant of the rows on the balls, where the method is made of one."""
+        return None
+
+
+class Local:
+    """``method="local-lip"`` or ``"local-lip-crown"``, with changed settings."""
+
+    def __init__(self, model: nn.Module, sample: Tensor, name: str, config: LocalLipConfig) -> None:
+        self.name = name
+        self.bounded = BoundedModule(model, torch.zeros_like(sample), bound_opts={"local_lip": config})
+
+    def lower(self, x: Tensor, c: Tensor, eps: float) -> Bounds:
+        lower, _ = self.bounded.compute_bounds(x=(ball(x, eps),), C=c, method=self.name, bound_upper=False)
+        return Bounds(lower, *self.bounded.last_certificate)
+
+    def lipschitz(self, x: Tensor, c: Tensor, eps: float) -> LipschitzResult | None:
+        return self.bounded.local_lipschitz(x=(ball(x, eps),), C=c, method=self.name)
+
+
+class Global:
+    """Norms of the unmasked layers, taken once; ``steps`` > 0 for SDP-CROWN's relaxation over their balls."""
+
+    def __init__(
+        self, model: nn.Module, sample: Tensor, config: LocalLipConfig, composed: bool = False, steps: int = 0
+    ) -> None:
+        self.config = replace(config, bound="auto" if composed else "product", image_box=None)
+        self.composed, self.steps = composed, steps
+        self.bounded = BoundedModule(model, torch.zeros_like(sample), bound_opts={"local_lip": self.config})
+        graph, _, _ = prepare(self.bounded, ball(sample, 0.0), self.config)
+        self.norm = NormOracle(self.config, planned_norms(graph, self.config))
+        self.layers = global_layers(graph, self.norm, composed)
+
+    def lower(self, x: Tensor, c: Tensor, eps: float) -> Bounds:
+        graph, region, dtype = prepare(self.bounded, ball(x, eps), self.config)
+        c = c.to(graph.dtype)
+        if self.steps:
+            around = sdp_crown_layers(graph, region, self.layers)
+            lower = relaxed_lower(graph, region, c, around, self.steps)
+        else:
+            reach = region.eps.unsqueeze(1) * global_lipschitz(graph, c, self.layers, self.composed)
+            lower = centre_rows(graph, region, c) - reach
+        return Bounds(-outward_upper(-lower, dtype), self.norm.certificate, self.norm.failure_probability)
+
+    def lipschitz(self, x: Tensor, c: Tensor, eps: float) -> LipschitzResult | None:
+        if self.steps:
+            return None
+        graph, _, dtype = prepare(self.bounded, ball(x, eps), self.config)
+        value = global_lipschitz(graph, c.to(graph.dtype), self.layers, self.composed)
+        upper = outward_upper(value, dtype)
+        return LipschitzResult(upper, torch.zeros_like(upper), self.norm.certificate, self.norm.failure_probability)
+
+
+class Freed:
+    """SDP-CROWN's relaxation over local balls and intervals, intersected with the bound that these give anyway."""
+
+    def __init__(self, model: nn.Module, sample: Tensor, steps: int, config: LocalLipConfig) -> None:
+        self.config, self.steps = config, steps
+        self.bounded = BoundedModule(model, torch.zeros_like(sample), bound_opts={"local_lip": config})
+
+    def lower(self, x: Tensor, c: Tensor, eps: float) -> Bounds:
+        graph, region, dtype = prepare(self.bounded, ball(x, eps), self.config)
+        norm = NormOracle(self.config, planned_norms(graph, self.config))
+        layers, c = sweep(graph, region, self.config, norm), c.to(graph.dtype)
+        lower = -output_upper(graph, region, -c, layers, self.config)
+        lower = torch.maximum(lower, relaxed_lower(graph, region, c, freed_layers(layers), self.steps))
+        return Bounds(-outward_upper(-lower, dtype), norm.certificate, norm.failure_probability)
+
+    def lipschitz(self, x: Tensor, c: Tensor, eps: float) -> LipschitzResult | None:
+        return None
+
+
+class MeanValue:
+    """The mean value bound from the Clarke Jacobian over the ball."""
+
+    def __init__(self, model: nn.Module, sample: Tensor, config: LocalLipConfig) -> None:
+        self.bounded = BoundedModule(model, torch.zeros_like(sample), bound_opts={"local_lip": config})
+
+    def lower(self, x: Tensor, c: Tensor, eps: float) -> Bounds:
+        graph, inputs, dtype = prepare_region(self.bounded, ball(x, eps))
+        seed = c.to(graph.dtype).reshape(*c.shape[:2], *graph[graph.output].shape)
+        lower, _ = mean_value_bounds(graph, inputs, seed)
+        return Bounds(-outward_upper(-lower, dtype))
+
+    def lipschitz(self, x: Tensor, c: Tensor, eps: float) -> LipschitzResult:
+        return self.bounded.local_lipschitz(x=(ball(x, eps),), C=c, method="clarke-jacobian", norm=2)
+
+
+Comparable = Lirpa | Local | Global | Freed | MeanValue
+Factory = Callable[[nn.Module, Tensor, int, LocalLipConfig], Comparable]
+_BOX = (0.0, 1.0)
+#: SDP-CROWN's slopes start far from their optimum, and its authors take hundreds of steps.
+_SDP_STEPS = 5
+
+
+def _lirpa(name: str) -> Factory:
+    return lambda model, sample, steps, config: Lirpa(model, sample, name, steps, config)
+
+
+def _local(name: str = "local-lip", optimize: bool = False, **changes) -> Factory:
+    def make(model: nn.Module, sample: Tensor, steps: int, config: LocalLipConfig) -> Local:
+        changed = replace(config, **changes)
+        return Local(model, sample, name, replace(changed, optimize=steps) if optimize else changed)
+
+    return make
+
+
+#: Name -> (factory of (model, sample, optimisation steps, settings), what it is).
+METHODS: dict[str, tuple[Factory, str]] = {
+    "ibp": (_lirpa("ibp"), "interval bound propagation"),
+    "crown-ibp": (_lirpa("crown-ibp"), "CROWN over interval bounds"),
+    "crown": (_lirpa("crown"), "CROWN"),
+    "alpha-crown": (_lirpa("alpha-crown"), "CROWN with optimised slopes"),
+    "global-product": (lambda m, x, n, s: Global(m, x, s), "global norm product, margins of pairs (GloRo)"),
+    "global-composed": (lambda m, x, n, s: Global(m, x, s, composed=True), "global composed bound (as LipLT)"),
+    "local-product": (_local(bound="product"), "published local product"),
+    "local-composed": (_local(bound="composed"), "composed bound"),
+    "local-lip": (_local(), "composed and product, the default"),
+    "local-lip-crown": (_local("local-lip-crown"), "the same, intersected with CROWN"),
+    "local-lip-optimized": (_local(optimize=True), "the default with optimised slopes"),
+    "local-lip-tight": (_local(tighten=-1, image_box=_BOX), "pre-activations bounded again, pixels in [0, 1]"),
+    "sdp-crown": (lambda m, x, n, s: Global(m, x, s, steps=_SDP_STEPS * n), "our rendering of SDP-CROWN's relaxation"),
+    "sdp-crown-local": (lambda m, x, n, s: Freed(m, x, _SDP_STEPS * n, s), "that over local balls and intervals"),
+    "sdp-crown-tight": (
+        lambda m, x, n, s: Freed(m, x, _SDP_STEPS * n, replace(s, tighten=-1, image_box=_BOX)),
+        "that, pre-activations bounded again, pixels in [0, 1]",
+    ),
+    "clarke-jacobian": (lambda m, x, n, s: MeanValue(m, x, s), "mean value bound of the Clarke Jacobian"),
+}
+
+
+def make_method(
+    name: str, model: nn.Module, sample: Tensor, steps: int = 20, config: LocalLipConfig | None = None
+) -> Comparable:
+    """The method ``name`` for a model in eval mode whose inputs look like ``sample``.
+
+    Args:
+        steps: of optimised methods.
+        config: settings of the norms (certificate, delta) for methods that take any.
+
+    Raises:
+        UnknownMethodError: no such method.
+    """
+    if name not in METHODS:
+        raise UnknownMethodError(name, METHODS)
+    return METHODS[name][0](model, sample[:1], steps, config or LocalLipConfig())
+
+
+def centre_rows(graph: NetworkGraph, region: Region, c: Tensor) -> Tensor:
+    """``C f(x₀)``, ``(batch, specs)``."""
+    return torch.einsum("bso,bo->bs", c, graph.values(region.centre)[graph.output].flatten(1))
+
+
+def ball(x: Tensor, eps: float) -> BoundedTensor:
+    """``x`` with the ℓ₂ ball of radius ``eps`` attached."""
+    return BoundedTensor(x, PerturbationLpNorm(norm=2, eps=eps))
