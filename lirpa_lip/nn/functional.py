@@ -4,7 +4,8 @@ A model in normal use runs plain tensor operations, so autograd (of any order), 
 see nothing unusual. Under ``torch.jit`` tracing, which auto_LiRPA and the ONNX exporter rest on, each activation is
 recorded as *one* operator (``lirpa_lip::ClippedRelu``, ``lirpa_lip::MaxMin``, ``lirpa_lip::ClippedMaxMin``) whose
 inputs are the pre-activation and the raw threshold parameters. One node per activation is what lets a bound see that
-a neuron is constant: from a chain of minima and maxima it could not.
+a neuron is constant: from a chain of minima and maxima it could not. (``torch.jit.save`` cannot write such a trace; to
+store a program, use ``torch.export``, which sees the plain operations.)
 """
 
 from __future__ import annotations

@@ -125,6 +125,21 @@ def test_defaults_have_the_least_volume_and_the_least_upper_slopes(box):
         assert sum(chosen.upper.slopes) <= sum(other.upper.slopes) + 1e-12
 
 
+def test_defaults_of_the_minimum_are_those_of_the_mirrored_maximum():
+    generator = torch.Generator().manual_seed(0)
+    ends = torch.randn(2, 50, 8, generator=generator, dtype=torch.float64)
+    lower, upper = ends.amin(0), ends.amax(0)
+    ceiling, floor = column(0.3, -0.7)
+    node = BoundClippedMaxMin(options={})
+    mixes = node.default_mix(lower, upper, ceiling, floor)
+    mirrored = node.default_mix(-upper, -lower, -floor, -ceiling)
+    for a, b in zip(mixes, mirrored[3:] + mirrored[:3], strict=True):
+        assert torch.equal(a, b)
+    clip_mix = mixes[2].bool()  # keeps max(x, y) where that leaves the smaller area
+    (lx, ly), (ux, uy) = lower.chunk(2, dim=1), upper.chunk(2, dim=1)
+    assert torch.equal(clip_mix, ceiling > (torch.maximum(lx, ly) + torch.maximum(ux, uy)) / 2)
+
+
 INFINITE = [
     (-INF, INF, 0, 1), (-INF, 1, 0, 2), (-INF, 1, -INF, 2), (0, INF, 0, INF), (0, INF, -1, 2), (3, INF, 0, 1),
     (-INF, INF, -INF, INF), (-INF, 0, 1, 5), (-INF, INF, 0, INF),
