@@ -8,15 +8,16 @@ bounds, nor gradients of margins there exceed Lipschitz bounds. ``violations`` c
     python benchmarks/bench_verify.py --images 100                # everything, as far as the files are there
     python benchmarks/bench_verify.py --networks cifar_base --methods crown,local-lip --images 20 --fresh
 
-``seconds_per_image`` is wall-clock time, ``cpu_seconds_per_image`` the processor time of this process (with one thread
-the time on an idle machine); both are medians over batches. A method stops after ``--row-seconds`` of processor time, at
-the end of a batch: ``images`` says how many it saw, and ``verdicts`` has a digit for each image, in order, so that
+``seconds_per_image`` is wall-clock time, ``cpu_seconds_per_image`` the processor time of this process (with one
+thread the time on an idle machine); both are medians over batches. A method stops after ``--row-seconds`` of processor
+time, at the end of a batch: ``images`` says how many it saw, and ``verdicts`` has a digit for each, in order, so that
 methods can be compared on the images they share.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import time
 import warnings
 from collections.abc import Iterator
@@ -158,14 +159,17 @@ def rows_of(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def append(path: Path, row: dict) -> None:
+def rewrite(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def append(path: Path, row: dict) -> None:
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n").writerow(row)
 
 
 def not_run(reason: str) -> dict:
@@ -184,7 +188,7 @@ def not_run(reason: str) -> dict:
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results" / "verify.csv")
 @click.option("--figure", type=click.Path(path_type=Path), help="Draw the figure here when done.")
 @click.option("--cache", type=click.Path(path_type=Path), default=Path("build"), show_default=True)
-@click.option("--fresh", is_flag=True, help="Measure again what the CSV holds already.")
+@click.option("--fresh", is_flag=True, help="Measure again what is asked for.")
 @click.option("--quick", is_flag=True, help="4 images of the first network, one radius, one step.")
 def main(images, networks, methods, eps, steps, batch, row_seconds, cost_limit, out, figure, cache, fresh, quick):
     """Measure, row by row."""
@@ -194,9 +198,10 @@ def main(images, networks, methods, eps, steps, batch, row_seconds, cost_limit, 
     console = Console()
     if quick:
         images, networks, eps, steps = 4, networks.split(",")[0], eps or "0.1", 1
-    if fresh:
-        out.unlink(missing_ok=True)
-    done = {(r["network"], r["eps"], r["method"]) for r in rows_of(out)}
+    asked = set(itertools.product(cases(networks.split(","), eps), methods.split(",")))
+    kept = [r for r in rows_of(out) if not (fresh and ((r["network"], r["eps"]), r["method"]) in asked)]
+    rewrite(out, kept)
+    done = {(r["network"], r["eps"], r["method"]) for r in kept}
     for name, radius in cases(networks.split(","), eps):
         wanted = [m for m in methods.split(",") if (name, radius, m) not in done]
         if not wanted:
@@ -229,7 +234,7 @@ def _row(case: Case, method: str, batch: int, row_seconds: float, cost_limit: fl
         if cost > cost_limit:
             return not_run(f"{cost:.0f} s of processor time for an image")
         remaining = max(row_seconds - (time.process_time() - began), cost)
-        return measure(case, method, max(1, min(batch, int(remaining / (2 * cost)))), remaining, steps)
+        return measure(case, method, max(4, min(batch, int(remaining / (2 * cost)))), remaining, steps)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def global_layers(graph: NetworkGraph, norm: NormOracle, composed: bool = False)
     """
     layers: Layers = {}
     for node in graph.activations:
+        assert node.activation is not None
         parent = node.parents[0]
         zero = torch.zeros(1, *graph[parent].shape, dtype=graph.dtype, device=graph.device)
         # as far as slopes can be told apart without overflow
