@@ -85,7 +85,8 @@ class GlobalCertifier:
         # A tie has margin 0 and certifies no ball at all, not even one of radius 0.
         ratio = torch.where(margin > 0, margin / pairs, -torch.inf).scatter(1, predictions[:, None], torch.inf)
         radius = ratio.amin(dim=1).double() * (1 - 1e-6)
-        return Verdict(radius.nan_to_num(-torch.inf), self.bound.certificate, self.bound.failure_probability)
+        radius = torch.where(radius.isnan(), -torch.inf, radius)
+        return Verdict(radius, self.bound.certificate, self.bound.failure_probability)
 
 
 class LocalCertifier:

@@ -1,0 +1,211 @@
+"""Certificates of a data set: exact radii, ties, resuming, and nothing that a network's own Jacobian contradicts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from lirpa_lip.errors import CertificateError, CheckpointError, ConfigError, UnknownMethodError
+from lirpa_lip.training.attack import survives_pgd
+from lirpa_lip.training.certification import (
+    CertifySettings,
+    Row,
+    certify_shard,
+    identity_of,
+    read_rows,
+    summarise,
+    write_merged,
+)
+from lirpa_lip.training.certifiers import CERTIFIERS, make_certifier
+from lirpa_lip.training.figures import certified_curve, draw_certified_accuracy
+from lirpa_lip.training.models import build_model
+from lirpa_lip.training.sources import TensorSource
+
+SETTINGS = CertifySettings("0.05,36/255", bound="global", pgd_steps=0)
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return build_model("cnn-tiny", (1, 8, 8), 4, "clipped_relu").eval()
+
+
+@pytest.fixture
+def data() -> TensorSource:
+    g = torch.Generator().manual_seed(0)
+    return TensorSource(torch.rand(23, 1, 8, 8, generator=g), torch.randint(0, 4, (23,), generator=g))
+
+
+def row(**changes) -> Row:
+    return replace(Row(0, 1, 1, 0.5, 0.2, "deterministic", 0.0, {}), **changes)
+
+
+def test_certified_compares_exactly():
+    assert row(radius=36 / 255).certified(Fraction(36 / 255))
+    exact = Fraction(36, 255)
+    nearest = 36 / 255
+    below = math.nextafter(nearest, 0) if Fraction(nearest) >= exact else nearest
+    assert not row(radius=below).certified(exact)
+    assert row(radius=math.nextafter(below, 1)).certified(exact)
+    assert not row(radius=0.141).certified(exact)  # 36/255 = 0.14117…
+    assert not row(prediction=2).certified(Fraction(1, 100))
+    assert not row(radius=-math.inf).certified(Fraction(0))
+    assert row(radius=math.inf).certified(Fraction(10))
+
+
+def linear_network(bias: float) -> nn.Module:
+    """logit_0 − logit_1 = 2·x_0 + bias·2, so every certified radius is known."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).double()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]]))
+        model[1].bias.copy_(torch.tensor([bias, -bias]))
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["global", "local-lip", "composed", "crown"])
+def test_radius_of_a_known_network(name):
+    x = torch.tensor([0.5, 0.25, 0.0]).double().reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
+    certifier = make_certifier(name, linear_network(0.0), x[:1], radius_steps=12)
+    verdict = certifier(x, torch.zeros(3, dtype=torch.int64), [Fraction(1, 10), Fraction(1, 4), Fraction(4, 10)])
+    assert verdict.kind == "deterministic" and verdict.failure_probability == 0
+    assert 0.499 < verdict.radius[0] < 0.5
+    assert 0.249 < verdict.radius[1] < 0.25  # at 1/4 exactly the logits tie
+    assert verdict.radius[2] == -math.inf  # a tie at the sample itself certifies nothing
+
+
+@pytest.mark.parametrize("name", CERTIFIERS)
+def test_no_attack_within_a_certified_radius(name, network, data):
+    model, x = network.double(), data.images[:8].double()
+    predictions = model(x).argmax(dim=1)
+    certifier = make_certifier(name, model, x[:1], radius_steps=3)
+    verdict = certifier(x, predictions, [Fraction(1, 100), Fraction(1, 2)])
+    assert name == "ibp" or (verdict.radius > 0).sum() >= 4
+    for b in range(len(x)):
+        if verdict.radius[b] > 0:
+            radius = verdict.radius[b].item()
+            direction = torch.randn(200, 1, 8, 8, dtype=torch.float64)
+            moved = x[b] + radius * direction / direction.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+            assert (model(moved).argmax(1) == predictions[b]).all()
+    for radius in (0.01, 0.1):
+        safe = survives_pgd(network.float(), x.float(), predictions, radius, steps=30)
+        assert not (~safe & (verdict.radius >= radius)).any()
+
+
+def test_order_of_the_certificates(network, data):
+    """Per sample: global ≤ local product ≤ composed, up to the resolution of the bisection."""
+    model, x = network.double(), data.images[:6].double()
+    predictions = model(x).argmax(dim=1)
+    found = []
+    for name in ("global", "local-lip", "composed"):
+        certifier = make_certifier(name, model, x[:1], "deterministic", radius_steps=5)
+        found.append(certifier(x, predictions, [Fraction(1, 20)]).radius.clamp(min=0))
+    resolution = 0.05 / 2**5
+    assert (found[0] <= found[1] + resolution).all() and (found[1] <= found[2] + resolution).all()
+    assert found[2].mean() > 1.2 * found[0].mean()
+
+
+def test_delta_is_divided_among_the_verdicts(network, data):
+    model, x = network.double(), data.images[:4].double()
+    certifier = make_certifier("composed", model, x[:1], "probabilistic", delta=1e-4, radius_steps=3)
+    verdict = certifier(x, model(x).argmax(dim=1), [Fraction(1, 10), Fraction(1, 5)])
+    assert verdict.kind == "probabilistic" and verdict.failure_probability == 1e-4
+    assert certifier._bounded.last_certificate[1] == pytest.approx(1e-4 / 5)
+
+
+def test_shards_and_resuming_give_the_same_rows(tmp_path, network, data):
+    certify_shard(network, data, SETTINGS, tmp_path / "one", "id", batch_size=10)
+    for rank in range(3):
+        certify_shard(network, data, SETTINGS, tmp_path / "three", "id", batch_size=4, rank=rank, processes=3)
+
+    class Stop(Exception):
+        pass
+
+    def stop(count):
+        raise Stop
+
+    with pytest.raises(Stop):
+        certify_shard(network, data, SETTINGS, tmp_path / "cut", "id", batch_size=10, progress=stop)
+    assert len(read_rows(tmp_path / "cut")) == 10
+    part = tmp_path / "cut" / "rows-0-of-1.csv"
+    part.write_bytes(part.read_bytes()[:-9])  # the last row is cut in half, as by SIGKILL
+    assert len(read_rows(tmp_path / "cut")) == 9
+    certify_shard(network, data, SETTINGS, tmp_path / "cut", "id", batch_size=10)
+    one, three, cut = (read_rows(tmp_path / name) for name in ("one", "three", "cut"))
+    assert [r.index for r in one] == [r.index for r in three] == [r.index for r in cut] == list(range(23))
+    for rows in (three, cut):
+        assert [r.prediction for r in rows] == [r.prediction for r in one]
+        assert [r.radius for r in rows] == pytest.approx([r.radius for r in one], rel=1e-6)
+    assert one[0].margin > 0 and one[0].certificate == "deterministic"
+
+
+def test_other_settings_or_networks_are_refused(tmp_path, network, data):
+    certify_shard(network, data, SETTINGS, tmp_path, "id")
+    with pytest.raises(CheckpointError, match="another model"):
+        certify_shard(network, data, SETTINGS, tmp_path, "other")
+    with pytest.raises(CheckpointError, match="other settings"):
+        certify_shard(network, data, replace(SETTINGS, eps="0.1"), tmp_path, "id")
+
+
+def test_identity(network):
+    before = identity_of(network, "digits")
+    assert before == identity_of(network, "digits") != identity_of(network, "mnist")
+    nn.init.zeros_(network[0].bias)
+    network[0].bias.data[0] = 1e-7
+    assert identity_of(network, "digits") != before
+
+
+def test_summary_and_files(tmp_path, network, data):
+    settings = CertifySettings("0.05,36/255", bound="local-lip", pgd_steps=3)
+    certify_shard(network, data, settings, tmp_path, "id")
+    summary = write_merged(tmp_path, settings)
+    rows = read_rows(tmp_path)
+    for line, eps in zip(summary["table"], (Fraction(1, 20), Fraction(36, 255)), strict=True):
+        assert line["certified"] == sum(r.certified(eps) for r in rows) / 23
+        assert line["certified"] <= line["pgd"] <= summary["clean"]
+    lines = (tmp_path / "certificates.csv").read_text().splitlines()
+    assert len(lines) == 24
+    assert lines[0].split(",")[-4:] == ["certified@0.05", "certified@36/255", "pgd@0.05", "pgd@36/255"]
+    draw_certified_accuracy({"a": rows}, tmp_path / "figure.png", {"a": {0.05: 0.5}})
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_curve():
+    rows = [row(radius=0.1), row(radius=0.2), row(radius=0.4, prediction=0), row(radius=-math.inf)]
+    grid, accuracy = certified_curve(rows, points=2)
+    assert grid == [0.0, 0.1, 0.2] and accuracy == [0.5, 0.5, 0.25]
+
+
+def test_weakest_kind_is_reported():
+    rows = [row(), row(index=1, certificate="probabilistic", delta=1e-6)]
+    summary = summarise(rows, SETTINGS)
+    assert summary["certificate"] == "probabilistic" and summary["delta_per_sample"] == 1e-6
+
+
+def test_errors(network, data):
+    x = data.images[:1]
+    with pytest.raises(CertificateError, match="certifies nothing"):
+        make_certifier("composed", network, x, "estimate")
+    with pytest.raises(UnknownMethodError, match="composed"):
+        make_certifier("nonsense", network, x)
+    with pytest.raises(ConfigError, match="no certified samples"):
+        summarise([], SETTINGS)
+    with pytest.raises(ConfigError, match="epsilon"):
+        CertifySettings("large")
+
+
+def test_pgd_finds_what_is_there():
+    """On a linear network the attack succeeds just beyond the known radius and never within it."""
+    model = linear_network(0.0)
+    x = torch.full((1, 1, 2, 2), 0.5, dtype=torch.float64)
+    x[0, 0, 0, 0] = 0.3
+    label = torch.tensor([0])
+    model[1].bias.data.copy_(torch.tensor([-0.2, 0.2]))  # the boundary is at x_0 = 0.2
+    model = model.float()
+    assert survives_pgd(model, x.float(), label, 0.099, steps=50).item()
+    assert not survives_pgd(model, x.float(), label, 0.101, steps=50).item()
+    assert not survives_pgd(model, x.float(), torch.tensor([1]), 0.0, steps=5).item()
