@@ -51,8 +51,10 @@ class Forward:
 
 
 def unsplit(like: Tensor) -> Interval:
-    """``(−inf, inf)`` everywhere."""
-    return torch.full_like(like, -torch.inf), torch.full_like(like, torch.inf)
+    """``(−inf, inf)`` everywhere, contiguous whatever the memory layout of ``like``, so that it can be written by
+    flat index."""
+    options = {"dtype": like.dtype, "device": like.device}
+    return torch.full(like.shape, -torch.inf, **options), torch.full(like.shape, torch.inf, **options)
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import nn
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 from lirpa_lip.jacobian_lip import prepare_region
+from lirpa_lip.lipschitz.branch_and_bound_domain import _dense
 from lirpa_lip.lipschitz.branch_and_bound_feasible import contradiction, shrink, split_constraints
 from lirpa_lip.lipschitz.clarke_exact import chain_of, enumerate_constant, milp_constant
 from lirpa_lip.lipschitz.clarke_forward import forward_bounds
@@ -224,6 +225,12 @@ def test_no_point_of_a_domain_is_cut_off_by_its_splits(name):
         assert not contradiction(inputs, a[0], b[0])[0]
         for parent, (lower, upper) in forward.intervals.items():
             assert (values[parent] >= lower - 1e-12).all() and (values[parent] <= upper + 1e-12).all()
+
+
+def test_splits_are_written_whatever_the_memory_layout_of_the_bounds():
+    like = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    dense = _dense([(("z", 17, 0.5, math.inf),), ()], {"z": (like, like)})
+    assert dense["z"][0][0, 1, 0, 1] == 0.5 and dense["z"][0].isfinite().sum() == 1 and not dense["z"][1].isfinite().any()
 
 
 def test_references_refuse_what_they_cannot_do():
