@@ -90,7 +90,7 @@ def certify_shard(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     single, model = copy.deepcopy(model).float(), model.double()  # the attack has no need of float64
     certifier: Certifier | None = None
-    for indices in mine.split(batch_size):
+    for indices in mine.split(batch_size) if len(mine) else ():  # splitting nothing gives one empty part
         images, labels = (t.to(device) for t in data.batch(indices))
         if certifier is None:
             box = (0.0, 1.0) if settings.image_box else None
@@ -125,7 +125,7 @@ def _certify_batch(
     columns = torch.stack([indices, labels.cpu(), predictions.cpu()], dim=1).tolist()
     numbers = torch.stack([margins.cpu(), verdict.radius.cpu()], dim=1).tolist()
     return [
-        Row(
+        Row(  # type: ignore[call-arg]
             *column,
             *numbers[i],
             verdict.kind,
@@ -233,7 +233,6 @@ def _values(row: Row) -> list[Any]:
 
 def _row(record: dict[str, str]) -> Row:
     pgd = {key[4:]: value == "1" for key, value in record.items() if key and key.startswith("pgd@") and value != ""}
-    numbers = (int(record[name]) for name in ("index", "label", "prediction"))
-    return Row(
-        *numbers, float(record["margin"]), float(record["radius"]), record["certificate"], float(record["delta"]), pgd
-    )
+    index, label, prediction = (int(record[name]) for name in ("index", "label", "prediction"))
+    margin, radius, delta = (float(record[name]) for name in ("margin", "radius", "delta"))
+    return Row(index, label, prediction, margin, radius, record["certificate"], delta, pgd)

@@ -95,9 +95,9 @@ def model_from(checkpoint: Checkpoint) -> torch.nn.Module:
         CheckpointError: the tensors do not fit the network that the configuration describes.
     """
     config, data = TrainConfig(**checkpoint.state["config"]), checkpoint.state["data"]
-    mean_std = (data["mean"], data["std"]) if config.normalize else (None, None)
+    mean, std = (data["mean"], data["std"]) if config.normalize else (None, None)
     shape: tuple[int, int, int] = tuple(data["shape"])  # type: ignore[assignment]
-    model = build_model(config.arch, shape, data["classes"], config.activation, *mean_std, config.threshold)
+    model = build_model(config.arch, shape, data["classes"], config.activation, mean, std, config.threshold)
     try:
         model.load_state_dict({**checkpoint.group("model"), **checkpoint.group("average")})
     except RuntimeError as error:

@@ -1,0 +1,114 @@
+"""``lirpa-lip report``: several certified runs beside each other, as a table and a figure."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lirpa_lip.errors import DataError
+
+
+@click.command()
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--names", help="Names of the runs, separated by commas.  [default: from their folders]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("report"),
+    show_default=True,
+    help="Folder for report.csv, report.md and report.png.",
+)
+def report(folders: tuple[Path, ...], names: str | None, out: Path) -> None:
+    """Compare runs: FOLDERS are results of `lirpa-lip certify`, or runs that hold such results."""
+    from rich.console import Console
+
+    from lirpa_lip.training.certification import read_rows
+    from lirpa_lip.training.epsilon import parse_epsilon
+    from lirpa_lip.training.figures import draw_certified_accuracy
+
+    found = [certificate for folder in folders for certificate in certificates_in(folder)]
+    labels = names.split(",") if names else short_names(found)
+    if len(labels) != len(found):
+        raise click.UsageError(
+            f"--names has {len(labels)} names for {len(found)} results: {', '.join(map(str, found))}"
+        )
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in found]
+    rows = [line for label, summary in zip(labels, summaries, strict=True) for line in report_lines(label, summary)]
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / "report.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    (out / "report.md").write_text(markdown(rows))
+    attacked = {
+        label: {float(parse_epsilon(r["eps"])): r["pgd"] for r in summary["table"] if r["pgd"] is not None}
+        for label, summary in zip(labels, summaries, strict=True)
+    }
+    curves = {label: read_rows(folder) for label, folder in zip(labels, found, strict=True)}
+    draw_certified_accuracy(curves, out / "report.png", attacked)
+    Console().print(_table(rows))
+    click.echo(f"wrote report.csv, report.md and report.png to {out}")
+
+
+def certificates_in(folder: Path) -> list[Path]:
+    """The folder itself, or every result below it.
+
+    Raises:
+        DataError: there is none.
+    """
+    if (folder / "summary.json").is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.rglob("summary.json"))
+    if not found:
+        raise DataError(f"{folder} holds no certificates; make them with: lirpa-lip certify {folder}")
+    return found
+
+
+def short_names(folders: list[Path]) -> list[str]:
+    """Paths without what all have in common."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(parts) == 1:
+        return [parts[0][-1]]
+    first = 0
+    while len({p[first] for p in parts if first < len(p)}) == 1 and all(first < len(p) - 1 for p in parts):
+        first += 1
+    return ["/".join(name for name in p[first:] if name not in ("checkpoints", "certificates")) for p in parts]
+
+
+def report_lines(label: str, summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """One line per ε; accuracies in per cent."""
+    common = {"run": label, "bound": summary["settings"]["bound"], "samples": summary["samples"]}
+    kind = {"certificate": summary["certificate"], "delta": summary["delta_per_sample"]}
+    return [
+        {
+            **common,
+            "clean": round(100 * summary["clean"], 2),
+            "eps": line["eps"],
+            "pgd": "" if line["pgd"] is None else round(100 * line["pgd"], 2),
+            "certified": round(100 * line["certified"], 2),
+            **kind,
+        }
+        for line in summary["table"]
+    ]
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table for a README."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    return "\n".join(lines + ["| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows]) + "\n"
+
+
+def _table(rows: list[dict[str, Any]]) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, justify="left" if name in ("run", "bound", "certificate") else "right")
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    return table
