@@ -24,14 +24,14 @@ from lirpa_lip.region import safe_norm
 
 from .layers import Layers, centres, safe_sqrt
 from .linearised import StackedMap, pull_back
-from .oracle import NormOracle
+from .oracle import Norm
 from .product import times
 
 #: Joint steps on the leading vector and the weights before the norm is certified.
 _WEIGHT_STEPS = 6
 
 
-def composed_rate(graph: NetworkGraph, target: str, mask: Tensor | None, layers: Layers, norm: NormOracle) -> Tensor:
+def composed_rate(graph: NetworkGraph, target: str, mask: Tensor | None, layers: Layers, norm: Norm) -> Tensor:
     """``Lip(diag(mask)^½ z)`` of a node by one norm of all terms, ``(batch,)``; ``mask`` of ``None`` for ones."""
     batch = mask.shape[0] if mask is not None else (next(iter(layers.values())).lower.shape[0] if layers else 1)
     sources, radii = _sources(graph, target, layers, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +11,12 @@ from torch import Tensor
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.linear_map import LinearMap
+
+
+class Norm(Protocol):
+    """Anything that bounds (or, in training, estimates) masked norms: ``(map, mask_in, mask_out) -> (batch,)``."""
+
+    def __call__(self, map_: LinearMap, mask_in: Tensor | None = None, mask_out: Tensor | None = None) -> Tensor: ...
 
 
 class NormOracle:

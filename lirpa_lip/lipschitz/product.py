@@ -18,7 +18,7 @@ from lirpa_lip.region import safe_norm
 
 from .layers import Layers, root_magnitudes, safe_sqrt
 from .linearised import affine_map, pull_back
-from .oracle import NormOracle
+from .oracle import Norm
 
 
 def product_plan(graph: NetworkGraph, node: Node | None) -> int:
@@ -31,7 +31,7 @@ def _target(node: Node) -> str:
 
 
 def product_rate(
-    graph: NetworkGraph, node: Node | None, mask: Tensor | None, layers: Layers, norm: NormOracle
+    graph: NetworkGraph, node: Node | None, mask: Tensor | None, layers: Layers, norm: Norm
 ) -> Tensor:
     """``Lip(diag(mask)^½ z)`` of an activation's pre-activation, or of the network's output, ``(batch,)``.
 

@@ -15,7 +15,7 @@ from lirpa_lip.region import Region
 from .composed import composed_rate
 from .deviation import Deviation
 from .layers import Layer, Layers
-from .oracle import NormOracle
+from .oracle import Norm
 from .product import local_ball, product_plan, product_rate
 
 #: Most elements of one batch of composed rows (rows × widest layer).
@@ -34,7 +34,7 @@ def sweep(
     graph: NetworkGraph,
     region: Region,
     config: LocalLipConfig,
-    norm: NormOracle,
+    norm: Norm,
     given: Mapping[str, Interval] | None = None,
     anchored: bool | None = None,
 ) -> Layers:
@@ -79,7 +79,7 @@ def _narrow(graph, node: Node, interval: Interval, value: Tensor, layers: Layers
     return intersect(interval, (value - reach, value + reach))
 
 
-def _layer(graph, node: Node, interval: Interval, values, layers: Layers, config, norm: NormOracle, anchored) -> Layer:
+def _layer(graph, node: Node, interval: Interval, values, layers: Layers, config, norm: Norm, anchored) -> Layer:
     parent, activation = node.parents[0], node.activation
     assert activation is not None
     anchor = values[parent]

@@ -60,7 +60,8 @@ class GraphLocalLip(nn.Module):
         graph = build_graph(self._bounded[0])  # anew, since it may hold values computed from the weights
         low, high = self.image_box or (None, None)
         region = Region.make(x, eps, low, high)
-        layers = sweep(graph, region, self.config, _WarmOracle(self.starts, self.iterations), anchored=False)
+        norm = _WarmOracle(self.starts, self.iterations)
+        layers = sweep(graph, region, self.config, norm, anchored=False)
         identity = torch.eye(logits.shape[1], dtype=x.dtype, device=x.device)
         rows = identity[labels].unsqueeze(1) - identity
         return BoundOutput(logits, row_lipschitz(graph, rows, layers, self.config), _constant_parts(layers))

@@ -104,8 +104,8 @@ class SequentialLocalLip(nn.Module):
         labels = logits.argmax(dim=1) if labels is None else labels
         weight = _rows(self._stages[-1])
         pairs = self._pairs(swept, logits, weight, labels, radius)
-        features = (t.flatten(1) for t in (swept.lower, swept.upper))
-        region = FeatureRegion(swept.centre.flatten(1), radius * swept.rate, *features, weight)
+        centre, lower, upper = (t.flatten(1) for t in (swept.centre, swept.lower, swept.upper))
+        region = FeatureRegion(centre, radius * swept.rate, lower, upper, weight)
         found = [part for record in swept.layers for part in intervals_of(*record[:3])]
         return BoundOutput(logits, pairs, tuple(found), region)
 

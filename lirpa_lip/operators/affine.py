@@ -14,6 +14,7 @@ from lirpa_lip.norms.linear_map import (
     DenseMap,
     DiagonalMap,
     FunctionMap,
+    LinearMap,
     ReshapeMap,
 )
 
@@ -41,7 +42,7 @@ def matmul(builder, traced) -> str:
     if weight.ndim != 2:
         raise traced.unsupported("the constant factor must be a matrix")
     if len(shape) == 1:
-        maps = DenseMap(weight.mT)
+        maps: LinearMap = DenseMap(weight.mT)
     else:
         # the last axis as channels of a convolution with kernel 1
         rest, last = shape[:-1].numel(), shape[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,12 +62,12 @@ class Traced:
 
     name: str
     operator: str
-    bound: object
+    bound: Any
     attr: Mapping
     parents: tuple[str | None, ...]
-    shape: torch.Size | None
+    shape: Any
 
-    def constant(self, index: int) -> Tensor | None:
+    def constant(self, index: int) -> Any:
         """Value of a constant input (weight, bias, threshold), differentiable; ``None`` if there is no such input."""
         if index >= len(self.bound.inputs):
             return None

@@ -50,7 +50,8 @@ class Node:
 
 def affine_value(node: Node, values: Mapping[str, Tensor]) -> Tensor:
     """``sum_p A_p values[p] + b`` of an affine node."""
-    total = sum(m.forward(values[p]) for m, p in zip(node.maps, node.parents, strict=False))
+    assert node.maps is not None
+    total = sum(m.forward(values[p]) for m, p in zip(node.maps, node.parents, strict=True))
     return total if node.bias is None else total + node.bias
 
 
@@ -63,8 +64,9 @@ def node_interval(node: Node, intervals: Mapping[str, Interval]) -> Interval:
     if node.activation is not None:
         lower, upper = node.activation.interval(*intervals[node.parents[0]])
     else:
+        assert node.maps is not None
         centre, width = 0, 0
-        for map_, parent in zip(node.maps, node.parents, strict=False):
+        for map_, parent in zip(node.maps, node.parents, strict=True):
             low, high = intervals[parent]
             centre = centre + map_.forward((low + high) / 2)
             width = width + map_.abs().forward((high - low) / 2)

@@ -60,10 +60,12 @@ class PairMap(LinearMap):
         return PairMap(self.matrix, self.in_shape, dtype or self._dtype, device or self._device)
 
     def abs(self) -> PairMap:
-        return PairMap(tuple(abs(v) for v in self.matrix), self.in_shape, self._dtype, self._device)
+        a, b, c, d = (abs(v) for v in self.matrix)
+        return PairMap((a, b, c, d), self.in_shape, self._dtype, self._device)
 
     def square(self) -> PairMap:
-        return PairMap(tuple(v * v for v in self.matrix), self.in_shape, self._dtype, self._device)
+        a, b, c, d = (v * v for v in self.matrix)
+        return PairMap((a, b, c, d), self.in_shape, self._dtype, self._device)
 
 
 def rotation(shape, dtype, device) -> PairMap:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lirpa_lip.norms.linear_map import ComposedMap, ConvMap, DiagonalMap, FunctionMap
+from lirpa_lip.norms.linear_map import ComposedMap, ConvMap, DiagonalMap, FunctionMap, LinearMap
 
 from .elementwise_affine import broadcast_to_sample, negated, widened
 from .pairs import emit_pairwise_maximum
@@ -28,7 +29,7 @@ def average_pool(builder, traced) -> str:
         return _reduction(builder, traced, partial(_AVERAGE[axes], kernel_size=kernel, **options))
     channels, window = shape[0], math.prod(kernel)
     weight = torch.full((channels, 1, *kernel), 1 / window, dtype=builder.dtype, device=builder.device)
-    maps = ConvMap(weight, shape, stride, pads, 1, channels)
+    maps: LinearMap = ConvMap(weight, shape, stride, pads, 1, channels)
     if any(pads) and not counts_padding:
         # windows at the border average over fewer pixels
         ones = torch.ones(1, *shape, dtype=builder.dtype, device=builder.device)
@@ -140,8 +141,8 @@ def _windows(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil:
 def _flat_index(index: list[Tensor], sizes: torch.Size) -> Tensor:
     """Flat pixel index of every window element, ``(window, positions)``."""
     axes = len(index)
-    total: Tensor | int = 0
-    for axis, (positions, size) in enumerate(zip(index, sizes, strict=False)):
+    total = torch.zeros((), dtype=torch.long)
+    for axis, (positions, size) in enumerate(zip(index, sizes)):
         shape = [1] * 2 * axes
         shape[axis], shape[axes + axis] = positions.shape
         total = total * size + positions.reshape(shape)
@@ -194,8 +195,10 @@ def minimum(builder, traced) -> str:
 def _side_by_side(builder, traced, sign: int) -> tuple[str, torch.Size]:
     """All inputs broadcast to one shape and stacked along a new first axis, times a sign."""
     count = len(traced.parents)
-    constants = [None if p is not None else traced.constant(i).to(builder.dtype) for i, p in enumerate(traced.parents)]
-    shapes = [c.shape if p is None else (1, *builder.shape(p)) for c, p in zip(constants, traced.parents, strict=False)]
+    constants: list[Any] = [
+        None if p is not None else traced.constant(i).to(builder.dtype) for i, p in enumerate(traced.parents)
+    ]
+    shapes = [c.shape if p is None else (1, *builder.shape(p)) for c, p in zip(constants, traced.parents)]
     shape = torch.broadcast_shapes(*shapes)[1:]
     parents, maps, bias = [], [], torch.zeros(1, count, *shape, dtype=builder.dtype, device=builder.device)
     for i, parent in enumerate(traced.parents):

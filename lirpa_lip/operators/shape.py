@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -131,7 +132,7 @@ def concatenate(builder, traced) -> str:
     axis = _sample_axis(traced.attr["axis"], len(traced.shape) + 1, traced)
     parents, maps, bias, start = [], [], None, 0
     for index, parent in enumerate(traced.parents):
-        value = None if parent is not None else traced.constant(index).to(builder.dtype)
+        value: Any = None if parent is not None else traced.constant(index).to(builder.dtype)
         size = (builder.shape(parent) if parent is not None else value.shape[1:])[axis - 1]
         place = partial(_embed, axis=axis, start=start, total=traced.shape[axis - 1])
         if parent is None:
@@ -209,13 +210,13 @@ def _resize_target(traced, size: torch.Size) -> dict:
     """``size=`` where it is given or a whole number, else ``scale_factor=``, which also decides what is read where."""
     count = len(traced.parents)
     sizes = traced.constant(3) if count > 3 else None
-    scales = traced.constant(1 if count < 3 else 2) if sizes is None else None
+    scales: Any = traced.constant(1 if count < 3 else 2) if sizes is None else None
     if scales is None and sizes is None:
         scales = torch.as_tensor(traced.attr["scales"])
     if sizes is not None:
         return {"size": tuple(int(n) for n in sizes[2:])}
     factors = [float(f) for f in scales[2:]]
-    exact = [n * f for n, f in zip(size, factors, strict=False)]
+    exact = [n * f for n, f in zip(size, factors)]
     if all(abs(n - round(n)) < 1e-4 for n in exact):
         return {"size": tuple(round(n) for n in exact)}
     return {"scale_factor": tuple(factors)}

@@ -57,7 +57,9 @@ class TracedActivation(RelaxedActivation):
 
     def relax(self, lower: Tensor, upper: Tensor, mix: list[Tensor], *thresholds: Tensor) -> list[Relaxation]:
         three = relaxations(self.activation_on(lower), lower, upper)
-        return [Relaxation(*(blend_three(*(r[side] for r in three), mix[side]) for side in (0, 1)))]
+        first, middle, last = three
+        sides = (blend_three(first[side], middle[side], last[side], mix[side]) for side in (0, 1))
+        return [Relaxation(*sides)]
 
     def bound_forward(self, dim_in: int, x: LinearBound, *_: LinearBound) -> LinearBound:
         lower, upper = self._bounds(x)

@@ -58,7 +58,7 @@ class TracedOperator(Bound):
         values = {f"input{i}": value for i, value in enumerate(x)}
         for node in self._emitted(*x):
             parent = values[node.parents[0]]
-            values[node.name] = affine_value(node, values) if node.maps else node.activation.value(parent)
+            values[node.name] = affine_value(node, values) if node.activation is None else node.activation.value(parent)
         return values[node.name]
 
     def interval_propagate(self, *v: Interval) -> Interval:
@@ -94,6 +94,7 @@ class TracedOperator(Bound):
                 constant = constant + _total(positive, below) + _total(negative, above)
                 parts = [positive * below.slopes[0] + negative * above.slopes[0]]
             else:
+                assert node.maps is not None
                 if node.bias is not None:
                     constant = constant + (A * node.bias).flatten(2).sum(2)
                 parts = [m.adjoint(A.flatten(0, 1)).unflatten(0, A.shape[:2]) for m in node.maps]
@@ -155,6 +156,7 @@ def _through_lines(relaxation: Relaxation, linear):
 
 def _through_maps(node: Node, parts):
     """``A`` splits into its positive and negative entries, (A ± |A|)/2; so do centres and half differences."""
+    assert node.maps is not None
     sides = []
     for sign in (-1, 1):
         weight, bias = 0.0, 0.0
