@@ -230,8 +230,8 @@ def test_no_point_of_a_domain_is_cut_off_by_its_splits(name):
 def test_splits_are_written_whatever_the_memory_layout_of_the_bounds():
     like = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
     dense = _dense([(("z", 17, 0.5, math.inf),), ()], {"z": (like, like)})
-    assert dense["z"][0][0, 1, 0, 1] == 0.5 and dense["z"][0].isfinite().sum() == 1 and not
-    dense["z"][1].isfinite().any()
+    after, before = dense["z"]
+    assert after[0, 1, 0, 1] == 0.5 and after.isfinite().sum() == 1 and not before.isfinite().any()
 
 
 def test_references_refuse_what_they_cannot_do():
