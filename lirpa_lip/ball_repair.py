@@ -75,6 +75,9 @@ def store_every_slope(module: Any) -> None:
         for node in module._modules.values():
             if hasattr(node, "use_sparse_features_alpha"):
                 node.use_sparse_features_alpha = False
+            # it also fails, on an assertion, where a ReLU and any other activation meet
+            if hasattr(node, "use_sparse_spec_alpha"):
+                node.use_sparse_spec_alpha = False
 
 
 def _repair_init(original: Callable) -> Callable:
