@@ -41,8 +41,9 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        if bound != "global":  # BCP differentiates the box, the sparsity loss the intervals
-            bound_options["interval_gradients"] = loss == "bcp" or sparsity > 0
+        if bound != "global":
+            # BCP differentiates the box, the sparsity loss the intervals, the composed bound the slopes made of them.
+            bound_options.setdefault("interval_gradients", bound == "composed" or loss == "bcp" or sparsity > 0)
         self.bound = make_bound(bound, model, sample, **bound_options)
         self.loss = None if loss == "plain" else make_loss(loss)
         self.sparsity_weight, self.sparsity = sparsity, SparsityLoss(saturation)
