@@ -22,7 +22,7 @@ from lirpa_lip.norms.reduce import by_reduction, reduction_pays
 from lirpa_lip.norms.result import NormResult
 
 #: Lanczos vectors are kept while they take at most this many times the larger activation; past it, they are made anew.
-BASIS_ACTIVATIONS = 6
+BASIS_ACTIVATIONS = 4
 
 #: Steps at which convergence is looked at: each costs an eigendecomposition of T.
 CHECKS = (2, 4, 6, 8, 11, 14, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 120)

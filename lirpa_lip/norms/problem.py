@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
 from lirpa_lip.norms.kernels.registry import backend
-from lirpa_lip.norms.linear_map import DenseMap, LinearMap, MaskedMap
+from lirpa_lip.norms.linear_map import ConvMap, ConvTransposeMap, DenseMap, LinearMap, MaskedMap
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,32 @@ class Problem:
     def numel(self) -> int:
         return min(self.map.in_numel, self.map.out_numel)
 
-    @property
-    def outer(self) -> Tensor | None:
-        mask = self.mask_in if self.on_input else self.mask_out
-        return None if mask is None else mask.flatten(1)
+    @cached_property
+    def channels_last(self) -> bool:
+        """Whether flat vectors hold an image's channels side by side, which float32 convolutions run faster on."""
+        return isinstance(self.map, ConvMap | ConvTransposeMap) and self.map.axes == 2 and self.map.dtype != torch.float64
 
-    @property
+    def flat(self, tensor: Tensor) -> Tensor:
+        """``(B, *shape) -> (B, numel)``, in the order of the problem's flat vectors."""
+        return tensor.permute(0, 2, 3, 1).flatten(1) if self.channels_last else tensor.flatten(1)
+
+    def shaped(self, vector: Tensor, shape: torch.Size) -> Tensor:
+        """``(B, numel) -> (B, *shape)``, the reverse."""
+        if not self.channels_last:
+            return vector.reshape(-1, *shape)
+        return vector.reshape(-1, shape[1], shape[2], shape[0]).permute(0, 3, 1, 2)
+
+    @cached_property
+    def outer(self) -> Tensor | None:
+        """``(B, numel)``, flat."""
+        mask = self.mask_in if self.on_input else self.mask_out
+        return None if mask is None else self.flat(mask)
+
+    @cached_property
     def inner(self) -> Tensor | None:
-        return self.mask_out if self.on_input else self.mask_in
+        """``(B, *shape of the other side)``."""
+        mask = self.mask_out if self.on_input else self.mask_in
+        return mask.contiguous(memory_format=torch.channels_last) if mask is not None and self.channels_last else mask
 
     @cached_property
     def inner_square(self) -> Tensor | None:
@@ -60,18 +78,22 @@ class Problem:
 
     def gram_without_last_mask(self, x: Tensor) -> Tensor:
         """``(B, numel) -> (B, numel)``: G x but for the last multiplication by `outer`."""
-        outer, inner_square = self.outer, self.inner_square
         if type(self.map) is DenseMap:  # a subclass may apply itself in another way
             product = backend(x.device).masked_matmul
-            weight = self.map.weight.mT if not self.on_input else self.map.weight
+            weight = self.map.weight if self.on_input else self.map.weight.mT
             # The inner mask on both products: together its square, and both may skip what is eliminated.
-            return product(product(x, weight, outer, self.inner), weight.mT, self.inner, None)
-        x = x if outer is None else x * outer
-        there, back = (self.map.forward, self.map.adjoint) if self.on_input else (self.map.adjoint, self.map.forward)
-        y = there(x.reshape(-1, *(self.map.in_shape if self.on_input else self.map.out_shape)))
-        if inner_square is not None:
-            y = y * inner_square
-        return back(y).flatten(1)
+            return product(product(x, weight, self.outer, self.inner), weight.mT, self.inner, None)
+        x = x if self.outer is None else x * self.outer
+        if self.on_input:
+            return self.flat(self.map.adjoint(self._inner_masked(self.map.forward(self.shaped(x, self.map.in_shape)))))
+        return self.flat(self.map.forward(self._inner_masked(self.map.adjoint(self.shaped(x, self.map.out_shape)))))
+
+    def _inner_masked(self, y: Tensor) -> Tensor:
+        if self.inner_square is None:
+            return y
+        # A convolution's result is its own; that of other maps may be a view of what they were given.
+        fresh = isinstance(self.map, ConvMap | ConvTransposeMap)
+        return y.mul_(self.inner_square) if fresh else y * self.inner_square
 
     def gram(self, x: Tensor) -> Tensor:
         """The Gram operator on flat vectors, ``(B, numel) -> (B, numel)``."""
@@ -92,7 +114,7 @@ class Problem:
         if not self.on_input:
             image = self.map.forward(image)
             image = image if self.mask_out is None else image * self.mask_out
-        return image.flatten(1)
+        return self.flat(image)
 
     def singular_pair(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Left and right unit vectors from a vector of G's space, and the singular value ``|A v|`` they show.
@@ -106,12 +128,12 @@ class Problem:
         one = unit(vector)
         one = one if self.outer is None else one * (self.outer != 0)
         if self.on_input:
-            right = one.reshape(-1, *self.map.in_shape)
+            right = self.shaped(one, self.map.in_shape)
             image = self.map.forward(right if self.mask_in is None else right * self.mask_in)
             image = image if self.mask_out is None else image * self.mask_out
             sigma = image.flatten(1).norm(dim=1)
             return unit(image), right, sigma
-        left = one.reshape(-1, *self.map.out_shape)
+        left = self.shaped(one, self.map.out_shape)
         image = self.map.adjoint(left if self.mask_out is None else left * self.mask_out)
         image = image if self.mask_in is None else image * self.mask_in
         sigma = image.flatten(1).norm(dim=1)
@@ -155,11 +177,17 @@ def prepare(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | No
     size = _batch_size(linear_map, mask_in, mask_out)
     mask_in = _checked_mask("mask_in", mask_in, linear_map.in_shape, size, linear_map)
     mask_out = _checked_mask("mask_out", mask_out, linear_map.out_shape, size, linear_map)
-    if not all(bool(tensor.isfinite().all()) for tensor in linear_map.tensors()):
+    if not all(_finite(tensor) for tensor in linear_map.tensors()):
         raise NonFiniteError("the weights of a linear map")
     masked = linear_map if mask_in is None and mask_out is None else MaskedMap(linear_map, mask_in, mask_out)
     bare = [None if mask is None else mask.detach() for mask in (mask_in, mask_out)]
     return masked, Problem(linear_map.detach(), size, *bare)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """As ``isfinite().all()``, without its temporaries: NaN and infinity both show in the extremes."""
+    least, largest = torch.aminmax(tensor.detach())
+    return bool(least.isfinite() & largest.isfinite())
 
 
 def _batch_size(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | None) -> int:
@@ -176,8 +204,9 @@ def _checked_mask(name: str, mask: Tensor | None, shape: torch.Size, size: int, 
         return None
     if mask.shape[1:] != shape:
         raise ShapeError(f"{name} has shape {tuple(mask.shape)}, expected (B, *{tuple(shape)}).")
-    if not bool(mask.isfinite().all()):
+    mask = mask.to(linear_map.dtype)
+    if not _finite(mask):
         raise NonFiniteError(name)
-    if bool((mask < 0).any()):
+    if mask.min() < 0:
         raise ConfigError(f"{name} has negative entries; a mask is 0, 1 or a non-negative scale.")
-    return mask.to(linear_map.dtype).expand(size, *shape)
+    return mask.expand(size, *shape)

@@ -169,6 +169,10 @@ class ConvTransposeMap(LinearMap):
             )
 
     @property
+    def axes(self) -> int:
+        return self.conv.axes
+
+    @property
     def dtype(self) -> torch.dtype:
         return self.conv.dtype
 
