@@ -5,7 +5,7 @@
 
 Plain cross-entropy, and the GloRo loss with the global, the local product and the composed bound, at equal numbers of
 epochs; ReLU, clipped ReLU, MaxMin and clipped MaxMin; the sparsity loss on and off. Every network is then attacked
-(PGD) and certified by all three bounds on the same test images. A finished row is in the CSV file and is not made again;
+(PGD) and certified by all three bounds on the same test images. A row that is finished is in the CSV file and stays;
 an unfinished run goes on from its checkpoint.
 """
 
