@@ -27,6 +27,8 @@ from .traits import Activation
 _PIECES = 4
 #: Where "at the lower end" and "at the upper end" look: inside, so that of lines equal at the end the steeper wins.
 _INSIDE = 1 / 64
+#: Beyond all pre-activations of a network that works.
+_FAR = 1e30
 
 
 def relaxations(activation: Activation, lower: Tensor, upper: Tensor) -> tuple[Relaxation, Relaxation, Relaxation]:
@@ -68,8 +70,10 @@ def blend_three(first: Plane, middle: Plane, last: Plane, mix: Tensor) -> Plane:
 def _levels(activation: Activation, lower: Tensor, upper: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
     if bool(finite.all()):
         return torch.zeros_like(lower), torch.zeros_like(lower)
-    low, high = activation.interval(lower, upper)
-    return torch.where(low.isnan(), -torch.inf, low), torch.where(high.isnan(), torch.inf, high)
+    # an infinite end is looked at from far out, because infinity times a slope of zero is no number
+    low, high = activation.interval(lower.clamp(-_FAR, _FAR), upper.clamp(-_FAR, _FAR))
+    high = torch.where(high < _FAR / 1e6, high, torch.inf)
+    return torch.where(low > -_FAR / 1e6, low, -torch.inf), high
 
 
 def _cuts(activation: Activation, lower: Tensor, upper: Tensor) -> list[Tensor]:
@@ -107,17 +111,16 @@ def _chords(points: Sequence[Tensor], values: Sequence[Tensor], activation: Acti
 
 def _tightest(candidates, points, values, slopes, places) -> list[Plane]:
     """Of the lines below with the candidates' slopes, the highest at each place."""
-    best: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * len(places)
+    best: list[tuple[Tensor, ...]] = []
     for slope in candidates:
         offset = _least(slope, points, values, slopes)
-        for k, place in enumerate(places):
-            height = (slope * place + offset).detach()
-            if best[k] is None:
-                best[k] = (height, slope, offset)
-            else:
-                new, old = (height, slope, offset), best[k]
-                best[k] = tuple(torch.where(height > old[0], a, b) for a, b in zip(new, old, strict=True))
-    return [Plane((slope,), offset) for _, slope, offset in best]  # type: ignore[misc]
+        found = [((slope * place + offset).detach(), slope, offset) for place in places]
+        best = [_higher(new, old) for new, old in zip(found, best)] if best else found
+    return [Plane((slope,), offset) for _, slope, offset in best]
+
+
+def _higher(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(torch.where(new[0] > old[0], a, b) for a, b in zip(new, old))
 
 
 def _least(slope: Tensor, points, values, slopes) -> Tensor:

@@ -15,12 +15,12 @@ from auto_LiRPA.bound_op_map import bound_op_map
 from auto_LiRPA.bound_ops import Bound, BoundActivation
 from auto_LiRPA.parse_graph import parse_module
 
-from lirpa_lip.errors import UnsupportedOperatorError
+from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 
 from .emit import constant_value, depends_on_input
 from .table import ADAPTERS
 from .traced_activation import activation_class
-from .traced_operator import operator_class
+from .traced_operator import Adapter, operator_class
 from .unsqueeze_bound import BoundUnsqueeze, one_axis
 
 Attributes = Mapping[str, Any]
@@ -149,6 +149,26 @@ def unsupported_operators(model: Any, global_input: Any, options: Mapping[str, A
         for node in nodes
         if node.op not in known and not hasattr(bound_ops, f"Bound{node.op.removeprefix('onnx::')}")
     ]
+
+
+def register_operator(onnx: str, adapter: Adapter, elementwise: bool = False, key: str | None = None) -> None:
+    """Teaches both sides a new operator: its adapter joins the operator table, and auto_LiRPA gets a class made of it.
+
+    Args:
+        onnx: the name it is traced by, ``"<domain>::<Operator>"``.
+        adapter: ``(builder, traced) -> name`` of the last node it emits (docs/extending.md).
+        elementwise: the adapter emits one activation of its first input, which then has optimisable lines and keeps
+            convolutions in patches mode; otherwise CROWN is a walk through whatever the adapter emits.
+        key: name in the operator table and of the class; by default ``"Bound<Operator>"``.
+
+    Raises:
+        ConfigError: the table has another adapter of that name.
+    """
+    key = key or f"Bound{onnx.split('::')[-1]}"
+    if ADAPTERS.get(key, adapter) is not adapter:
+        raise ConfigError(f"the operator table has an adapter for {key!r} already; give another key.")
+    ADAPTERS[key] = adapter
+    register_custom_op(onnx, (activation_class if elementwise else operator_class)(key, adapter))
 
 
 def register_operators() -> None:

@@ -92,8 +92,11 @@ def tanh() -> Smooth:
 
 
 def softplus(beta: float = 1.0) -> Smooth:
-    """``log(1 + exp(beta z)) / beta``; the derivative, a sigmoid, is monotone."""
-    return Smooth(lambda z: F.softplus(z, beta=beta), lambda z: torch.sigmoid(beta * z))
+    """``log(1 + exp(beta z)) / beta``; the derivative, a sigmoid, is monotone.
+
+    PyTorch's own jumps down by 2e-9 / beta where it turns into the identity, at ``beta z = 20``.
+    """
+    return Smooth(lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta, lambda z: torch.sigmoid(beta * z))
 
 
 def elu(alpha: float = 1.0) -> Smooth:
