@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lirpa_lip.lipschitz.layers import safe_sqrt
 from lirpa_lip.losses.local_bound import SequentialLocalLip, Swept, masked_pair_norms
 from lirpa_lip.losses.slopes import Diagonal, Factor, Rotation, factors_of
+from lirpa_lip.losses.warm_norm import FEW, MANY
 from lirpa_lip.norms.linear_map import LinearMap
 
 Operation = LinearMap | Factor
@@ -78,17 +79,31 @@ class SequentialComposed(SequentialLocalLip):
 
     def _rate(self, index: int, operations: list[Operation], rates: list[Tensor], root: Tensor) -> Tensor:
         """r of the next diagonal factor, (batch,), with u held fixed in the gradient."""
-        kept = self.starts.vector(len(self._stages) + index, root.shape[1:], root.dtype, root.device)
+        index += len(self._stages)
+        kept = self.starts.vector(index, root.shape[1:], root.dtype, root.device)
         with torch.no_grad():
             fixed = [op.detach() if isinstance(op, LinearMap) else op for op in operations]
-            u = kept * root
-            for _ in range(self.refinements):
-                sources = _pull_back(fixed, root * _unit(u))
-                tangents = [_unit(a) * r.reshape(-1, *[1] * (a.ndim - 1)) for a, r in zip(sources, rates, strict=True)]
-                u = root * _push_forward(fixed, tangents)
-            u = _unit(u)
-        self.starts.keep(len(self._stages) + index, u)
-        return _total(_pull_back(operations, root * u), rates)
+            u = _ascended(fixed, rates, root, kept, self.refinements)
+        self.starts.keep(index, u)
+        quick = _total(_pull_back(operations, root * u), rates)
+
+        def refined() -> Tensor:
+            part = [Diagonal(*(t[:FEW] for t in op)) if isinstance(op, Diagonal) else op for op in fixed]
+            some = [rate[:FEW] for rate in rates]
+            better = _ascended(part, some, root[:FEW], u[:FEW], MANY)
+            return _total(_pull_back(part, root[:FEW] * better), some)
+
+        return quick * self.starts.shortfall(index, quick, refined)
+
+
+def _ascended(operations: list[Operation], rates: list[Tensor], root: Tensor, u: Tensor, steps: int) -> Tensor:
+    """Unit u (batch, *shape), ``steps`` fixed-point steps from a given one."""
+    u = _unit(u * root)
+    for _ in range(steps):
+        sources = _pull_back(operations, root * u)
+        tangents = [_unit(a) * r.reshape(-1, *[1] * (a.ndim - 1)) for a, r in zip(sources, rates, strict=True)]
+        u = _unit(root * _push_forward(operations, tangents))
+    return u
 
 
 def _pull_back(operations: list[Operation], y: Tensor) -> list[Tensor]:

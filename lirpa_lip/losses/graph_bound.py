@@ -49,9 +49,10 @@ class GraphLocalLip(nn.Module):
         self.config = LocalLipConfig(bound=bound, certificate="estimate", anchored=False)  # type: ignore[arg-type]
         self.iterations, self.image_box = iterations, image_box
         self._model, self._bounded = (model,), (BoundedModule(model, torch.zeros_like(sample[:1])),)
-        self.starts = WarmStarts()
+        self.starts = WarmStarts().eval()
         with torch.no_grad():
             self(sample[:1], 0.1)  # makes the start vectors
+        self.starts.train()
 
     def forward(self, x: Tensor, eps: float | Tensor, labels: Tensor | None = None) -> BoundOutput:
         """See ``LipschitzBound``."""

@@ -92,9 +92,10 @@ class SequentialLocalLip(nn.Module):
         self.iterations, self.interval_gradients, self.image_box = iterations, interval_gradients, image_box
         self._model = (model,)  # in a tuple, so that its parameters are not registered twice
         self._stages = stages_of(model, sample)
-        self.starts = WarmStarts()
+        self.starts = WarmStarts().eval()
         with torch.no_grad():
             self(sample[:1], 0.0)  # makes the start vectors
+        self.starts.train()
 
     def forward(self, x: Tensor, eps: float | Tensor, labels: Tensor | None = None) -> BoundOutput:
         """See ``LipschitzBound``."""

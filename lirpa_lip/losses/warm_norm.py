@@ -6,10 +6,14 @@ no state grows with the data. Values approach the norm from below; they are for 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from lirpa_lip.norms.linear_map import LinearMap
+
+EVERY, FEW, MANY = 50, 8, 30  # how often, on how many samples and with how many iterations estimates are checked
 
 
 def warm_norm(
@@ -50,12 +54,20 @@ class WarmStarts(nn.Module):
         columns: Tensor | None = None,
         rows: Tensor | None = None,
         iterations: int = 1,
+        checked: bool = True,
     ) -> Tensor:
-        """``warm_norm`` from vector ``index``."""
+        """``warm_norm`` from vector ``index``; ``checked`` makes up for the shortfall of so few iterations."""
         start = self.vector(index, linear.in_shape, linear.dtype, linear.device)
         sigma, images = warm_norm(linear, start, columns, rows, iterations)
         self.keep(index, images)
-        return sigma
+        if not checked:
+            return sigma
+
+        def refined() -> Tensor:
+            few = (None if mask is None else mask[:FEW] for mask in (columns, rows))
+            return warm_norm(linear.detach(), images[:FEW].detach(), *few, iterations=MANY)[0]
+
+        return sigma * self.shortfall(index, sigma, refined)
 
     def vector(self, index: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The kept vector (1, *shape); a random one where the map has changed its shape since."""
@@ -69,6 +81,30 @@ class WarmStarts(nn.Module):
         if kept is None:
             self.register_buffer(name, start)
         return start
+
+    @torch.no_grad()
+    def shortfall(self, index: int, quick: Tensor, refined: Callable[[], Tensor]) -> Tensor:
+        """How many times too small the quick estimates are on average, a scalar ≥ 1.
+
+        Measured while training, at the first call and every ``EVERY`` calls, on the batch's first samples. Without it
+        a network learns what few iterations overlook.
+
+        Args:
+            quick: (batch,) estimates of few iterations.
+            refined: gives those of many, for the first ``FEW`` samples.
+        """
+        name = f"shortfall_{index}"
+        if name not in self._buffers:
+            self.register_buffer(name, torch.tensor([1.0, 0.0], dtype=quick.dtype, device=quick.device))
+        factor, calls = self.get_buffer(name)
+        if self.training:
+            if int(calls) % EVERY == 0:
+                many, few = refined().sum(), quick[:FEW].sum()
+                factor.copy_(
+                    torch.where(few > 0, many / few.clamp(min=torch.finfo(few.dtype).tiny), 1.0).clamp(min=1.0)
+                )
+            calls += 1
+        return factor.clone()
 
     @torch.no_grad()
     def keep(self, index: int, images: Tensor) -> None:
