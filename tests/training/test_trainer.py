@@ -180,7 +180,7 @@ def test_schedules_reach_the_loss(tmp_path):
 @pytest.mark.parametrize("bound", ["global", "local-lip", "composed"])
 def test_bf16_forward(tmp_path, bound):
     """The forward pass may be bfloat16; weights, logged numbers and everything that is saved are float32."""
-    run = trainer(tmp_path, epochs=2, bound=bound, precision="bf16", loss="bcp", augment="none")
+    run = trainer(tmp_path, epochs=3, bound=bound, precision="bf16", loss="bcp", augment="none", eps="0.05", kappa=0.5)
     run.fit()
     assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32}
     validation = [row for row in read_log(tmp_path / "metrics.csv") if row["split"] == "validation"]
