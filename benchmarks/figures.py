@@ -37,32 +37,37 @@ def draw_verification(rows: list[dict], path: Path) -> None:
     columns = min(4, len(groups))
     height = -(-len(groups) // columns)
     size = (4.2 * columns, 2.9 * height + 0.6)
-    figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False, sharex=True)
+    figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False)
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
     for axis, (network, eps) in zip(axes.flat, groups, strict=False):
         here = {r["method"]: r for r in measured if (r["network"], r["eps"]) == (network, eps)}
-        _panel(axis, methods, here)
+        skipped = {r["method"] for r in rows if (r["network"], r["eps"]) == (network, eps)} - set(here)
+        _panel(axis, methods, here, skipped)
         axis.set_title(f"{network}, ε = {eps}", fontsize=9)
-    figure.suptitle("Certified accuracy in % (bars), PGD on the same images (line), processor seconds per image")
+    figure.suptitle(
+        "Certified accuracy in % (bars; pale: fewer images), PGD on them (lines), processor seconds per image"
+    )
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _panel(axis, methods: list[str], here: dict[str, dict]) -> None:
-    places = range(len(methods))
-    for place, method in zip(places, reversed(methods), strict=True):
+def _panel(axis, methods: list[str], here: dict[str, dict], skipped: set[str]) -> None:
+    most = max(int(row["images"]) for row in here.values())
+    for place, method in enumerate(reversed(methods)):
         row = here.get(method)
         if row is None:
+            axis.text(1, place, "not run: cost" if method in skipped else "", va="center", fontsize=6)
             continue
-        _, colour = STYLES[method]
-        value = 100 * float(row["certified"])
-        axis.barh(place, value, color=colour)
+        few = int(row["images"]) < most
+        axis.barh(place, 100 * float(row["certified"]), color=STYLES[method][1], alpha=0.5 if few else 1.0)
         axis.plot([100 * float(row["pgd"])] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.5)
-        few = f", {row['images']} images" if row["note"] else ""
-        axis.text(101, place, f"{float(row['cpu_seconds_per_image']):.2g} s{few}", va="center", fontsize=6)
-    axis.set_yticks(list(places), [STYLES[m][0] for m in reversed(methods)], fontsize=7)
+        text = f"{float(row['cpu_seconds_per_image']):.2g} s" + (f", n = {row['images']}" if few else "")
+        axis.text(101, place, text, va="center", fontsize=6)
+    axis.set_yticks(range(len(methods)), [STYLES[m][0] for m in reversed(methods)], fontsize=7)
+    axis.set_ylim(-0.6, len(methods) - 0.4)
     axis.set_xlim(0, 100)
     axis.tick_params(axis="x", labelsize=7)
+    axis.text(1.0, 1.02, f"n = {most}", transform=axis.transAxes, fontsize=7)
