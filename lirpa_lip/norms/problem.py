@@ -44,7 +44,8 @@ class Problem:
     @cached_property
     def channels_last(self) -> bool:
         """Whether flat vectors hold an image's channels side by side, which float32 convolutions run faster on."""
-        return isinstance(self.map, ConvMap | ConvTransposeMap) and self.map.axes == 2 and self.map.dtype != torch.float64
+        convolution = isinstance(self.map, ConvMap | ConvTransposeMap) and self.map.axes == 2
+        return convolution and self.map.dtype != torch.float64
 
     def flat(self, tensor: Tensor) -> Tensor:
         """``(B, *shape) -> (B, numel)``, in the order of the problem's flat vectors."""
