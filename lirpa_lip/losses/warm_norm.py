@@ -64,8 +64,8 @@ class WarmStarts(nn.Module):
             return sigma
 
         def refined() -> Tensor:
-            few = (None if mask is None else mask[:FEW] for mask in (columns, rows))
-            return warm_norm(linear.detach(), images[:FEW].detach(), *few, iterations=MANY)[0]
+            few_columns, few_rows = (None if mask is None else mask[:FEW] for mask in (columns, rows))
+            return warm_norm(linear.detach(), images[:FEW].detach(), few_columns, few_rows, MANY)[0]
 
         return sigma * self.shortfall(index, sigma, refined)
 
