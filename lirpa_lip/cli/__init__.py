@@ -44,7 +44,7 @@ class LazyGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except LirpaLipError as error:
+        except (LirpaLipError, OSError) as error:  # OSError: a full disk, a folder that may not be written, …
             raise click.ClickException(str(error)) from error
 
 

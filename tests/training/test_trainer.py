@@ -185,3 +185,12 @@ def test_bf16_forward(tmp_path, bound):
     assert {t.dtype for t in weights(tmp_path).values()} == {torch.float32}
     validation = [row for row in read_log(tmp_path / "metrics.csv") if row["split"] == "validation"]
     assert float(validation[-1]["clean"]) > 0.3 and math.isfinite(float(validation[-1]["loss"]))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_trains_on_a_gpu(tmp_path, precision):
+    run = trainer(tmp_path, bound="local-lip", precision=precision, augment="none", eps="0.05")
+    assert run.accelerator.device.type == "cuda"
+    run.fit()
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path).values())
