@@ -130,9 +130,14 @@ def test_refused_by_name_and_with_a_reason(name):
 def test_training_mode_is_refused():
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
     x = torch.rand(3, 6)
-    bounded = BoundedModule(model, x)
     with pytest.raises(TrainingModeError, match="eval"):
-        bounded.compute_bounds(x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.1)),), method="local-lip")
+        ball = BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.1))
+        BoundedModule(model, x).compute_bounds(x=(ball,), method="local-lip")
+    bounded = BoundedModule(model.eval(), x)
+    network_graph(bounded)
+    bounded.train()
+    with pytest.raises(TrainingModeError, match="BatchNorm"):
+        network_graph(bounded)
 
 
 def test_wrong_input_shape():

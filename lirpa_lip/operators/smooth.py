@@ -126,7 +126,8 @@ def hard_swish() -> Smooth:
     def derivative(z: Tensor) -> Tensor:
         return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5)).to(z.dtype)
 
-    return Smooth(F.hardswish, derivative, value_extrema=[-1.5], jumps=[(-3.0, 0.0, -0.5), (3.0, 1.5, 1.0)])
+    jumps = [(-3.0, 0.0, -0.5), (3.0, 1.5, 1.0)]
+    return Smooth(lambda z: z * (z / 6 + 0.5).clamp(0, 1), derivative, value_extrema=[-1.5], jumps=jumps)
 
 
 # f' = 0 and f'' = 0 of x * sigmoid(x): the minimum of the value, and the two extremes of the slope

