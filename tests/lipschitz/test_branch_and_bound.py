@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from networks import networks
+from small_networks import networks
 from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from networks import Residual, networks
+from small_networks import Residual, networks
 from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm

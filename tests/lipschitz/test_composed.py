@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from lipschitz.networks import Residual, networks, wrap
+from lipschitz.small_networks import Residual, networks, wrap
 from lipschitz.test_product import _sweep
 
 from lirpa_lip.lipschitz.composed import composed_rate

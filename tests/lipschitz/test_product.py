@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lipschitz.networks import ACTIVATIONS, ball, mlp, wrap
+from lipschitz.small_networks import ACTIVATIONS, ball, mlp, wrap
 
 from lirpa_lip.lipschitz.oracle import NormOracle
 from lirpa_lip.lipschitz.sweep import planned_norms, sweep

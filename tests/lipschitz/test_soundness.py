@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lipschitz.networks import ACTIVATIONS, ball, mlp, networks, wrap
+from lipschitz.small_networks import ACTIVATIONS, ball, mlp, networks, wrap
 from sampling import assert_sound
 
 from lirpa_lip import BoundedModule
