@@ -29,8 +29,8 @@ from lirpa_lip.norms.lanczos import estimate, estimate_for_bound
 from lirpa_lip.norms.linear_map import ConvMap, IdentityMap
 from lirpa_lip.norms.loose import loose_bounds
 from lirpa_lip.norms.problem import Problem, unit
-from lirpa_lip.norms.reduce import active_counts, reduced_groups, written_out
-from lirpa_lip.norms.result import NormResult
+from lirpa_lip.norms.reduce import GROUP_ELEMENTS, active_counts, reduced_groups, written_out
+from lirpa_lip.norms.result import NormResult, combined
 
 #: Relative accuracy of the estimate which the factorisation starts from, and its steps at most.
 GUESS_RTOL, GUESS_STEPS = 1e-6, 150
@@ -107,7 +107,13 @@ def _of_written_out(problem: Problem, generator: torch.Generator | None, want_ve
             f"{tuple(linear_map.out_shape)}: its entries are not at hand, and it is too large to be written out; "
             "ask for certificate='probabilistic'."
         )
-    return deterministic(written_out(problem.to(torch.float64)), generator, want_vectors)
+    problem = problem.to(torch.float64)
+    if linear_map.batch_size is None:
+        return deterministic(written_out(problem), generator, want_vectors)
+    together = max(1, GROUP_ELEMENTS // (linear_map.in_numel * linear_map.out_numel))
+    parts = torch.arange(problem.size, device=linear_map.device).split(together)
+    found = [deterministic(written_out(problem.select(part)), generator, want_vectors) for part in parts]
+    return combined(found, parts, problem.size)
 
 
 def _diagonal(problem: Problem) -> NormResult:

@@ -110,8 +110,8 @@ def masked_spectral_norm(
 
     Args:
         linear_map: the map A, shared by the samples or one per sample.
-        mask_in: ``(B, *in_shape)``, non-negative scales, or ``None`` for ones.
-        mask_out: ``(B, *out_shape)``, non-negative scales, or ``None`` for ones.
+        mask_in: ``(B, *in_shape)``, non-negative scales, or ``None`` for ones; taken in the dtype of the map.
+        mask_out: ``(B, *out_shape)``, likewise.
         method: a key of ``SOLVERS``, or ``"auto"`` for the best one of the certificate asked for.
         certificate: ``"deterministic"``, ``"probabilistic"``, ``"estimate"`` (no bound; to be asked for by name), or
             ``"auto"``: deterministic where that takes at most ``work_limit`` operations per sample, else

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mpmath
 import pytest
 import torch
@@ -9,6 +11,7 @@ from cases import BUILDERS, masks, singular_values
 from torch import Tensor
 
 from lirpa_lip.norms import deterministic as deterministic_module
+from lirpa_lip.norms import gram as gram_module
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.cholesky import (
     block_tridiagonal_definite,
@@ -19,7 +22,7 @@ from lirpa_lip.norms.cholesky import (
 )
 from lirpa_lip.norms.conv_gram import blocks, factor_work, side, stencil
 from lirpa_lip.norms.deterministic import convolution_bounds, dense_bounds, work
-from lirpa_lip.norms.gram import convolution_bound, gram_bound, largest_gram_bound
+from lirpa_lip.norms.gram import _Iteration, convolution_bound, gram_bound, largest_gram_bound
 from lirpa_lip.norms.linear_map import Conv1dMap, Conv2dMap, ConvMap, MaskedMap
 from lirpa_lip.norms.loose import loose_bounds
 from lirpa_lip.norms.problem import prepare
@@ -114,6 +117,36 @@ def test_inertia_test_separates(order: int) -> None:
     assert factor_margin(order, order) < 1e-9
 
 
+def test_inertia_test_of_dense_matrices_rejects_what_is_too_low() -> None:
+    """From a guess that is too low by 3e-5 the first test point must be rejected, the second passes."""
+    gram = torch.randn(3, 120, 120, dtype=torch.float64)
+    gram = gram @ gram.mT
+    top = torch.linalg.eigvalsh(gram)[:, -1]
+    bound = dense_top_eigenvalue(gram, top * (1 - 3e-5))
+    assert (bound >= top * (1 - 1e-13)).all() and (bound <= top * (1 + 1.1e-4)).all()
+
+
+def test_margins_cover_the_rounding_they_are_for() -> None:
+    """``fl(BBᵀ)`` against 50 digits, and Gram iteration against the eigenvalues of the very matrix it was given."""
+    seen = 0.0
+    for seed in range(25):
+        torch.manual_seed(seed)
+        matrix = torch.randn(5, 7, dtype=torch.float64)
+        gram = matrix @ matrix.mT
+        with mpmath.workdps(50):
+            exact = mpmath.matrix(matrix.tolist()) * mpmath.matrix(matrix.mT.tolist())
+            error = mpmath.matrix(gram.tolist()) - exact
+            size = max(abs(value) for value in mpmath.eigsy(error + error.T, eigvals_only=True)) / 2
+            top = max(
+                mpmath.eigsy((mpmath.matrix(gram.tolist()) + mpmath.matrix(gram.mT.tolist())) / 2, eigvals_only=True)
+            )
+        margin = gram_margin(7, matrix.square().sum()).item()
+        seen = max(seen, float(size) / margin)
+        assert size <= margin
+        assert mpmath.mpf(_Iteration(gram[None]).after(30).bound().item()) >= top
+    assert seen > 1e-3
+
+
 def test_escalation_takes_the_first_that_passes() -> None:
     limits = torch.tensor([1.00002, 1.5, 1.0, 1e9], dtype=torch.float64)
     bound = escalate(torch.ones(4, dtype=torch.float64), lambda index, t: t >= limits[index])
@@ -183,6 +216,25 @@ def test_symbol_bound_is_sharp_on_large_images() -> None:
     assert 1 <= ratio <= 1.006
 
 
+def test_symbol_bound_is_sharp_on_large_images_with_strides() -> None:
+    conv = Conv2dMap(torch.randn(2, 2, 3, 4), (2, 41, 40), stride=(2, 3), padding=1)
+    ratio = convolution_bound(conv) / singular_values(conv, None, None)[0]
+    assert 1 <= ratio <= 1.02
+
+
+def test_symbol_bound_covers_what_lies_between_the_grid_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a grid of four points a degree, its largest value alone would often fall short of the norm."""
+    monkeypatch.setattr(gram_module, "POINTS_PER_DEGREE", 4)
+    without = 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        conv = Conv1dMap(torch.randn(2, 2, 4), (2, 150), padding=2)
+        norm, bound = singular_values(conv, None, None)[0].item(), convolution_bound(conv).item()
+        assert norm <= bound <= norm * 1.3
+        without += bound * math.cos(math.pi / 4) ** 0.5 < norm
+    assert without > 5
+
+
 def test_schur_is_sharp_without_signs() -> None:
     """For a non-negative matrix |A| = A: the test's only loss is that of its power steps."""
     conv = Conv2dMap(torch.rand(4, 3, 3, 3), (3, 8, 7), padding=1)
@@ -200,6 +252,17 @@ def test_too_much_work_falls_back_to_a_bound(monkeypatch: pytest.MonkeyPatch) ->
     sigma = singular_values(conv, mask_in, mask_out)
     assert (result.upper >= sigma).all() and result.upper.isfinite().all()
     assert (result.upper[[0, 4]] > 1.01 * sigma[[0, 4]]).all()
+
+
+def test_a_poor_estimate_is_improved_before_the_bound_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deterministic_module, "GUESS_RTOL", 0.3)
+    conv = BUILDERS["conv"](torch.float64)
+    mask_in, mask_out = masks(conv, 0.3, False)
+    sigma = singular_values(conv, mask_in, mask_out)
+    poor = masked_spectral_norm(conv, mask_in, mask_out, certificate="estimate", rtol=0.3).upper
+    assert (poor[[0, 1, 4]] < 0.98 * sigma[[0, 1, 4]]).any()
+    upper = masked_spectral_norm(conv, mask_in, mask_out, certificate="deterministic").upper
+    assert (upper <= 1.006 * sigma).all()
 
 
 def test_a_bad_estimate_costs_tightness_not_truth(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError, UnknownMet
 from lirpa_lip.norms import NormResult, SharedStart, masked_spectral_norm
 from lirpa_lip.norms.linear_map import ComposedMap, Conv2dMap, DenseMap, DiagonalMap, LinearMap, MaskedMap, ReshapeMap
 from lirpa_lip.norms.problem import prepare
+from lirpa_lip.norms.reduce import reduction_pays
 from lirpa_lip.norms.simplify import simplify
 
 DENSE = DenseMap(torch.randn(4, 6))
@@ -94,6 +95,34 @@ def test_samples_do_not_depend_on_their_batch() -> None:
             linear_map, mask_in[b : b + 1], mask_out[b : b + 1], certificate="estimate", rtol=1e-10
         )
         torch.testing.assert_close(alone.upper[0], together.upper[b], rtol=1e-8, atol=0)
+
+
+REMAINDERS = [
+    DenseMap(torch.randn(200, 300, dtype=torch.float64)),
+    Conv2dMap(torch.randn(8, 8, 5, 5, dtype=torch.float64), (8, 12, 12), padding=2),
+]
+
+
+@pytest.mark.parametrize("linear_map", REMAINDERS, ids=["dense", "convolution"])
+def test_small_remainders_are_solved_on_small_matrices(linear_map: LinearMap) -> None:
+    """Where little is left, iterations run on dense matrices: same values, and vectors in their places."""
+    mask_in, mask_out = ((torch.rand(6, *s) > 0.96).double() for s in (linear_map.in_shape, linear_map.out_shape))
+    _, problem = prepare(linear_map, mask_in, mask_out)
+    assert reduction_pays(problem)
+    sigma = singular_values(linear_map, mask_in, mask_out)
+    for certificate in ("estimate", "probabilistic"):
+        options = {"certificate": certificate, "rtol": 1e-9, "max_iterations": 200, "vectors": True}
+        result = masked_spectral_norm(linear_map, mask_in, mask_out, **options)
+        torch.testing.assert_close(result.upper, sigma, rtol=1e-3, atol=0)
+        image = linear_map.forward(result.right * mask_in) * mask_out
+        torch.testing.assert_close((image * result.left).flatten(1).sum(1), sigma, rtol=1e-8, atol=0)
+
+
+def test_maps_per_sample_are_written_out_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    linear_map = BUILDERS["composed"](torch.float64)
+    whole = masked_spectral_norm(linear_map, certificate="deterministic").upper
+    monkeypatch.setattr("lirpa_lip.norms.deterministic.GROUP_ELEMENTS", 2 * linear_map.in_numel * linear_map.out_numel)
+    torch.testing.assert_close(masked_spectral_norm(linear_map, certificate="deterministic").upper, whole)
 
 
 def test_a_masked_map_is_taken_apart() -> None:
