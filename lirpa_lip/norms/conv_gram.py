@@ -123,25 +123,47 @@ def factor_work(side: Side, share: float) -> float:
 
 
 def stencil(side: Side, squares: Tensor | None) -> dict[Offset, Tensor]:
-    """``S_o``: the sums over tap pairs and channels, for each offset, ``(pixels, c, c')``.
+    """``S_o``: the sums over tap pairs and channels, for each offset, ``(*batch, pixels, c, c')``.
 
     Args:
-        squares: ``(e, pixels of the other side)``, squared mask, or ``None`` for ones.
+        squares: ``(*batch, e, pixels of the other side)``, squared mask, or ``None`` for ones.
     """
-    channels, others = side.weight.shape[:2]
-    partners = {}
-    for tap in side.taps:
-        flat, valid = side.partner(tap)
-        ones = valid.to(side.weight.dtype).expand(others, -1)
-        partners[tap] = ones if squares is None else squares[:, flat] * ones
+    if squares is None:
+        squares = side.weight.new_ones(side.weight.shape[1], math.prod(side.other))
+    partners = {tap: side.partner(tap) for tap in side.taps}
+    summed = _summed_first if side.weight.shape[0] ** 2 <= side.weight.shape[1] else _gathered_first
+    return summed(side, squares, partners)
+
+
+def _kernels(side: Side, pairs: Sequence[tuple[Offset, Offset]]) -> Tensor:
+    """Products of kernel entries of each tap pair, ``(pairs, e, c, c')``."""
+    here, there = (torch.stack([side.weight[:, :, k[0], k[1]] for k in taps]) for taps in zip(*pairs, strict=True))
+    return torch.einsum("pce,pde->pecd", here, there)
+
+
+def _gathered_first(side: Side, squares: Tensor, partners: dict[Offset, tuple[Tensor, Tensor]]) -> dict[Offset, Tensor]:
+    """One product per offset, of the mask gathered for all its tap pairs."""
+    gathered = {tap: squares[..., flat] * valid for tap, (flat, valid) in partners.items()}
     result = {}
     for offset, pairs in side.links.items():
-        gathered = torch.cat([partners[k] for k, _ in pairs])
-        taps = [(side.weight[:, :, k[0], k[1]], side.weight[:, :, j[0], j[1]]) for k, j in pairs]
-        kernels = [torch.einsum("ce,de->ecd", here, there) for here, there in taps]
-        products = torch.cat(kernels).reshape(len(pairs) * others, channels * channels)
-        result[offset] = (gathered.mT @ products).reshape(-1, channels, channels)
+        products = _kernels(side, pairs)
+        summed = torch.cat([gathered[k] for k, _ in pairs], dim=-2).mT @ products.flatten(0, 1).flatten(1)
+        result[offset] = summed.reshape(*summed.shape[:-1], *products.shape[2:])
     return result
+
+
+def _summed_first(side: Side, squares: Tensor, partners: dict[Offset, tuple[Tensor, Tensor]]) -> dict[Offset, Tensor]:
+    """One product for all tap pairs, gathered afterwards: with few channels on this side there is less to gather."""
+    links = [(offset, pair) for offset, pairs in side.links.items() for pair in pairs]
+    products = _kernels(side, [pair for _, pair in links])
+    summed = products.permute(0, 2, 3, 1).flatten(0, 2) @ squares
+    result: dict[Offset, Tensor] = {}
+    for (offset, (tap, _)), part in zip(links, summed.split(products.shape[2] ** 2, dim=-2), strict=True):
+        flat, valid = partners[tap]
+        value = part[..., flat] * valid
+        result[offset] = result[offset] + value if offset in result else value
+    shape = products.shape[2:]
+    return {offset: value.mT.reshape(*value.shape[:-2], -1, *shape) for offset, value in result.items()}
 
 
 def blocks(side: Side, values: dict[Offset, Tensor], mask: Tensor | None) -> tuple[list[Tensor], list[Tensor]]:

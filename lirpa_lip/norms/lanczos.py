@@ -24,6 +24,9 @@ from lirpa_lip.norms.result import NormResult
 #: Lanczos vectors are kept while they take at most this many times the larger activation; past it, they are made anew.
 BASIS_ACTIVATIONS = 4
 
+#: A stencil takes about as long to find as this many applications of the map.
+STENCIL_STEPS = 4
+
 #: Steps at which convergence is looked at: each costs an eigendecomposition of T.
 CHECKS = (2, 4, 6, 8, 11, 14, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 120)
 
@@ -201,6 +204,8 @@ def estimate(
         return by_reduction(
             problem, lambda group: estimate(group.problem, None, rtol, max_steps, generator, want_vectors)
         )
+    if max_steps >= STENCIL_STEPS:
+        problem = problem.with_stencil()
     begin = random_start(problem, generator)
     if start is not None:
         alive = start.flatten(1).norm(dim=1, keepdim=True) > 0

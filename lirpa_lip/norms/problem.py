@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
 from lirpa_lip.norms.kernels.registry import backend
 from lirpa_lip.norms.linear_map import ConvMap, ConvTransposeMap, DenseMap, LinearMap, MaskedMap
+from lirpa_lip.norms.stencil_gram import StencilGram, stencil_pays
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Problem:
         map: the map A, shared or per sample.
         size: number of samples.
         mask_in, mask_out: ``(B, *shape)`` or ``None`` for ones.
+        stencil: G without `outer`, where another way than the map itself is faster.
     """
 
     map: LinearMap
     size: int
     mask_in: Tensor | None = None
     mask_out: Tensor | None = None
+    stencil: StencilGram | None = None
 
     @property
     def on_input(self) -> bool:
@@ -77,6 +80,13 @@ class Problem:
         square = self.inner * self.inner
         return self.inner if torch.equal(square, self.inner) else square
 
+    def with_stencil(self) -> Problem:
+        """The same problem with G as a stencil, where that is the faster way for more than a few steps."""
+        if not stencil_pays(self.map, self.on_input):
+            return self
+        assert isinstance(self.map, ConvMap)
+        return replace(self, stencil=StencilGram(self.map, self.on_input, self.inner_square))
+
     def gram_without_last_mask(self, x: Tensor) -> Tensor:
         """``(B, numel) -> (B, numel)``: G x but for the last multiplication by `outer`."""
         if type(self.map) is DenseMap:  # a subclass may apply itself in another way
@@ -85,6 +95,8 @@ class Problem:
             # The inner mask on both products: together its square, and both may skip what is eliminated.
             return product(product(x, weight, self.outer, self.inner), weight.mT, self.inner, None)
         x = x if self.outer is None else x * self.outer
+        if self.stencil is not None:
+            return self.stencil.apply(x)
         if self.on_input:
             return self.flat(self.map.adjoint(self._inner_masked(self.map.forward(self.shaped(x, self.map.in_shape)))))
         return self.flat(self.map.forward(self._inner_masked(self.map.adjoint(self.shaped(x, self.map.out_shape)))))
@@ -142,8 +154,9 @@ class Problem:
 
     def select(self, index: Tensor) -> Problem:
         """The sub-batch at a 1-D index tensor."""
-        masks = [None if mask is None else mask[index] for mask in (self.mask_in, self.mask_out)]
-        return Problem(self.map.select(index), len(index), *masks)
+        mask_in, mask_out = (None if mask is None else mask[index] for mask in (self.mask_in, self.mask_out))
+        stencil = None if self.stencil is None else self.stencil.select(index)
+        return Problem(self.map.select(index), len(index), mask_in, mask_out, stencil)
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The same operators in another precision."""
