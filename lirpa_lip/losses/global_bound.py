@@ -66,10 +66,8 @@ class GlobalBound(nn.Module):
     def product(self) -> Tensor:
         """Π of the norms of all stages but the last, a scalar."""
         if self.certificate == "estimate":
-            # Nothing here depends on the sample: the kept vectors converge while training goes on.
-            options = {"iterations": self.iterations, "checked": False}
             maps = [stage.linear_map() for stage in self._stages[:-1]]
-            return _product([self.starts.norm(index, linear, **options) for index, linear in enumerate(maps)])
+            return _product([self.starts.norm(i, m, iterations=self.iterations) for i, m in enumerate(maps)])
         if self._kept is None:
             self._kept = _product(self._certified_norms())
             if not bool(torch.isfinite(self._kept)):

@@ -68,7 +68,8 @@ ARCHITECTURES: dict[str, Architecture] = {
         maxmin=((0.1, -0.1), (0.1, -0.15), *_symmetric(0.15, 0.15, 0.2, 0.3, 1.2)),
     ),
     "8c2f": Architecture(_8C, (256,), threshold=1.0, maxmin=_symmetric(0.8, 1.0, 1.4, 1.4, 1.4, 1.6, 2.0, 3.0, 1.6)),
-    # Small enough for two CPU cores.
+    # Small enough for two CPU cores; the first is 4C3F at a quarter of its width.
+    "4c3f-quarter": Architecture(((8, 3, 1, 1), (8, 4, 2, 1), (16, 3, 1, 1), (16, 4, 2, 1)), (128, 128)),
     "cnn-small": Architecture(((16, 4, 2, 1), (32, 4, 2, 1)), (100,)),
     "cnn-tiny": Architecture(((8, 3, 1, 1), (16, 4, 2, 1)), (32,)),
     "mlp-small": Architecture((), (100, 100)),
