@@ -85,8 +85,8 @@ class WarmStarts(nn.Module):
     def shortfall(self, index: int, quick: Tensor, refined: Callable[[], Tensor]) -> Tensor:
         """How many times too small the quick estimates are on average, a scalar ≥ 1.
 
-        Measured while training, at the first call and every ``EVERY`` calls, on the batch's first samples. Without it
-        a network learns what few iterations overlook.
+        Measured while training, at calls 0, 1, 2, 4, 8 … and then every ``EVERY`` calls, on the batch's first samples.
+        Without it a network learns what few iterations overlook.
 
         Args:
             quick: (batch,) estimates of few iterations.
@@ -97,7 +97,9 @@ class WarmStarts(nn.Module):
             self.register_buffer(name, torch.tensor([1.0, 0.0], dtype=quick.dtype, device=quick.device))
         factor, calls = self.get_buffer(name)
         if self.training:
-            if int(calls) % EVERY == 0:
+            count = int(calls)
+            # often at first, while the kept vectors still improve from call to call: at 0, 1, 2, 4, 8 …
+            if count % EVERY == 0 or (count < EVERY and count & (count - 1) == 0):
                 many, few = refined().sum(), quick[:FEW].sum()
                 factor.copy_(
                     torch.where(few > 0, many / few.clamp(min=torch.finfo(few.dtype).tiny), 1.0).clamp(min=1.0)

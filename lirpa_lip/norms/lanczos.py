@@ -93,13 +93,15 @@ class Recurrence:
         return alpha, beta
 
     def eigen(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues ``(b, k)``, rising, and eigenvectors ``(b, k, k)`` of T, in float64 and on the CPU's LAPACK."""
+        """Eigenvalues of T ``(b, k)``, rising, and its top eigenvector ``(b, k)``, in float64 from the CPU's LAPACK."""
         alpha, off = self.alpha.cpu(), self.beta[:, :-1].cpu()
-        matrix = torch.diag_embed(alpha) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-        if not bool(matrix.isfinite().all()):
+        if not bool(alpha.isfinite().all() and off.isfinite().all()):
             raise NonFiniteError("a spectral norm", "check the map's values and the range of its dtype")
-        values, vectors = torch.linalg.eigh(matrix)
-        return values.to(self.v.device), vectors.to(self.v.device)
+        # a few samples at a time: for narrow layers, k x k values a sample are more than their activations
+        chunk = max(1, self.v.numel() // (8 * alpha.shape[1] ** 2))
+        parts = [_eigen(*part) for part in zip(alpha.split(chunk), off.split(chunk), strict=True)]
+        values, top = (torch.cat(found).to(self.v.device) for found in zip(*parts, strict=True))
+        return values, top
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """``sum_j c_j v_j``, ``(b, k) -> (b, n)``; runs the recurrence again where its vectors were not kept."""
@@ -128,6 +130,14 @@ class Recurrence:
         return part
 
 
+def _eigen(alpha: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
+    matrix = torch.diag_embed(alpha)
+    matrix.diagonal(1, 1, 2).copy_(off)
+    matrix.diagonal(-1, 1, 2).copy_(off)
+    values, vectors = torch.linalg.eigh(matrix)
+    return values, vectors[:, :, -1].clone()
+
+
 def random_start(problem: Problem, generator: torch.Generator | None) -> Tensor:
     """``(B, numel)``: Gaussian on the coordinates that are not masked, so uniform in direction there."""
     shape = (problem.size, problem.numel)
@@ -145,10 +155,10 @@ def run(
     """Advance all samples; yield those that are done, in groups.
 
     Args:
-        done: ``(recurrence, eigenvalues (b, k), eigenvectors (b, k, k) of T) -> (b,)`` boolean, at each check.
+        done: ``(recurrence, eigenvalues (b, k), top eigenvector (b, k) of T) -> (b,)`` boolean, at each check.
 
     Yields:
-        the recurrence of a group, and the eigenvalues and eigenvectors of its T.
+        the recurrence of a group, and the eigenvalues and the top eigenvector of its T.
     """
     state = Recurrence(problem, start, keep_basis)
     max_steps = max(1, min(max_steps, problem.numel))
@@ -157,21 +167,21 @@ def run(
         state.advance()
         if state.steps not in checks:
             continue
-        values, vectors = state.eigen()
+        values, vector = state.eigen()
         if state.steps >= max_steps:
-            yield state, values, vectors
+            yield state, values, vector
             return
-        finished = done(state, values, vectors)
+        finished = done(state, values, vector)
         state.last_top = values[:, -1]
         leave, stay = finished.nonzero().squeeze(1), (~finished).nonzero().squeeze(1)
         if len(leave):
-            yield (state.select(leave) if len(stay) else state), values[leave], vectors[leave]
+            yield (state.select(leave) if len(stay) else state), values[leave], vector[leave]
             if not len(stay):
                 return
             state = state.select(stay)
 
 
-def ritz_error(state: Recurrence, values: Tensor, vectors: Tensor) -> Tensor:
+def ritz_error(state: Recurrence, values: Tensor, top_vector: Tensor) -> Tensor:
     """Estimated relative error of the top Ritz value theta, ``(b,)``: the larger of two, both over theta.
 
     An eigenvalue lies within the residual r of theta, and within r²/gap if the rest of the spectrum is a gap away
@@ -180,7 +190,7 @@ def ritz_error(state: Recurrence, values: Tensor, vectors: Tensor) -> Tensor:
     """
     tiny = torch.finfo(values.dtype).tiny
     top = values[:, -1].clamp(min=tiny)
-    residual = state.beta[:, -1] * vectors[:, -1, -1].abs()
+    residual = state.beta[:, -1] * top_vector[:, -1].abs()
     gap = values[:, -1] - values[:, -2] if values.shape[1] > 1 else torch.zeros_like(top)
     ahead = residual * (residual / gap.clamp(min=tiny)).clamp(max=1)
     return torch.maximum(ahead, values[:, -1] - state.last_top) / top
@@ -211,16 +221,16 @@ def estimate(
         alive = start.flatten(1).norm(dim=1, keepdim=True) > 0
         begin = torch.where(alive, start.to(begin.dtype), begin)
 
-    def done(state: Recurrence, values: Tensor, vectors: Tensor) -> Tensor:
+    def done(state: Recurrence, values: Tensor, vector: Tensor) -> Tensor:
         # sigma is the root of the Ritz value, so its relative error is half.
-        return ritz_error(state, values, vectors) <= 2 * rtol
+        return ritz_error(state, values, vector) <= 2 * rtol
 
     sigma, top, steps = begin.new_zeros(problem.size), torch.zeros_like(begin) if want_vectors else None, 0
-    for state, values, vectors in run(problem, begin, done, max_steps, want_vectors):
+    for state, values, vector in run(problem, begin, done, max_steps, want_vectors):
         sigma[state.index] = values[:, -1].clamp(min=0).sqrt().to(sigma.dtype)
         steps = max(steps, state.steps)
         if top is not None:
-            top[state.index] = state.combine(vectors[:, :, -1])
+            top[state.index] = state.combine(vector)
     left = right = None
     if top is not None:
         left, right, sigma = problem.singular_pair(top)

@@ -160,18 +160,18 @@ def probabilistic(
         ritz = values[:, -1].clamp(min=0) * (1 + 1e-12)
         return polynomial_bound(state.alpha, state.beta, ritz, gamma[state.index])
 
-    def done(state: Recurrence, values: Tensor, vectors: Tensor) -> Tensor:
+    def done(state: Recurrence, values: Tensor, vector: Tensor) -> Tensor:
         # Whether the bound is as near as asked takes one point, the bound itself many.
         near = values[:, -1:] * (1 + rtol) ** 2
         return log_growth(state.alpha, state.beta, near, gamma[state.index])[:, 0] >= TARGET
 
     lower, upper, steps = begin.new_zeros(problem.size), begin.new_zeros(problem.size), 0
     top = torch.zeros_like(begin) if want_vectors else None
-    for state, values, vectors in run(problem, begin, done, max_steps, want_vectors):
+    for state, values, vector in run(problem, begin, done, max_steps, want_vectors):
         lower[state.index] = (values[:, -1].clamp(min=0) * (1 - 16 * ROUNDING)).sqrt()
         upper[state.index] = bound(state, values).sqrt()
         steps = max(steps, state.steps)
         if top is not None:
-            top[state.index] = state.combine(vectors[:, :, -1])
+            top[state.index] = state.combine(vector)
     left, right, _ = problem.singular_pair(top) if top is not None else (None, None, None)
     return NormResult(lower, upper, "probabilistic", delta, steps, left, right)
