@@ -13,13 +13,13 @@ STYLES = {
     "alpha-crown": ("α-CROWN", "#17becf"),
     "global-product": ("global product", "#555555"),
     "global-composed": ("global composed", "#222222"),
-    "sdp-crown": ("SDP-CROWN (rendered)", "#9467bd"),
+    "sdp-crown-global": ("SDP-CROWN (rendered)", "#9467bd"),
     "local-product": ("local product", "#bcbd22"),
     "local-lip": ("local-lip", "#ff7f0e"),
     "local-lip-crown": ("local-lip-crown", "#d62728"),
     "local-lip-tight": ("local-lip, tight", "#8c564b"),
-    "sdp-crown-local": ("free slopes, local balls", "#e377c2"),
-    "sdp-crown-tight": ("free slopes, tight", "#7f0000"),
+    "sdp-crown": ("sdp-crown", "#e377c2"),
+    "sdp-crown-tight": ("sdp-crown, tight", "#7f0000"),
 }
 
 

@@ -17,7 +17,7 @@ from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repai
 from .config import LocalLipConfig
 from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError, UnsupportedOperatorError
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
-from .local_lip import METHODS, local_lip_bounds, local_lip_constants
+from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
 from .operators import clipped_relu_bound, maxmin_bound  # noqa: F401  (registers the bound classes)
 from .operators.registration import unsupported_operators
 from .operators.table import ADAPTERS
@@ -56,7 +56,8 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     if not (want_lower or want_upper):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")
     _check_mode(bounded)
-    bounds = local_lip_bounds(bounded, call.get("x"), call.get("C"), name, want_lower, want_upper)
+    wanted = (want_lower, want_upper, call.get("decision_thresh"))
+    bounds = local_lip_bounds(bounded, call.get("x"), call.get("C"), name, *wanted)
     object.__setattr__(bounded, "last_certificate", bounds[2:])
     return bounds[:2]
 
@@ -91,8 +92,8 @@ def _local_lipschitz(bounded, x, c: Tensor | None, method: str, norm: float, opt
     if method in JACOBIAN_METHODS:
         _check_mode(bounded)
         return jacobian_constants_of(bounded, x, c, method, norm, options)
-    if method not in METHODS:
-        raise UnknownMethodError(method, METHODS + JACOBIAN_METHODS)
+    if method not in CONSTANT_METHODS:
+        raise UnknownMethodError(method, CONSTANT_METHODS + JACOBIAN_METHODS)
     if norm != 2:
         raise UnsupportedNormError(norm, f"method={method!r}", (2,))
     if options:
@@ -138,13 +139,18 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
             super().check_incompatible_nodes(model)
 
     def compute_bounds(self, *args, **kwargs):
-        """auto_LiRPA's ``compute_bounds``, with two methods more.
+        """auto_LiRPA's ``compute_bounds``, with three methods more.
 
         ``method="local-lip"``: ``C f(x₀)`` plus and minus how far it can move, from masked norms over cheap
         pre-activation bounds (interval arithmetic, intersected with the ball of the local radius).
         ``method="local-lip-crown"``: the same over CROWN's pre-activation bounds, intersected with CROWN's bounds.
+        ``method="sdp-crown"``: ``"local-lip"``, intersected with SDP-CROWN's relaxation over the *local* balls and
+        intervals: every neuron's slope is free, and each row's slopes are optimised. It is ``"local-lip"`` with
+        ``LocalLipConfig(optimize=...)``, of 20 steps where none are set.
 
-        Both are for one input in an ℓ₂ ball, ``x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``, and
+        With ``decision_thresh``, a number or ``(batch, specs)``, lower bounds are not optimised once they exceed it.
+
+        All are for one input in an ℓ₂ ball, ``x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``, and
         return ``(lower, upper)``, each ``(batch, specs)``, with ``None`` for what ``bound_lower=False`` or
         ``bound_upper=False`` leaves out. They hold as the certificate kind says, which is afterwards in
         ``last_certificate`` as ``(kind, failure probability)``.

@@ -18,12 +18,11 @@ from .config import LocalLipConfig
 from .errors import UnknownMethodError
 from .graph import NetworkGraph
 from .jacobian_lip import prepare_region
-from .lipschitz.baselines import freed_layers, global_layers, global_lipschitz, relaxed_lower, sdp_crown_layers
+from .lipschitz.baselines import global_layers, global_lipschitz, relaxed_lower, sdp_crown_layers
 from .lipschitz.jacobian_margin import mean_value_bounds
 from .lipschitz.oracle import NormOracle
-from .lipschitz.sweep import planned_norms, sweep
-from .local_lip import outward_upper, prepare
-from .margin import output_upper
+from .lipschitz.sweep import planned_norms
+from .local_lip import CONSTANT_METHODS, outward_upper, prepare
 from .region import Region
 from .result import LipschitzResult
 
@@ -57,17 +56,23 @@ class Lirpa:
 
 
 class Local:
-    """``method="local-lip"`` or ``"local-lip-crown"``, with changed settings."""
+    """``method="local-lip"``, ``"local-lip-crown"`` or ``"sdp-crown"``, with changed settings.
+
+    Rows are optimised until their sign is known.
+    """
 
     def __init__(self, model: nn.Module, sample: Tensor, name: str, config: LocalLipConfig) -> None:
         self.name = name
         self.bounded = BoundedModule(model, torch.zeros_like(sample), bound_opts={"local_lip": config})
 
     def lower(self, x: Tensor, c: Tensor, eps: float) -> Bounds:
-        lower, _ = self.bounded.compute_bounds(x=(ball(x, eps),), C=c, method=self.name, bound_upper=False)
+        call = dict(C=c, method=self.name, bound_upper=False, decision_thresh=0.0)
+        lower, _ = self.bounded.compute_bounds(x=(ball(x, eps),), **call)
         return Bounds(lower, *self.bounded.last_certificate)
 
     def lipschitz(self, x: Tensor, c: Tensor, eps: float) -> LipschitzResult | None:
+        if self.name not in CONSTANT_METHODS:
+            return None
         return self.bounded.local_lipschitz(x=(ball(x, eps),), C=c, method=self.name)
 
 
@@ -104,25 +109,6 @@ class Global:
         return LipschitzResult(upper, torch.zeros_like(upper), self.norm.certificate, self.norm.failure_probability)
 
 
-class Freed:
-    """SDP-CROWN's relaxation over local balls and intervals, intersected with the bound that these give anyway."""
-
-    def __init__(self, model: nn.Module, sample: Tensor, steps: int, config: LocalLipConfig) -> None:
-        self.config, self.steps = config, steps
-        self.bounded = BoundedModule(model, torch.zeros_like(sample), bound_opts={"local_lip": config})
-
-    def lower(self, x: Tensor, c: Tensor, eps: float) -> Bounds:
-        graph, region, dtype = prepare(self.bounded, ball(x, eps), self.config)
-        norm = NormOracle(self.config, planned_norms(graph, self.config))
-        layers, c = sweep(graph, region, self.config, norm), c.to(graph.dtype)
-        lower = -output_upper(graph, region, -c, layers, self.config)
-        lower = torch.maximum(lower, relaxed_lower(graph, region, c, freed_layers(layers), self.steps))
-        return Bounds(-outward_upper(-lower, dtype), norm.certificate, norm.failure_probability)
-
-    def lipschitz(self, x: Tensor, c: Tensor, eps: float) -> LipschitzResult | None:
-        return None
-
-
 class MeanValue:
     """The mean value bound from the Clarke Jacobian over the ball."""
 
@@ -139,7 +125,7 @@ class MeanValue:
         return self.bounded.local_lipschitz(x=(ball(x, eps),), C=c, method="clarke-jacobian", norm=2)
 
 
-Comparable = Lirpa | Local | Global | Freed | MeanValue
+Comparable = Lirpa | Local | Global | MeanValue
 Factory = Callable[[nn.Module, Tensor, int, LocalLipConfig], Comparable]
 _BOX = (0.0, 1.0)
 #: SDP-CROWN's slopes start far from their optimum, and its authors take hundreds of steps.
@@ -170,13 +156,15 @@ METHODS: dict[str, tuple[Factory, str]] = {
     "local-composed": (_local(bound="composed"), "composed bound"),
     "local-lip": (_local(), "composed and product, the default"),
     "local-lip-crown": (_local("local-lip-crown"), "the same, intersected with CROWN"),
-    "local-lip-optimized": (_local(optimize=True), "the default with optimised slopes"),
     "local-lip-tight": (_local(tighten=-1, image_box=_BOX), "pre-activations bounded again, pixels in [0, 1]"),
-    "sdp-crown": (lambda m, x, n, s: Global(m, x, s, steps=_SDP_STEPS * n), "our rendering of SDP-CROWN's relaxation"),
-    "sdp-crown-local": (lambda m, x, n, s: Freed(m, x, _SDP_STEPS * n, s), "that over local balls and intervals"),
+    "sdp-crown": (_local("sdp-crown", optimize=True), "local-lip with slopes free and optimised"),
     "sdp-crown-tight": (
-        lambda m, x, n, s: Freed(m, x, _SDP_STEPS * n, replace(s, tighten=-1, image_box=_BOX)),
+        _local("sdp-crown", optimize=True, tighten=-1, image_box=_BOX),
         "that, pre-activations bounded again, pixels in [0, 1]",
+    ),
+    "sdp-crown-global": (
+        lambda m, x, n, s: Global(m, x, s, steps=_SDP_STEPS * n),
+        "our rendering of SDP-CROWN's relaxation, over balls of global radius",
     ),
     "clarke-jacobian": (lambda m, x, n, s: MeanValue(m, x, s), "mean value bound of the Clarke Jacobian"),
 }

@@ -32,7 +32,8 @@ class LocalLipConfig:
         local_ball: intersect pre-activation bounds with the ball of the *local* radius.
         tighten: how many layers, counted from the first, have their pre-activations bounded again by the composed
             rows, one backward pass per neuron; 0 for none, -1 for all.
-        optimize: gradient steps on the slopes of each specification; ``True`` for 20 of them, 0 or ``False`` for none.
+        optimize: steps of descent on the slopes of each specification, of stable neurons too, and on the multipliers
+            of the layers' balls; ``True`` for 20 of them, 0 or ``False`` for none. ``bound="product"`` takes none.
         precision: of the computation. ``"auto"`` is float64 for certificates and the model's own for estimates.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import auto_LiRPA
 import torch
@@ -20,24 +21,35 @@ from .margin import check_specification, output_upper, row_lipschitz, whole_lips
 from .region import Region
 from .result import LipschitzResult
 
-METHODS = ("local-lip", "local-lip-crown")
+#: Of bounds of outputs, and of Lipschitz constants.
+METHODS = ("local-lip", "local-lip-crown", "sdp-crown")
+CONSTANT_METHODS = ("local-lip", "local-lip-crown")
 
 
 def local_lip_bounds(
-    bounded, x, c: Tensor | None, method: str, want_lower: bool = True, want_upper: bool = True
+    bounded,
+    x,
+    c: Tensor | None,
+    method: str,
+    want_lower: bool = True,
+    want_upper: bool = True,
+    threshold: float | Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor | None, str, float]:
     """Bounds of ``C f`` over the region: ``(lower, upper)``, each ``(batch, specs)``, certificate kind and delta.
 
-    A bound that is not wanted is ``None`` and costs nothing.
+    A bound that is not wanted is ``None`` and costs nothing. Lower bounds are not optimised beyond ``threshold``.
     """
     config = LocalLipConfig.from_options(bounded.bound_opts)
+    if method == "sdp-crown" and not config.optimize:
+        config = replace(config, optimize=True)
     graph, region, dtype = prepare(bounded, x, config)
     rows = check_specification(c, len(region.eps), graph)
     given, crown = _crown(bounded, x, rows, graph, dtype) if method == "local-lip-crown" else ({}, (None, None))
+    limit = None if threshold is None else -_threshold(threshold, rows)
     norm = NormOracle(config, planned_norms(graph, config))
     with _gradients_where_needed(graph, region):
         layers = sweep(graph, region, config, norm, given)
-        below = output_upper(graph, region, -rows, layers, config) if want_lower else None
+        below = output_upper(graph, region, -rows, layers, config, limit) if want_lower else None
         above = output_upper(graph, region, rows, layers, config) if want_upper else None
     lower = None if below is None else -outward_upper(below, dtype)
     upper = None if above is None else outward_upper(above, dtype)
@@ -46,6 +58,15 @@ def local_lip_bounds(
     if crown[1] is not None and upper is not None:
         upper = torch.minimum(upper, crown[1].flatten(1))
     return lower, upper, norm.certificate, norm.failure_probability
+
+
+def _threshold(threshold: float | Tensor, rows: Tensor) -> Tensor:
+    limit = torch.as_tensor(threshold, dtype=rows.dtype, device=rows.device).detach()
+    try:
+        return limit.expand(rows.shape[:2])
+    except RuntimeError:
+        shape = tuple(limit.shape)
+        raise ShapeError(f"decision_thresh has shape {shape}; give a number, or (batch, specs).") from None
 
 
 def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzResult:

@@ -37,12 +37,25 @@ def check_specification(c: Tensor | None, batch: int, graph: NetworkGraph) -> Te
     return c.expand(batch, -1, -1).to(graph.dtype)
 
 
-def output_upper(graph: NetworkGraph, region: Region, c: Tensor, layers: Layers, config: LocalLipConfig) -> Tensor:
+def output_upper(
+    graph: NetworkGraph,
+    region: Region,
+    c: Tensor,
+    layers: Layers,
+    config: LocalLipConfig,
+    threshold: Tensor | None = None,
+) -> Tensor:
     """Upper bounds of ``C f(x)`` over the region, ``(batch, specs)``; of ``−C`` they are minus the lower bounds.
 
     The product bound gives ``C f(centre) + eps · Lip``; the composed bound a value of its own; ``"auto"`` the smaller.
+
+    Args:
+        threshold: ``(batch, specs)``. A row that is below it, or at the centre is not, is not optimised any further.
     """
-    upper = torch.cat([_output_upper(graph, region, part, layers, config) for part in _chunks(graph, c)], dim=1)
+    parts = _chunks(graph, c)
+    limits = [None] * len(parts) if threshold is None else threshold.split([p.shape[1] for p in parts], dim=1)
+    found = [_output_upper(graph, region, part, layers, config, limit) for part, limit in zip(parts, limits)]
+    upper = torch.cat(found, dim=1)
     if bool(torch.isnan(upper).any()):
         raise NonFiniteError("an output bound", "the network's values overflow; check its weights and the input")
     return upper
@@ -53,7 +66,7 @@ def _chunks(graph: NetworkGraph, c: Tensor) -> tuple[Tensor, ...]:
     return c.split(max(1, _ROW_ELEMENTS // (widest * c.shape[0])), dim=1)
 
 
-def _output_upper(graph, region: Region, c: Tensor, layers: Layers, config) -> Tensor:
+def _output_upper(graph, region: Region, c: Tensor, layers: Layers, config, threshold: Tensor | None) -> Tensor:
     at = torch.einsum("bso,bo->bs", c, graph.values(region.centre)[graph.output].flatten(1))
     rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)
     upper = torch.full_like(at, torch.inf)
@@ -61,7 +74,13 @@ def _output_upper(graph, region: Region, c: Tensor, layers: Layers, config) -> T
         reach = times(region.eps.unsqueeze(1), product_rows(graph, graph.output, rows, layers))
         upper = torch.minimum(upper, at + reach)
     if config.bound != "product":
-        upper = torch.minimum(upper, at + Deviation(graph, layers, region).upper(graph.output, rows, config.optimize))
+        goal = None
+        if threshold is not None:
+            # where the product bound is below it, nothing is left to reach
+            goal = torch.where(upper < threshold, 0.0, threshold - at)
+        upper = torch.minimum(
+            upper, at + Deviation(graph, layers, region).upper(graph.output, rows, config.optimize, goal)
+        )
     return upper
 
 

@@ -30,6 +30,8 @@ from .layers import Layer, Layers
 from .oracle import NormOracle
 from .product import local_ball, product_rate, product_rows
 
+_LEARNING_RATE = 0.1
+
 
 def global_layers(graph: NetworkGraph, norm: NormOracle, composed: bool = False) -> Layers:
     """Slopes and rates that hold on the whole input space, as layers of one sample.
@@ -90,30 +92,43 @@ def sdp_crown_layers(graph: NetworkGraph, region: Region, layers: Layers) -> Lay
     return around
 
 
-def freed_layers(layers: Layers) -> Layers:
-    """Layers of a local sweep with SDP-CROWN's freedom: any slope from 0 on, for stable neurons too.
-
-    Every neuron that is not eliminated gets a share in the ball of ``S^½ z``, whose local radius the sweep knows. With
-    slopes 0 that is the product bound, with those of stable neurons the composed one, and all between is open.
-    """
-    freed: Layers = {}
-    for name, layer in layers.items():
-        low, high = layer.slopes.low.clamp(max=0), layer.slopes.high.clamp(min=0)
-        scale = layer.slopes.magnitude
-        positive = scale > 0
-        share = torch.where(positive, (high - low) / 2 / torch.where(positive, scale, 1.0), 0.0)
-        spread = layer.magnitude * share.flatten(1).amax(1).sqrt()
-        freed[name] = replace(layer, slopes=SlopeRange(low, high), spread=spread)
-    return freed
-
-
 def relaxed_lower(graph: NetworkGraph, region: Region, c: Tensor, layers: Layers, steps: int) -> Tensor:
-    """Lower bounds of ``C f`` over a region by the relaxation that the layers describe, ``(batch, specs)``.
+    """Lower bounds of ``C f`` over a region by SDP-CROWN's relaxation, ``(batch, specs)``.
+
+    Descent on the slopes of all rows at once, with multipliers solved for at every step.
 
     Args:
-        layers: of `sdp_crown_layers` or `freed_layers`.
-        steps: of gradient descent on the slopes.
+        layers: of `sdp_crown_layers`.
+        steps: of gradient descent.
     """
     rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)
     at = torch.einsum("bso,bo->bs", c, graph.values(region.centre)[graph.output].flatten(1))
-    return at - Deviation(graph, layers, region).upper(graph.output, -rows, steps)
+    deviation = Deviation(graph, layers, region)
+    best, start = deviation.best_rule(graph.output, -rows)
+    return at - (torch.minimum(best, _descend(deviation, -rows, start, steps)) if start else best)
+
+
+def _descend(deviation: Deviation, rows: Tensor, start: dict[str, Tensor], steps: int) -> Tensor:
+    """Every iterate is a valid bound, so the smallest is kept."""
+    output = deviation.graph.output
+    slopes = {name: slope.detach().clone().requires_grad_() for name, slope in start.items()}
+    ranges = {name: _ranges(deviation, name) for name in slopes}
+    optimizer = torch.optim.Adam(list(slopes.values()), lr=_LEARNING_RATE)
+    best: Tensor | None = None
+    with torch.enable_grad():
+        for _ in range(steps):
+            value, _ = deviation.evaluate(output, rows.detach(), slopes)
+            best = value.detach() if best is None else torch.minimum(best, value.detach())
+            optimizer.zero_grad()
+            value.sum().backward(inputs=list(slopes.values()))
+            optimizer.step()
+            with torch.no_grad():
+                for name, slope in slopes.items():
+                    slope.copy_(torch.minimum(torch.maximum(slope, ranges[name][0]), ranges[name][1]))
+    final = deviation.evaluate(output, rows, slopes)[0].detach()
+    return final if best is None else torch.minimum(best, final)
+
+
+def _ranges(deviation: Deviation, name: str) -> list[Tensor]:
+    slopes, index = deviation.layers[name].slopes, deviation.open[name].index
+    return [t.flatten(1).gather(1, index).unsqueeze(1).detach() for t in (slopes.low, slopes.high)]

@@ -11,13 +11,15 @@ from lirpa_lip.graph import NetworkGraph
 from lirpa_lip.operators.traits import Piece
 from lirpa_lip.region import Region
 
+from .free_slopes import FreeSlopes
 from .layers import Layer, Layers
 from .linearised import pull_back
 from .relaxation import OpenNeurons
 
 #: Slopes ``(for rows that are positive at a neuron, for negative ones)``, each ``(batch, 1, open)``.
 Pair = tuple[Tensor, Tensor]
-_LEARNING_RATE = 0.1
+#: Most elements (rows × neurons) in one descent.
+_ELEMENTS = 1 << 23
 
 
 class Deviation:
@@ -40,25 +42,48 @@ class Deviation:
     def _pairs(self, pick: Callable[[Layer, OpenNeurons], Pair]) -> dict[str, Pair]:
         return {name: pick(self.layers[name], neurons) for name, neurons in self.open.items()}
 
-    def upper(self, target: str, rows: Tensor, steps: int = 0) -> Tensor:
+    def upper(self, target: str, rows: Tensor, steps: int = 0, goal: Tensor | None = None) -> Tensor:
         """The bound for ``rows (batch, specs, *shape)`` of ``target``, ``(batch, specs)``.
 
         Args:
-            steps: of gradient descent on the slopes, each row its own, from the best of the fixed choices.
+            steps: of descent on the slopes of all neurons, each row its own, from the best of the fixed choices.
+            goal: ``(batch, specs)``. Rows that are below it, or can never be, take no steps.
         """
         reached = set(self.graph.ancestors(target))
         if reached.isdisjoint(self.open):
-            return self._evaluate(target, rows, {})[0]
-        tried = [self._evaluate(target, rows, rule, ball_only=True) for rule in self.rules]
+            return self.evaluate(target, rows, {})[0]
+        best, start = self.best_rule(target, rows)
+        if not steps:
+            return best
+        # a row is 0 at the centre, so that no bound is smaller
+        wanted = torch.ones_like(best, dtype=torch.bool) if goal is None else (best >= goal) & (goal > 0)
+        chosen = wanted.nonzero()
+        most = max(1, _ELEMENTS // max(layer.anchor[0].numel() for layer in self.layers.values()))
+        for part in chosen.split(most) if len(chosen) else ():
+            index = (part[:, 0], part[:, 1])
+            found = self._free(target, rows, start, steps, index, None if goal is None else goal[index])
+            best = best.index_put(index, torch.minimum(best[index], found))
+        return best
+
+    def best_rule(self, target: str, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The smallest bound of the fixed choices of slopes, and for each row the open neurons' slopes that gave it."""
+        tried = [self.evaluate(target, rows, rule, ball_only=True) for rule in self.rules]
         values = torch.stack([value for value, _ in tried])
         start = _best_rows([used for _, used in tried], values.argmin(0))
-        if self.region.low is None:
-            best = values.amin(0)
-        else:
-            best = self._evaluate(target, rows, start)[0]
-        return torch.minimum(best, self._optimize(target, rows, start, steps)) if steps else best
+        return values.amin(0) if self.region.low is None else self.evaluate(target, rows, start)[0], start
 
-    def _evaluate(
+    def _free(self, target: str, rows: Tensor, start: dict[str, Tensor], steps: int, index, goal) -> Tensor:
+        """The search with free slopes for the rows at ``index``, a sample and a row each, ``(len(index),)``."""
+        sample, _ = index
+        reached = set(self.graph.ancestors(target))
+        layers = {name: layer for name, layer in self.layers.items() if name in reached}
+        slopes = {}
+        for name, layer in layers.items():
+            line = layer.slopes.centre.detach().flatten(1).unsqueeze(1).expand(-1, rows.shape[1], -1)
+            slopes[name] = (self.open[name].scatter(line, start[name].detach()) if name in start else line)[index]
+        return FreeSlopes(self.graph, layers, self.region, sample).upper(target, rows[index], slopes, steps, goal)
+
+    def evaluate(
         self, target: str, rows: Tensor, slopes: Mapping[str, Pair | Tensor], ball_only: bool = False
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The bound for given slopes, pairs by sign or tensors ``(batch, specs, open)``, and the slopes used.
@@ -85,29 +110,6 @@ class Deviation:
         collected = pull_back(self.graph, target, rows.flatten(0, 1), rule)
         at_input = collected[self.graph.input].reshape(batch, specs, *self.region.centre.shape[1:])
         return sum(parts, self.region.support(at_input, ball_only)), used
-
-    def _optimize(self, target: str, rows: Tensor, start: dict[str, Tensor], steps: int) -> Tensor:
-        """Descent on all rows' slopes at once; every iterate is a valid bound, so the smallest is kept."""
-        slopes = {name: slope.detach().clone().requires_grad_() for name, slope in start.items()}
-        ranges = {}
-        for name in slopes:
-            neurons, found = self.open[name], self.layers[name].slopes
-            ranges[name] = [_taken(neurons, t).detach() for t in (found.low, found.high)]
-        optimizer = torch.optim.Adam(list(slopes.values()), lr=_LEARNING_RATE)
-        best: Tensor | None = None
-        with torch.enable_grad():
-            for _ in range(steps):
-                value, _ = self._evaluate(target, rows.detach(), slopes)
-                best = value.detach() if best is None else torch.minimum(best, value.detach())
-                optimizer.zero_grad()
-                value.sum().backward(inputs=list(slopes.values()))
-                optimizer.step()
-                with torch.no_grad():
-                    for name, slope in slopes.items():
-                        slope.copy_(torch.minimum(torch.maximum(slope, ranges[name][0]), ranges[name][1]))
-        # once more where gradients of weights may be wanted
-        final, _ = self._evaluate(target, rows, {name: slope.detach() for name, slope in slopes.items()})
-        return torch.minimum(best, final)
 
 
 def _best_rows(used: list[dict[str, Tensor]], choice: Tensor) -> dict[str, Tensor]:

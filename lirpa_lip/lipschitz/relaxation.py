@@ -18,6 +18,7 @@ how tight it is.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +30,41 @@ from .product import times
 
 #: Steps towards the best multiplier; any number of them gives a valid bound.
 _STEPS = 8
+
+
+class Maxima(NamedTuple):
+    """Largest values of ``c (f(z₀ + t) − f(z₀)) − c g t − curvature t²``, neuron by neuron, and where they are taken.
+
+    Attributes:
+        value: the maximum; at least 0, which is its value at t = 0.
+        t, rise: the t where it is taken, and ``f(z₀ + t) − f(z₀)`` there.
+        free: whether that t is the peak of a parabola, not an end of a piece.
+    """
+
+    value: Tensor
+    t: Tensor
+    rise: Tensor
+    free: Tensor
+
+
+def maxima(pieces: list[Piece], present: Tensor, c: Tensor, slope: Tensor, curvature: Tensor) -> Maxima:
+    """`Maxima` over the pieces of f, for rows, slopes and curvatures ``>= 0`` that fit ``(batch, specs, n)``."""
+    curved = curvature > 0
+    half = 0.5 / torch.where(curved, curvature, 1.0)
+    value = t = rise = torch.zeros_like(c)
+    free = torch.zeros_like(c, dtype=torch.bool)
+    for piece in pieces:
+        rate = c * (piece.slope - slope)
+        end = torch.where(rate > 0, piece.high, piece.low)
+        # at a peak the derivative with respect to t is zero, so t may be held; at an end it moves with the bounds
+        peak = (rate * half).detach()
+        at = torch.where(curved, torch.minimum(torch.maximum(peak, piece.low), piece.high), end)
+        found = rate * at + c * piece.offset - curvature * at.square()
+        better = (piece.low <= piece.high) & present & (found > value)
+        value, t = torch.where(better, found, value), torch.where(better, at, t)
+        rise = torch.where(better, piece.slope * at + piece.offset, rise)
+        free = torch.where(better, curved & (at == peak), free)
+    return Maxima(value, t, rise, free)
 
 
 @dataclass(frozen=True)
@@ -83,42 +119,25 @@ class OpenNeurons:
 
         The smaller of the dual at λ = 0 (the box alone) and at the multiplier the search ends with.
         """
-        box = self._maxima(c, slope, torch.zeros_like(c[..., 0]))[0].sum(-1)
+        box = maxima(self.pieces, self.present, c, slope, torch.zeros_like(c)).value.sum(-1)
         finite = torch.isfinite(self.radius)
         if not bool(finite.any()):
             return box
         budget = torch.where(finite, self.radius, torch.zeros_like(self.radius)).square()
-        multiplier = self._search(c, slope, budget)
-        ball = multiplier * budget + self._maxima(c, slope, multiplier)[0].sum(-1)
+        multiplier = self.multiplier(c, slope, budget)
+        ball = multiplier * budget + self._maxima(c, slope, multiplier).value.sum(-1)
         usable = finite & torch.isfinite(ball)
         return torch.where(usable, torch.minimum(box, torch.where(usable, ball, box)), box)
 
-    def _maxima(self, c: Tensor, slope: Tensor, multiplier: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Per neuron the largest value over the pieces, ``R t²`` of the ``t`` where it is taken, and whether t is free.
-
-        A free t is the peak of its parabola, not an end of a piece.
-        """
-        curvature = multiplier.unsqueeze(-1) * self.weight
-        curved = curvature > 0
-        best, used = torch.zeros_like(c), torch.zeros_like(c)
-        free = torch.zeros_like(c, dtype=torch.bool)
-        for piece in self.pieces:
-            rate = c * (piece.slope - slope)
-            end = torch.where(rate > 0, piece.high, piece.low)
-            # at a peak the derivative with respect to t is zero, so t may be held; at an end it moves with the bounds
-            peak = (rate / (2 * torch.where(curved, curvature, 1.0))).detach()
-            t = torch.where(curved, torch.minimum(torch.maximum(peak, piece.low), piece.high), end)
-            value = rate * t + c * piece.offset - curvature * t.square()
-            better = (piece.low <= piece.high) & self.present & (value > best)
-            best, used = torch.where(better, value, best), torch.where(better, self.weight * t.square(), used)
-            free = torch.where(better, curved & (t == peak), free)
-        return best, used, free
+    def _maxima(self, c: Tensor, slope: Tensor, multiplier: Tensor) -> Maxima:
+        return maxima(self.pieces, self.present, c, slope, multiplier.unsqueeze(-1) * self.weight)
 
     @torch.no_grad()
-    def _search(self, c: Tensor, slope: Tensor, budget: Tensor) -> Tensor:
+    def multiplier(self, c: Tensor, slope: Tensor, budget: Tensor) -> Tensor:
         """A multiplier near the minimum of the dual, ``(batch, specs)``, where ``Σ R t(λ)² = (r eps)²``.
 
-        Neurons at an end of a piece stay there, free ones move like 1/λ; each step solves for λ with the current sets.
+        ``budget`` is ``(r eps)²``, ``(batch, 1)``. Neurons at an end of a piece stay there, free ones move like 1/λ;
+        each step solves for λ with the current sets.
         """
         steepest = torch.stack([(c * (p.slope - slope)).abs() for p in self.pieces]).amax(0)
         root = torch.where(self.weight > 0, self.weight, 1.0).sqrt()
@@ -129,10 +148,10 @@ class OpenNeurons:
         low, high = torch.zeros_like(multiplier), torch.full_like(multiplier, torch.inf)
         best, least = multiplier, torch.full_like(multiplier, torch.inf)
         for _ in range(_STEPS):
-            value, used, free = self._maxima(c, slope, multiplier)
-            dual = multiplier * budget + value.sum(-1)
+            at = self._maxima(c, slope, multiplier)
+            dual, used = multiplier * budget + at.value.sum(-1), self.weight * at.t.square()
             best, least = torch.where(dual < least, multiplier, best), torch.minimum(dual, least)
-            moving, held = torch.where(free, used, 0.0).sum(-1), torch.where(free, 0.0, used).sum(-1)
+            moving, held = torch.where(at.free, used, 0.0).sum(-1), torch.where(at.free, 0.0, used).sum(-1)
             room = budget - held
             # the dual is convex in λ, with slope room - moving
             falling = room < moving

@@ -36,7 +36,7 @@ def test_rows_are_measured_once_and_sound(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "RADII", {"toy": "0.05 1/2"})
     out, picture = tmp_path / "verify.csv", tmp_path / "verify.png"
     call = ["--images", "5", "--networks", "toy", "--steps", "1", "--batch", "2", "--out", str(out)]
-    methods = "ibp,crown,global-product,local-product,local-lip,sdp-crown"
+    methods = "ibp,crown,global-product,local-product,local-lip,sdp-crown-global"
     for chosen in ("crown", methods):  # the second run adds what the first has not
         result = CliRunner().invoke(bench.main, [*call, "--methods", chosen, "--figure", str(picture)])
         assert result.exit_code == 0, (result.output, result.exception)
