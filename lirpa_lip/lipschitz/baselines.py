@@ -55,9 +55,7 @@ def global_layers(graph: NetworkGraph, norm: NormOracle, composed: bool = False)
         if composed:
             magnitude = torch.minimum(product, composed_rate(graph, parent, slopes.magnitude, layers, norm))
             spread = torch.minimum(spread, composed_rate(graph, parent, slopes.radius, layers, norm))
-        layers[node.name] = Layer(
-            node.name, parent, node.activation, -far, far, zero, slopes, product, magnitude, spread
-        )
+        layers[node.name] = Layer(node.name, parent, node.activation, -far, far, zero, slopes, magnitude, spread)
     return layers
 
 
@@ -87,7 +85,7 @@ def sdp_crown_layers(graph: NetworkGraph, region: Region, layers: Layers) -> Lay
         anchor = values[layer.parent]
         reach = local_ball(graph, layer.parent, layers, region.eps)
         slopes = SlopeRange(layer.slopes.low.expand_as(anchor), layer.slopes.high.expand_as(anchor))
-        rates = {key: getattr(layer, key).expand(len(anchor)) for key in ("product", "magnitude", "spread")}
+        rates = {key: getattr(layer, key).expand(len(anchor)) for key in ("magnitude", "spread")}
         around[name] = replace(layer, lower=anchor - reach, upper=anchor + reach, anchor=anchor, slopes=slopes, **rates)
     return around
 

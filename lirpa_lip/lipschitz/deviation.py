@@ -20,6 +20,8 @@ from .relaxation import OpenNeurons
 Pair = tuple[Tensor, Tensor]
 #: Most elements (rows × neurons) in one descent.
 _ELEMENTS = 1 << 23
+#: Rows of each sample on which rules are tried before many: what wins for none of them is left out for all.
+_SAMPLE = 16
 
 
 class Deviation:
@@ -67,10 +69,23 @@ class Deviation:
 
     def best_rule(self, target: str, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The smallest bound of the fixed choices of slopes, and for each row the open neurons' slopes that gave it."""
-        tried = [self.evaluate(target, rows, rule, ball_only=True) for rule in self.rules]
+        rules = self._worth_trying(target, rows)
+        if len(rules) == 1:
+            return self.evaluate(target, rows, rules[0])
+        tried = [self.evaluate(target, rows, rule, ball_only=True) for rule in rules]
         values = torch.stack([value for value, _ in tried])
         start = _best_rows([used for _, used in tried], values.argmin(0))
         return values.amin(0) if self.region.low is None else self.evaluate(target, rows, start)[0], start
+
+    @torch.no_grad()
+    def _worth_trying(self, target: str, rows: Tensor) -> list[dict[str, Pair]]:
+        """The rules, or for many rows those that are best for some of a few."""
+        if rows.shape[1] < 4 * _SAMPLE:
+            return self.rules
+        few = rows[:, :: rows.shape[1] // _SAMPLE]
+        values = torch.stack([self.evaluate(target, few, rule, ball_only=True)[0] for rule in self.rules])
+        best = values.argmin(0)
+        return [rule for i, rule in enumerate(self.rules) if bool((best == i).any())]
 
     def _free(self, target: str, rows: Tensor, start: dict[str, Tensor], steps: int, index, goal) -> Tensor:
         """The search with free slopes for the rows at ``index``, a sample and a row each, ``(len(index),)``."""

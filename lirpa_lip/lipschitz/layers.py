@@ -18,9 +18,8 @@ class Layer:
         name: of the activation node; ``parent`` of its pre-activation node.
         lower, upper, anchor: bounds of ``z`` and its value at the centre, ``(batch, *shape)``.
         slopes: ranges of slopes, of secants from the centre or of all pairs of points as the sweep was asked.
-        product: ``Lip(S^½ z)`` by the product bound, ``(batch,)``; infinite where it was not computed.
-        magnitude: ``Lip(S^½ z)``, the best known.
-        spread: ``Lip(R^½ z)``, the best known.
+        magnitude: ``Lip(S^½ z)``, the best known, ``(batch,)``.
+        spread: ``Lip(R^½ z)``, the best known, ``(batch,)``.
     """
 
     name: str
@@ -30,7 +29,6 @@ class Layer:
     upper: Tensor
     anchor: Tensor
     slopes: SlopeRange
-    product: Tensor
     magnitude: Tensor
     spread: Tensor
 

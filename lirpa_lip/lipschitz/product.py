@@ -30,9 +30,7 @@ def _target(node: Node) -> str:
     return node.isometry_of.source if node.isometry_of is not None else node.parents[0]
 
 
-def product_rate(
-    graph: NetworkGraph, node: Node | None, mask: Tensor | None, layers: Layers, norm: Norm
-) -> Tensor:
+def product_rate(graph: NetworkGraph, node: Node | None, mask: Tensor | None, layers: Layers, norm: Norm) -> Tensor:
     """``Lip(diag(mask)^½ z)`` of an activation's pre-activation, or of the network's output, ``(batch,)``.
 
     An activation that clips the outputs of a pairwise sort looks through the sort, which is orthogonal, to its input:

@@ -15,11 +15,11 @@ from lirpa_lip.region import Region
 from .composed import composed_rate
 from .deviation import Deviation
 from .layers import Layer, Layers
-from .oracle import Norm
+from .oracle import Norm, norm_below
 from .product import local_ball, product_plan, product_rate
 
-#: Most elements of one batch of composed rows (rows × widest layer).
-_ROW_ELEMENTS = 1 << 26
+#: Most elements of one batch of composed rows (rows × widest layer): about what caches hold.
+_ROW_ELEMENTS = 1 << 20
 
 
 def planned_norms(graph: NetworkGraph, config: LocalLipConfig) -> int:
@@ -61,9 +61,11 @@ def sweep(
             if node.name in wanted:
                 interval = _narrow(graph, node, interval, values[node.name], layers, region, config)
                 check_interval(node, interval)
-                if tightened < config.tighten or config.tighten == -1:
+                # a ball seen through a linear map is bounded exactly as it is
+                exact = not layers and region.low is None and config.local_ball
+                if (tightened < config.tighten or config.tighten == -1) and not exact:
                     interval = _tighten(graph, node, interval, values[node.name], layers, region)
-                    tightened += 1
+                tightened += 1
             intervals[node.name] = interval
         else:
             layer = _layer(graph, node, intervals[node.parents[0]], values, layers, config, norm, anchored)
@@ -88,19 +90,25 @@ def _layer(graph, node: Node, interval: Interval, values, layers: Layers, config
         slopes = activation.secant_range(anchor, lower, upper)
     else:
         slopes = activation.slope_range(lower, upper)
-    unknown = torch.full((anchor.shape[0],), torch.inf, dtype=anchor.dtype, device=anchor.device)
-    product, magnitude, spread = unknown, unknown, unknown
-    if config.bound != "composed":
-        product = product_rate(graph, node, slopes.magnitude, layers, norm)
-        magnitude = product
+    magnitude = _magnitude(graph, node, slopes.magnitude, layers, config, norm)
+    spread = magnitude
     if config.bound != "product":
         # every diagonal contraction of S^½ z moves no faster, R^½ z among them
-        composed = composed_rate(graph, parent, slopes.magnitude, layers, norm)
-        magnitude = torch.minimum(magnitude, composed)
         spread = torch.minimum(magnitude, composed_rate(graph, parent, slopes.radius, layers, norm))
-    else:
-        spread = magnitude
-    return Layer(node.name, parent, activation, lower, upper, anchor, slopes, product, magnitude, spread)
+    return Layer(node.name, parent, activation, lower, upper, anchor, slopes, magnitude, spread)
+
+
+def _magnitude(graph, node: Node, mask: Tensor, layers: Layers, config, norm: Norm) -> Tensor:
+    """``Lip(S^½ z)``; of two bounds the second is not taken where it cannot be smaller, or is the same norm."""
+    if config.bound == "product":
+        return product_rate(graph, node, mask, layers, norm)
+    first = not any(name in layers for name in graph.ancestors(node.parents[0]))
+    if config.bound == "auto" and first and node.isometry_of is None:
+        return product_rate(graph, node, mask, layers, norm)
+    composed = composed_rate(graph, node.parents[0], mask, layers, norm)
+    if config.bound == "composed" or bool((composed <= product_rate(graph, node, mask, layers, norm_below)).all()):
+        return composed
+    return torch.minimum(composed, product_rate(graph, node, mask, layers, norm))
 
 
 def _tighten(graph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region) -> Interval:

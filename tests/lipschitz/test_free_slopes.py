@@ -33,7 +33,7 @@ def layer_of(activation, seed: int, neurons: int, rates: tuple[float, float]) ->
     upper = anchor + torch.rand(2, neurons, generator=g, dtype=WIDE)
     slopes = activation.secant_range(anchor, lower, upper)
     magnitude, spread = (torch.full((2,), rate, dtype=WIDE) for rate in rates)
-    return Layer("a", "z", activation, lower, upper, anchor, slopes, magnitude, magnitude, spread)
+    return Layer("a", "z", activation, lower, upper, anchor, slopes, magnitude, spread)
 
 
 def problem(layer: Layer, seed: int, sample: Tensor) -> tuple[FreeNeurons, Tensor, Tensor, Tensor]:
@@ -81,9 +81,8 @@ def test_dual_is_exact_for_one_ball(which):
     lower, upper = anchor - 900, anchor + 900
     rate, unknown = torch.tensor([0.7], dtype=WIDE), torch.tensor([torch.inf], dtype=WIDE)
     rates = (rate, unknown) if which == 0 else (unknown, rate)
-    layer = Layer(
-        "a", "z", activation, lower, upper, anchor, activation.secant_range(anchor, lower, upper), rate, *rates
-    )
+    slopes = activation.secant_range(anchor, lower, upper)
+    layer = Layer("a", "z", activation, lower, upper, anchor, slopes, *rates)
     neurons = FreeNeurons.of(layer, torch.full((1,), 2.0, dtype=WIDE), torch.tensor([0]))
     slope = torch.full_like(c, 0.25 if which == 0 else 0.0)
     size = (c * (1 - slope)).norm()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lirpa_lip.lipschitz import relaxation
 from lirpa_lip.lipschitz.layers import Layer
 from lirpa_lip.lipschitz.relaxation import OpenNeurons
 from lirpa_lip.operators import smooth
@@ -22,7 +24,7 @@ def _layer(activation, seed: int, neurons: int, rate: float) -> Layer:
     upper = anchor + torch.rand(2, neurons, generator=g, dtype=torch.float64) * 2
     slopes = activation.secant_range(anchor, lower, upper)
     rates = torch.full((2,), rate, dtype=torch.float64)
-    return Layer("a", "z", activation, lower, upper, anchor, slopes, rates, rates, rates)
+    return Layer("a", "z", activation, lower, upper, anchor, slopes, rates, rates)
 
 
 @settings(max_examples=40, deadline=None)
@@ -46,6 +48,22 @@ def test_support_holds(activation, seed, rate):
     present = torch.zeros(2, 5, dtype=torch.bool).scatter(1, neurons.index, neurons.present.squeeze(1))
     value = (c * present.unsqueeze(1)) * (rise.unsqueeze(2) - slope * t.unsqueeze(2))
     assert (value.sum(-1) <= bound + 1e-9).all()
+
+
+@pytest.mark.parametrize("rate", [0.3, 5.0, float("inf")])
+def test_rows_that_reach_few_neurons(rate, monkeypatch):
+    """Neurons that a row does not reach are left out, with the same result, down to rows that reach none."""
+    neurons = OpenNeurons.of(_layer(relu(), 0, 40, rate), torch.ones(2, dtype=torch.float64))
+    g = torch.Generator().manual_seed(1)
+    shape = (2, 6, neurons.index.shape[1])
+    c, slope = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in range(2))
+    c = c * (torch.rand(shape, generator=g) < torch.tensor([0.0, 0.05, 0.1, 0.1, 0.15, 0.05]).reshape(1, 6, 1))
+    found = []
+    for share in (-1.0, 1.0):
+        monkeypatch.setattr(relaxation, "_SPARSE", share)
+        found += [neurons.support(c, slope), neurons.support(c, slope[:, :1])]
+    torch.testing.assert_close(found[2:], found[:2])
+    assert (found[0][:, 0] == 0).all() and (found[0] > 0).any()
 
 
 def test_support_is_exact_for_one_relu():
