@@ -106,7 +106,10 @@ def _magnitude(graph, node: Node, mask: Tensor, layers: Layers, config, norm: No
     if config.bound == "auto" and first and node.isometry_of is None:
         return product_rate(graph, node, mask, layers, norm)
     composed = composed_rate(graph, node.parents[0], mask, layers, norm)
-    if config.bound == "composed" or bool((composed <= product_rate(graph, node, mask, layers, norm_below)).all()):
+    if config.bound == "composed":
+        return composed
+    # estimates keep warm starts by the order of the norms, which then must not depend on the data
+    if not config.is_estimate and bool((composed <= product_rate(graph, node, mask, layers, norm_below)).all()):
         return composed
     return torch.minimum(composed, product_rate(graph, node, mask, layers, norm))
 

@@ -46,6 +46,12 @@ def test_some_norm_is_not_taken():
     assert norm.calls < norm.planned
 
 
+def test_estimates_take_the_same_norms_wherever_they_are():
+    """Training keeps a warm start for each norm, in the order in which they come."""
+    counts = {swept("mlp-relu", eps=eps, certificate="estimate")[3].calls for eps in (0.0, 0.05, 0.5, 5.0)}
+    assert len(counts) == 1
+
+
 def test_estimates_from_below_are_below():
     graph, _, layers, _ = swept("mlp-relu")
     (first, second), mask = graph.activations[:2], next(iter(layers.values())).slopes.magnitude
