@@ -148,7 +148,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         intervals: every neuron's slope is free, and each row's slopes are optimised. It is ``"local-lip"`` with
         ``LocalLipConfig(optimize=...)``, of 20 steps where none are set.
 
-        With ``decision_thresh``, a number or ``(batch, specs)``, lower bounds are not optimised once they exceed it.
+        With ``decision_thresh``, a number or ``(batch, specs)``, no more is done for lower bounds once they exceed it.
 
         All are for one input in an ℓ₂ ball, ``x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``, and
         return ``(lower, upper)``, each ``(batch, specs)``, with ``None`` for what ``bound_lower=False`` or

@@ -58,7 +58,7 @@ class Lirpa:
 class Local:
     """``method="local-lip"``, ``"local-lip-crown"`` or ``"sdp-crown"``, with changed settings.
 
-    Rows are optimised until their sign is known.
+    Rows are worked on until their sign is known.
     """
 
     def __init__(self, model: nn.Module, sample: Tensor, name: str, config: LocalLipConfig) -> None:

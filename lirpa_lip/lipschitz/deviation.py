@@ -29,17 +29,17 @@ class Deviation:
 
     Several choices of slopes are tried, and the best is kept for each row:
 
-    * the centre of the slope range, on which the rates of the layers rest;
-    * the tangent at the centre, good where the ball is what holds the neurons;
     * the slope whose line leaves least over the interval, by the sign of the row: CROWN's choice on a ReLU for one
-      sign, the tangent for the other; good where the intervals hold them.
+      sign, the tangent for the other; good where the intervals hold them;
+    * the centre of the slope range, on which the rates of the layers rest;
+    * the tangent at the centre, good where the ball is what holds the neurons.
     """
 
     def __init__(self, graph: NetworkGraph, layers: Layers, region: Region) -> None:
         self.graph, self.layers, self.region = graph, layers, region
         found = {name: OpenNeurons.of(layer, region.eps) for name, layer in layers.items()}
         self.open = {name: neurons for name, neurons in found.items() if neurons is not None}
-        self.rules = [self._pairs(pick) for pick in (_centre, _tangent, _least)]
+        self.rules = [self._pairs(pick) for pick in (_least, _centre, _tangent)]
 
     def _pairs(self, pick: Callable[[Layer, OpenNeurons], Pair]) -> dict[str, Pair]:
         return {name: pick(self.layers[name], neurons) for name, neurons in self.open.items()}
@@ -49,16 +49,35 @@ class Deviation:
 
         Args:
             steps: of descent on the slopes of all neurons, each row its own, from the best of the fixed choices.
-            goal: ``(batch, specs)``. Rows that are below it, or can never be, take no steps.
+            goal: ``(batch, specs)``. Rows that are below it, or can never be, take no steps, and samples with no
+                others after one choice of slopes no more choices.
         """
         reached = set(self.graph.ancestors(target))
         if reached.isdisjoint(self.open):
             return self.evaluate(target, rows, {})[0]
+        if goal is None:
+            return self._upper(target, rows, steps, None)
+        first, _ = self.evaluate(target, rows, self.rules[0])
+        index = _undecided(first, goal).any(1).nonzero().squeeze(1)
+        if len(index) == 0:
+            return first
+        part = self if len(index) == len(rows) else self._select(index)
+        found = part._upper(target, rows[index], steps, goal[index])
+        return first.index_put((index,), torch.minimum(first[index], found))
+
+    def _select(self, index: Tensor) -> Deviation:
+        region = self.region
+        ends = (None if end is None else end[index] for end in (region.low, region.high))
+        layers = {name: layer.select(index) for name, layer in self.layers.items()}
+        return Deviation(self.graph, layers, Region(region.centre[index], region.eps[index], *ends))
+
+    def _upper(self, target: str, rows: Tensor, steps: int, goal: Tensor | None) -> Tensor:
+        if set(self.graph.ancestors(target)).isdisjoint(self.open):
+            return self.evaluate(target, rows, {})[0]  # of a part of the samples
         best, start = self.best_rule(target, rows)
         if not steps:
             return best
-        # a row is 0 at the centre, so that no bound is smaller
-        wanted = torch.ones_like(best, dtype=torch.bool) if goal is None else (best >= goal) & (goal > 0)
+        wanted = torch.ones_like(best, dtype=torch.bool) if goal is None else _undecided(best, goal)
         chosen = wanted.nonzero()
         most = max(1, _ELEMENTS // max(layer.anchor[0].numel() for layer in self.layers.values()))
         for part in chosen.split(most) if len(chosen) else ():
@@ -125,6 +144,11 @@ class Deviation:
         collected = pull_back(self.graph, target, rows.flatten(0, 1), rule)
         at_input = collected[self.graph.input].reshape(batch, specs, *self.region.centre.shape[1:])
         return sum(parts, self.region.support(at_input, ball_only)), used
+
+
+def _undecided(best: Tensor, goal: Tensor) -> Tensor:
+    # a row is 0 at the centre, so that no bound is smaller
+    return (best >= goal) & (goal > 0)
 
 
 def _best_rows(used: list[dict[str, Tensor]], choice: Tensor) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,12 @@ class Layer:
     slopes: SlopeRange
     magnitude: Tensor
     spread: Tensor
+
+    def select(self, index: Tensor) -> Layer:
+        """The samples at ``index``, alone."""
+        slopes = SlopeRange(self.slopes.low[index], self.slopes.high[index])
+        names = ("lower", "upper", "anchor", "magnitude", "spread")
+        return replace(self, slopes=slopes, **{name: getattr(self, name)[index] for name in names})
 
 
 Layers = dict[str, Layer]
