@@ -72,12 +72,16 @@ def _repeated(call: Callable[[], object], seconds_of: Callable, count: int = 50)
     return seconds_of(lambda: [call() for _ in range(count)], 5)[0] / count
 
 
+def _share(eliminated: str) -> str:
+    return "inactive neurons" if eliminated == "inactive" else f"{100 * float(eliminated):g} %"
+
+
 def plot(results: Path, folder: Path) -> None:
     """``norms_error_<network>.png``: error of the product against time, one panel for each share eliminated."""
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     curves: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     with results.open(newline="") as file:
@@ -93,8 +97,9 @@ def plot(results: Path, folder: Path) -> None:
         for axis, key in zip(axes.flat, keys, strict=False):
             for method, points in curves[key].items():
                 axis.loglog(*zip(*points, strict=True), marker="o", markersize=3, label=method)
+            axis.xaxis.set_minor_formatter(ticker.NullFormatter())
             axis.axhline(1e-3, color="grey", linewidth=0.7, linestyle=":")
-            axis.set_title(f"{key[1]} weights, eliminated: {key[2]}", fontsize=9)
+            axis.set_title(f"{key[1]} weights, eliminated: {_share(key[2])}", fontsize=9)
             axis.set_xlabel("seconds")
             axis.set_ylabel("mean error of the product")
             axis.legend(fontsize=8)

@@ -119,14 +119,34 @@ class Recurrence:
         self.v, self.v_prev, self.beta_last = saved
         return total
 
-    def select(self, keep: Tensor) -> Recurrence:
-        """The recurrence of the samples at a 1-D index tensor, in its present state."""
+    def split(self, leave: Tensor, stay: Tensor, with_vectors: bool) -> Recurrence:
+        """Takes the samples at ``leave`` out, and returns their recurrence in its present state.
+
+        One tensor after the other, so that hardly more is alive at once than before.
+
+        Args:
+            with_vectors: whether what leaves has to `combine`; its coefficients come along in any case.
+        """
         part = object.__new__(Recurrence)
-        part.problem, part.room = self.problem.select(keep), self.room
-        for name in ("start", "index", "v", "v_prev", "beta_last", "scale", "last_top"):
-            setattr(part, name, getattr(self, name)[keep])
+        part.room = self.room
+        coefficients, vectors = ("index", "scale"), ("start", "v", "v_prev", "beta_last")
+        for name in (*coefficients, "last_top", *vectors):
+            whole = getattr(self, name)
+            if with_vectors or name in coefficients:
+                setattr(part, name, whole[leave])
+            setattr(self, name, whole[stay])
         for name in ("alphas", "betas", "basis"):
-            setattr(part, name, [tensor[keep] for tensor in getattr(self, name)])
+            lists = getattr(self, name)
+            setattr(part, name, [])
+            for i, whole in enumerate(lists):
+                if with_vectors or name != "basis":
+                    getattr(part, name).append(whole[leave])
+                lists[i] = whole[stay]
+        before = self.problem
+        if with_vectors:
+            part.problem = before.select(leave)
+        before.forget()
+        self.problem = before.select(stay)
         return part
 
 
@@ -174,11 +194,11 @@ def run(
         finished = done(state, values, vector)
         state.last_top = values[:, -1]
         leave, stay = finished.nonzero().squeeze(1), (~finished).nonzero().squeeze(1)
+        if not len(stay):
+            yield state, values, vector
+            return
         if len(leave):
-            yield (state.select(leave) if len(stay) else state), values[leave], vector[leave]
-            if not len(stay):
-                return
-            state = state.select(stay)
+            yield state.split(leave, stay, keep_basis), values[leave], vector[leave]
 
 
 def ritz_error(state: Recurrence, values: Tensor, top_vector: Tensor) -> Tensor:

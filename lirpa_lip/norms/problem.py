@@ -158,6 +158,11 @@ class Problem:
         stencil = None if self.stencil is None else self.stencil.select(index)
         return Problem(self.map.select(index), len(index), mask_in, mask_out, stencil)
 
+    def forget(self) -> None:
+        """Frees what was derived from the masks; it is derived anew where it is needed again."""
+        for name in ("outer", "inner", "inner_square"):
+            self.__dict__.pop(name, None)
+
     def to(self, dtype: torch.dtype) -> Problem:
         """The same operators in another precision."""
         if dtype == self.map.dtype:
