@@ -44,7 +44,7 @@ def masks_of(layer: nn.Module, lower: Tensor, upper: Tensor) -> Masks:
     A clipped MaxMin whose output is constant removes its column, and the row it comes from where the order of the pair
     is the same on the whole interval; of a pair in unknown order either both rows go or none.
     """
-    alive = [_varies(*interval).to(lower.dtype) for interval in intervals_of(layer, lower, upper)]
+    alive = [varies(*interval).to(lower.dtype) for interval in intervals_of(layer, lower, upper)]
     if not alive:
         return Masks(None, None)
     if len(alive) == 1:
@@ -57,7 +57,7 @@ def masks_of(layer: nn.Module, lower: Tensor, upper: Tensor) -> Masks:
     return Masks(torch.cat([x, y], dim=1), torch.cat([top, bottom], dim=1))
 
 
-def _varies(lower: Tensor, upper: Tensor, below: Tensor | float | None, above: Tensor | float | None) -> Tensor:
+def varies(lower: Tensor, upper: Tensor, below: Tensor | float | None, above: Tensor | float | None) -> Tensor:
     varies = torch.ones_like(lower, dtype=torch.bool)
     if below is not None:
         varies &= upper > below

@@ -114,28 +114,39 @@ def log_growth(alpha: Tensor, beta: Tensor, t: Tensor, gamma: Tensor, rounding: 
     return torch.where(above, best, -torch.inf)
 
 
-def polynomial_bound(alpha: Tensor, beta: Tensor, ritz: Tensor, gamma: Tensor) -> Tensor:
+def polynomial_bound(alpha: Tensor, beta: Tensor, ritz: Tensor, gamma: Tensor, enough: float = math.inf) -> Tensor:
     """Upper bound on lam, ``(B,)``: the root of the a-posteriori bound, from above; infinite if none was found.
 
     Args:
         alpha, beta: ``(B, k)``, float64.
         ritz: ``(B,)``, top eigenvalue of T.
         gamma: ``(B,)``.
+        enough: of ``lam / ritz - 1``: where the root lies below, it is looked for less closely.
     """
+    if math.isfinite(enough):
+        widths = enough * torch.logspace(-2, 0, 9, dtype=alpha.dtype, device=alpha.device).expand(len(ritz), -1)
+        bound, _ = _refine(alpha, beta, ritz, gamma, widths)
+        if bool(torch.isfinite(bound).all()):
+            return bound
     widths = _WIDTHS.to(alpha.device).expand(len(ritz), -1)
     for _ in range(3):
-        t = ritz.unsqueeze(1) * (1 + widths)
-        enough = log_growth(alpha, beta, t, gamma) >= TARGET
-        # The last column which is not enough, and the one after it.
-        first = (widths.shape[1] - enough.flip(1).long().cumprod(1).sum(1)).unsqueeze(1)
-        found = first < widths.shape[1]
-        high = widths.gather(1, first.clamp(max=widths.shape[1] - 1))
-        low = torch.where(first > 0, widths.gather(1, (first - 1).clamp(min=0)), 0.5 * high)
-        steps = torch.linspace(0, 1, 13, dtype=widths.dtype, device=widths.device)
-        widths = low * (high / low) ** steps
-    bound = ritz * (1 + high.squeeze(1))
-    bound = torch.where(found.squeeze(1), bound, torch.inf)
-    return torch.where(ritz > 0, bound, torch.where(beta.amax(1) > 0, torch.inf, 0.0))
+        bound, widths = _refine(alpha, beta, ritz, gamma, widths)
+    return bound
+
+
+def _refine(alpha: Tensor, beta: Tensor, ritz: Tensor, gamma: Tensor, widths: Tensor) -> tuple[Tensor, Tensor]:
+    """``ritz (1 + w)`` for the least of the widths ``(B, M)`` past the root; widths from the one before to it."""
+    t = ritz.unsqueeze(1) * (1 + widths)
+    past = log_growth(alpha, beta, t, gamma) >= TARGET
+    # The last column which is not past it, and the one after it.
+    first = (widths.shape[1] - past.flip(1).long().cumprod(1).sum(1)).unsqueeze(1)
+    found = first < widths.shape[1]
+    high = widths.gather(1, first.clamp(max=widths.shape[1] - 1))
+    low = torch.where(first > 0, widths.gather(1, (first - 1).clamp(min=0)), 0.5 * high)
+    steps = torch.linspace(0, 1, 13, dtype=widths.dtype, device=widths.device)
+    bound = torch.where(found.squeeze(1), ritz * (1 + high.squeeze(1)), torch.inf)
+    bound = torch.where(ritz > 0, bound, torch.where(beta.amax(1) > 0, torch.inf, 0.0))
+    return bound, low * (high / low) ** steps
 
 
 def probabilistic(
@@ -158,7 +169,7 @@ def probabilistic(
     def bound(state: Recurrence, values: Tensor) -> Tensor:
         # The eigenvalues of T are computed to some units of rounding: outward by far more.
         ritz = values[:, -1].clamp(min=0) * (1 + 1e-12)
-        return polynomial_bound(state.alpha, state.beta, ritz, gamma[state.index])
+        return polynomial_bound(state.alpha, state.beta, ritz, gamma[state.index], enough=(1 + rtol) ** 2 - 1)
 
     def done(state: Recurrence, values: Tensor, vector: Tensor) -> Tensor:
         # Whether the bound is as near as asked takes one point, the bound itself many.

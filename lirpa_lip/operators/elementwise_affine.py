@@ -31,9 +31,7 @@ def widened(builder, parent: str, shape: torch.Size) -> LinearMap:
     def expand(x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], *pad, *source).expand(x.shape[0], *shape)
 
-    return FunctionMap(
-        expand, source, builder.dtype, builder.device, monomial=True, entries_nonnegative=True
-    )
+    return FunctionMap(expand, source, builder.dtype, builder.device, monomial=True, entries_nonnegative=True)
 
 
 def _sum(builder, traced, signs: tuple[int, int]) -> str:

@@ -39,9 +39,7 @@ class GraphBuilder:
     def activation(self, name, operator, parent, activation: Activation, isometry_of=None) -> str:
         """Emits an elementwise function."""
         shape = self.nodes[parent].shape
-        return self.add(
-            Node(name, operator, shape, (parent,), activation=activation, isometry_of=isometry_of)
-        )
+        return self.add(Node(name, operator, shape, (parent,), activation=activation, isometry_of=isometry_of))
 
     def shape(self, name: str) -> torch.Size:
         return self.nodes[name].shape

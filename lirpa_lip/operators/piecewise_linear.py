@@ -102,7 +102,6 @@ class PiecewiseLinear(Activation):
         zero = torch.zeros_like(anchor)
         return torch.where(exact, zero, stacked.amin(0)), torch.where(exact, zero, stacked.amax(0))
 
-
     def pieces(self, anchor, lower, upper, slopes):
         """Exact: the function itself, from kink to kink."""
         knots, pieces = self._on(anchor)

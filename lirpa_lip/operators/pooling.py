@@ -109,7 +109,8 @@ def max_pool(builder, traced) -> str:
             kernel,
             attr.get("strides", [1] * axes),
             _padding(traced, axes),
-            attr.get("dilations", [1] * axes), strict=False,
+            attr.get("dilations", [1] * axes),
+            strict=False,
         )
     ]
     out_shape = torch.Size([shape[0], *(i.shape[1] for i in index)])

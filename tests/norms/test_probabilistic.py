@@ -87,6 +87,11 @@ def test_a_posteriori_is_below_a_priori(name: str) -> None:
         ritz = state.eigen()[0][:, -1]
         ours = polynomial_bound(state.alpha, state.beta, ritz, gamma)
         assert (ours <= ritz * a_priori_factor(gamma, steps)).all()
+        for enough in (0.5, 1e-2, 1e-9):
+            # looked for less closely the root is no smaller, and a root that is not near is found all the same
+            quick = polynomial_bound(state.alpha, state.beta, ritz, gamma, enough)
+            assert (quick >= ours * (1 - 1e-9)).all()
+            assert (quick <= torch.maximum(ours * (1 + 1e-9), ritz * (1 + enough))).all()
 
 
 def test_growth_is_that_of_the_polynomial() -> None:
