@@ -26,6 +26,8 @@ class LocalLipConfig:
         delta: failure probability of one sample's whole certificate, split over all norms that enter it.
         norm_method: solver of the norms, see `lirpa_lip.masked_spectral_norm`.
         norm_iterations: most iterations of a solver, ``None`` for the solver's own choice.
+        norm_tolerance: relative accuracy of norms that are found by iteration. Valid at any; a norm that is 1 % too large
+            costs a margin a fraction of 1 % of its reach for each layer.
         image_box: ``(low, high)`` if inputs outside this range cannot occur (pixels: ``(0.0, 1.0)``).
         anchored: bound slopes of secants from the centre, not of all pairs of points, wherever only deviations from
             the centre matter (margins, intermediate bounds); Lipschitz constants are for all pairs regardless.
@@ -42,6 +44,7 @@ class LocalLipConfig:
     delta: float = 1e-6
     norm_method: str = "auto"
     norm_iterations: int | None = None
+    norm_tolerance: float = 1e-2
     image_box: tuple[float, float] | None = None
     anchored: bool = True
     local_ball: bool = True
@@ -59,6 +62,8 @@ class LocalLipConfig:
             raise ConfigError(f"delta={self.delta} must lie strictly between 0 and 1: it is a failure probability.")
         if self.norm_iterations is not None and self.norm_iterations < 1:
             raise ConfigError(f"norm_iterations={self.norm_iterations} must be at least 1, or None.")
+        if not 0 < self.norm_tolerance < 1:
+            raise ConfigError(f"norm_tolerance={self.norm_tolerance} must lie strictly between 0 and 1.")
         if self.tighten < -1 or self.optimize < 0:
             raise ConfigError("tighten must be -1, 0 or a number of layers, and optimize a number of steps, >= 0.")
         if self.image_box is not None:

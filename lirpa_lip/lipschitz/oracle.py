@@ -12,8 +12,6 @@ from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.linear_map import LinearMap
 
-#: Relative accuracy of norms: a rate that is 1 % too large costs a margin a fraction of 1 % of its reach.
-_TOLERANCE = 1e-2
 #: Operations per sample for a deterministic norm where compositions, which mostly have none, enter too.
 _WORK_LIMIT = 1e7
 #: Applications of a map from which a norm is estimated from below.
@@ -56,7 +54,7 @@ class NormOracle:
             method=self.config.norm_method,
             certificate=self.config.certificate,
             delta=self.config.delta / self.planned,
-            rtol=_TOLERANCE,
+            rtol=self.config.norm_tolerance,
             **options,
         )
         self._kinds.add(result.certificate)
