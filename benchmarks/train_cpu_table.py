@@ -6,8 +6,7 @@
 Plain cross-entropy, and the GloRo loss with the global, the local product and the composed bound, at equal numbers of
 epochs; ReLU, clipped ReLU, MaxMin and clipped MaxMin; the sparsity loss on and off. Every network is then attacked
 (PGD) and certified by those bounds and by sdp-crown on the same test images. A row that is finished is in the CSV file
-and stays;
-an unfinished run goes on from its checkpoint.
+and stays; an unfinished run goes on from its checkpoint.
 """
 
 from __future__ import annotations
