@@ -71,3 +71,43 @@ def _panel(axis, methods: list[str], here: dict[str, dict], skipped: set[str]) -
     axis.set_xlim(0, 100)
     axis.tick_params(axis="x", labelsize=7)
     axis.text(1.0, 1.02, f"n = {most}", transform=axis.transAxes, fontsize=7)
+
+
+#: How a network was trained -> colour.
+_TRAINING = {"plain": "#999999", "global": "#1f77b4", "local-lip": "#ff7f0e", "composed": "#d62728"}
+
+
+def draw_training(rows: list[dict], path: Path) -> None:
+    """Best certified (bars), PGD (lines) and clean (dots) accuracy of every trained network, by setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.patches import Patch
+
+    settings = sorted({row["setting"] for row in rows})
+    most = max(sum(row["setting"] == s for row in rows) for s in settings)
+    figure, axes = plt.subplots(1, len(settings), figsize=(5.2 * len(settings), 0.3 * most + 1.4), squeeze=False)
+    for axis, setting in zip(axes.flat, settings, strict=True):
+        here = sorted(
+            (row for row in rows if row["setting"] == setting),
+            key=lambda row: (row["activation"], list(_TRAINING).index(row["method"]), row["sparsity"]),
+        )
+        for place, row in enumerate(reversed(here)):
+            best = max(float(value) for key, value in row.items() if key.startswith("certified_") and value)
+            axis.barh(place, best, color=_TRAINING[row["method"]])
+            axis.text(best + 1, place, f"{best:g}", va="center", fontsize=7)
+            axis.plot([float(row["pgd"])] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.5)
+            axis.plot(float(row["clean"]), place, "o", color="black", markersize=3)
+        names = [row["activation"].replace("_", " ") + (", sparsity" * (float(row["sparsity"]) > 0)) for row in here]
+        axis.set_yticks(range(len(here)), names[::-1], fontsize=7)
+        axis.set_xlim(0, 102)
+        axis.set_title(setting.replace("-", ", ε = "), fontsize=9)
+        axis.set_xlabel("% of test images", fontsize=8)
+    handles = [Patch(color=color, label=name) for name, color in _TRAINING.items()]
+    figure.suptitle("Certified (bars), PGD (lines) and clean accuracy (dots), by the bound trained with", fontsize=10)
+    figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
+    figure.legend(handles=handles, ncol=len(handles), fontsize=8, loc="lower center", frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
