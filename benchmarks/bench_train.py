@@ -27,6 +27,8 @@ from lirpa_lip.training.models import build_model
 from lirpa_lip.training.objective import Objective
 
 INPUTS = {"4c3f": (1, 28, 28), "6c2f": (3, 32, 32), "8c2f": (3, 64, 64), "cnn-small": (1, 28, 28)}
+#: Rounds that are not counted: at first, norms are checked often against better ones, later every fifty steps.
+WARM_UP = 10
 FIELDS = ("arch", "activation", "batch", "step", "seconds", "quartile_low", "quartile_high", "times_plain",
           "kept_floats", "peak_gib", *COLUMNS)  # fmt: skip
 Step = Callable[[], Tensor]
@@ -88,10 +90,10 @@ def main(arch: tuple[str, ...], activation: str, batch_size: int | None, repeats
         x, y = torch.rand(batch, *INPUTS[name], device=device), torch.randint(0, 10, (batch,), device=device)
         steps = steps_of(model, x, y, 0.3)
         measured: dict[str, list[tuple[float, float]]] = {label: [] for label in steps}
-        for repeat in range(repeats + 1):  # interleaved; the first round warms up
+        for repeat in range(WARM_UP + repeats):  # interleaved
             for label, (step, _) in steps.items():
                 result = timed(step, model, device)
-                if repeat:
+                if repeat >= WARM_UP:
                     measured[label].append(result)
         plain = statistics.median(seconds for seconds, _ in measured["plain"])
         for label, results in measured.items():
