@@ -27,7 +27,8 @@ class LocalLipConfig:
         norm_method: solver of the norms, see `lirpa_lip.masked_spectral_norm`.
         norm_iterations: most iterations of a solver, ``None`` for the solver's own choice.
         norm_tolerance: relative accuracy of norms that are found by iteration. Valid at any; a norm that is 1 % too
-            large costs a margin a fraction of 1 % of its reach for each layer.
+            large costs a margin a fraction of 1 % of its reach for each layer. At 1e-3 and below,
+            ``certificate="auto"`` takes deterministic norms as readily as ``bound="product"`` does.
         image_box: ``(low, high)`` if inputs outside this range cannot occur (pixels: ``(0.0, 1.0)``).
         anchored: bound slopes of secants from the centre, not of all pairs of points, wherever only deviations from
             the centre matter (margins, intermediate bounds); Lipschitz constants are for all pairs regardless.

@@ -12,8 +12,9 @@ from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.linear_map import LinearMap
 
-#: Operations per sample for a deterministic norm where compositions, which mostly have none, enter too.
-_WORK_LIMIT = 1e7
+#: Operations per sample for a deterministic norm where compositions, which mostly have none, enter too; and the
+#: tolerance from which on these do not count: near norms by iteration are dear as well.
+_WORK_LIMIT, _NEAR = 1e7, 1e-3
 #: Applications of a map from which a norm is estimated from below.
 _ESTIMATE_STEPS = 3
 
@@ -45,7 +46,7 @@ class NormOracle:
             raise RuntimeError(f"a certificate planned for {self.planned} norms took more: delta is overdrawn.")
         limit = self.config.norm_iterations
         options: dict[str, Any] = {} if limit is None else {"max_iterations": limit}
-        if self.config.bound != "product":
+        if self.config.bound != "product" and self.config.norm_tolerance > _NEAR:
             options["work_limit"] = _WORK_LIMIT
         result = masked_spectral_norm(
             map_,
