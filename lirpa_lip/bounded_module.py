@@ -146,7 +146,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         ``method="local-lip-crown"``: the same over CROWN's pre-activation bounds, intersected with CROWN's bounds.
         ``method="sdp-crown"``: ``"local-lip"``, intersected with SDP-CROWN's relaxation over the *local* balls and
         intervals: every neuron's slope is free, and each row's slopes are optimised. It is ``"local-lip"`` with
-        ``LocalLipConfig(optimize=...)``, of 20 steps where none are set.
+        ``LocalLipConfig(optimize=...)``, of 30 steps where none are set.
 
         With ``decision_thresh``, a number or ``(batch, specs)``, no more is done for lower bounds once they exceed it.
 

@@ -11,7 +11,7 @@ from .errors import ConfigError, UnknownMethodError
 BOUNDS = ("auto", "product", "composed")
 CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
 PRECISIONS = ("auto", "float32", "float64")
-_OPTIMIZE_STEPS = 20
+_OPTIMIZE_STEPS = 30
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class LocalLipConfig:
         tighten: how many layers, counted from the first, have their pre-activations bounded again by the composed
             rows, one backward pass per neuron; 0 for none, -1 for all.
         optimize: steps of descent on the slopes of each specification, of stable neurons too, and on the multipliers
-            of the layers' balls; ``True`` for 20 of them, 0 or ``False`` for none. ``bound="product"`` takes none.
+            of the layers' balls; ``True`` for 30 of them, 0 or ``False`` for none. ``bound="product"`` takes none.
         precision: of the computation. ``"auto"`` is float64 for certificates and the model's own for estimates.
     """
 

@@ -11,7 +11,7 @@ from lirpa_lip.errors import ConfigError, UnknownMethodError
 
 
 def test_optimize_as_a_switch():
-    assert LocalLipConfig(optimize=True).optimize == 20 and LocalLipConfig(optimize=False).optimize == 0
+    assert LocalLipConfig(optimize=True).optimize == 30 and LocalLipConfig(optimize=False).optimize == 0
 
 
 def test_frozen():

@@ -1,0 +1,69 @@
+"""Markdown tables of benchmark results, as they stand in the README.
+
+    python benchmarks/tables.py                                      # certified accuracy on the images all methods saw
+    python benchmarks/tables.py --methods crown,local-lip,sdp-crown  # these columns
+    python benchmarks/tables.py --training                           # certified training
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import click
+
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = "global-product,local-product,crown,local-lip,sdp-crown"
+TIMED = "crown,local-lip,sdp-crown"
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def verification(rows: list[dict[str, str]], methods: list[str], timed: list[str]) -> list[list[str]]:
+    """One line per network and radius at which all methods were run, on the images that all of them saw."""
+    table = [["network, ε", "images", *methods, "PGD", *(f"time: {m}" for m in timed)]]
+    for group in dict.fromkeys((row["network"], row["eps"]) for row in rows):
+        here = {r["method"]: r for r in rows if (r["network"], r["eps"]) == group and int(r["images"] or 0) > 0}
+        if any(method not in here for method in (*methods, *timed)):
+            continue
+        shared = min(int(here[method]["images"]) for method in methods)
+        # a bound is sound and an attack is real, so PGD's share is that of the method which saw fewest images
+        fewest = min((here[m] for m in methods), key=lambda r: int(r["images"]))
+        certified = [f"{100 * here[m]['verdicts'][:shared].count('1') / shared:.0f}" for m in methods]
+        times = [f"{float(here[m]['cpu_seconds_per_image']):.2g}" for m in timed]
+        table.append([", ".join(group), str(shared), *certified, f"{100 * float(fewest['pgd']):.0f}", *times])
+    return table
+
+
+def training(rows: list[dict[str, str]]) -> list[list[str]]:
+    """One line per trained network."""
+    kinds = [key for key in rows[0] if key.startswith("certified_")]
+    table = [["setting", "activation", "trained with", "clean", "PGD", *(k[10:] for k in kinds), "eliminated", "s"]]
+    for row in rows:
+        bound = row["method"] + (", sparsity" if float(row["sparsity"]) else "")
+        found = [row[key] for key in ("clean", "pgd", *kinds, "eliminated", "train_seconds")]
+        table.append([row["setting"], row["activation"].replace("_", " "), bound, *found])
+    return table
+
+
+def markdown(table: list[list[str]]) -> str:
+    lines = [table[0], ["---"] * len(table[0]), *table[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+@click.command()
+@click.option("--methods", default=COLUMNS, show_default=True)
+@click.option("--timed", default=TIMED, show_default=True, help="Methods whose processor seconds per image are shown.")
+@click.option("--training", "trained", is_flag=True, help="The networks of train_cpu_table.py.")
+@click.option("--csv", "path", type=click.Path(path_type=Path), help="Results to read.")
+def main(methods: str, timed: str, trained: bool, path: Path | None) -> None:
+    rows = read(path or RESULTS / ("train_cpu.csv" if trained else "verify.csv"))
+    table = training(rows) if trained else verification(rows, methods.split(","), [t for t in timed.split(",") if t])
+    click.echo(markdown(table))
+
+
+if __name__ == "__main__":
+    main()
