@@ -128,8 +128,8 @@ class MeanValue:
 Comparable = Lirpa | Local | Global | MeanValue
 Factory = Callable[[nn.Module, Tensor, int, LocalLipConfig], Comparable]
 _BOX = (0.0, 1.0)
-#: Steps per step of α-CROWN that is asked for: of ours, which are cheaper, and of SDP-CROWN's, whose slopes start far from
-#: their optimum; its authors take hundreds.
+#: Steps for each one of α-CROWN: of ours, which are cheaper, and of SDP-CROWN's, whose slopes start far from their
+#: optimum; its authors take hundreds.
 _FREE_STEPS, _SDP_STEPS = 1.5, 5
 
 
