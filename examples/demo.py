@@ -3,8 +3,8 @@
     python examples/demo.py                  about three minutes on two cores; no network needed
     python examples/demo.py --images 20 --epochs 2 --out build/quick     a quick look
 
-Both networks are the same clipped-ReLU convolutional classifier. One is trained with plain cross-entropy, the other
-certifiably, with the local product bound in the GloRo loss. Certified accuracy is the share of held-out digits that
+Both networks are the same small convolutional MaxMin classifier. One is trained with plain cross-entropy, the other
+certifiably, with the composed local bound in the GloRo loss. Certified accuracy is the share of held-out digits that
 are classified rightly *and* proven to stay so in the whole ℓ₂ ball; PGD accuracy, what an attack leaves, is a ceiling.
 """
 
@@ -33,7 +33,7 @@ from lirpa_lip.training.attack import survives_pgd
 from lirpa_lip.training.data import load_data
 from lirpa_lip.training.models import build_model
 
-SHOWN = ("global-product", "local-lip", "local-lip-crown", "ibp", "crown-ibp", "crown")
+SHOWN = ("global-product", "crown", "local-lip", "local-lip-crown", "sdp-crown")
 TRAIN_EPS = 0.4
 console = Console(width=None if Console().is_terminal else 150)
 
@@ -52,10 +52,10 @@ class Outcome:
 
 
 def train(robust: bool, epochs: int, x: Tensor, y: Tensor) -> nn.Module:
-    """Adam on plain cross-entropy, or on the GloRo loss with the local product bound, its radius ramped up."""
+    """Adam on plain cross-entropy, or on the GloRo loss with the composed local bound, its radius ramped up."""
     torch.manual_seed(0)
-    model = build_model("cnn-tiny", tuple(x.shape[1:]), classes=10, activation="clipped_relu")
-    bound, loss = (make_bound("local-lip", model, x[:1]), GloRoLoss()) if robust else (None, None)
+    model = build_model("cnn-tiny", tuple(x.shape[1:]), classes=10, activation="maxmin")
+    bound, loss = (make_bound("composed", model, x[:1]), GloRoLoss()) if robust else (None, None)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     name = "certifiably" if robust else "plainly"
     for epoch in track(range(epochs), description=f"training {name}", console=console):
@@ -129,7 +129,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
         for index, method in enumerate((*SHOWN, "pgd")):
             mine = [o for o in outcomes if (o.network, o.method) == (network, method)]
             style = dict(color="black", linestyle=":", label="PGD (ceiling)") if method == "pgd" else dict(label=method)
-            if method in ("local-lip", "local-lip-crown"):
+            if method in ("local-lip", "local-lip-crown", "sdp-crown"):
                 style["linewidth"] = 2.2
             axis.plot([o.eps for o in mine], [100 * o.certified for o in mine], marker="os^vDxP"[index], ms=4, **style)
         axis.set_title(f"{network} training")

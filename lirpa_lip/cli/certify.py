@@ -20,7 +20,7 @@ from lirpa_lip.training.certifiers import CERTIFIERS
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--eps", help="Radii, such as 0.5,36/255; read exactly.  [default: the run's]")
-@click.option("--bound", type=click.Choice(CERTIFIERS), default="composed", show_default=True, help="What certifies.")
+@click.option("--bound", type=click.Choice(CERTIFIERS), default="sdp-crown", show_default=True, help="What certifies.")
 @click.option(
     "--certificate",
     type=click.Choice(["auto", "deterministic", "probabilistic"]),

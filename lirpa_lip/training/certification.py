@@ -28,7 +28,7 @@ class CertifySettings:
     """What decides the outcome of a certification. ``eps`` is text, such as ``"0.5,36/255"``; radii are exact."""
 
     eps: str
-    bound: str = "composed"
+    bound: str = "sdp-crown"
     certificate: str = "auto"
     delta: float = 1e-6
     radius_steps: int = 4
