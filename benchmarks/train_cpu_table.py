@@ -95,7 +95,8 @@ def measured(run: Run, config: TrainConfig, samples: int, pgd_steps: int) -> dic
     """Trains (or goes on), attacks and certifies one network."""
     folder, begun = Path(config.out), time.perf_counter()
     trainer = Trainer(config, RichProgress())
-    if checkpoints_in(folder / "checkpoints"):
+    resumed = bool(checkpoints_in(folder / "checkpoints"))
+    if resumed:
         trainer.resume()
     best = trainer.fit()
     trained = time.perf_counter()
@@ -116,7 +117,8 @@ def measured(run: Run, config: TrainConfig, samples: int, pgd_steps: int) -> dic
             row |= {"clean": f"{100 * summary['clean']:.1f}", "pgd": f"{100 * line['pgd']:.1f}"}
     row["eliminated"] = eliminated(model, config, test)
     row |= {"epochs": config.epochs, "seed": config.seed, "samples": samples, "certificate": "/".join(sorted(kinds))}
-    row |= {"train_seconds": f"{trained - begun:.0f}", "certify_seconds": f"{time.perf_counter() - trained:.0f}"}
+    # of a run that goes on from a checkpoint the time before is not known
+    row |= {"train_seconds": "" if resumed else f"{trained - begun:.0f}", "certify_seconds": f"{time.perf_counter() - trained:.0f}"}
     return row | stamp()
 
 
