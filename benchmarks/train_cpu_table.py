@@ -118,7 +118,8 @@ def measured(run: Run, config: TrainConfig, samples: int, pgd_steps: int) -> dic
     row["eliminated"] = eliminated(model, config, test)
     row |= {"epochs": config.epochs, "seed": config.seed, "samples": samples, "certificate": "/".join(sorted(kinds))}
     # of a run that goes on from a checkpoint the time before is not known
-    row |= {"train_seconds": "" if resumed else f"{trained - begun:.0f}", "certify_seconds": f"{time.perf_counter() - trained:.0f}"}
+    row["train_seconds"] = "" if resumed else f"{trained - begun:.0f}"
+    row["certify_seconds"] = f"{time.perf_counter() - trained:.0f}"
     return row | stamp()
 
 
