@@ -41,10 +41,11 @@ def verification(rows: list[dict[str, str]], methods: list[str], timed: list[str
 def training(rows: list[dict[str, str]]) -> list[list[str]]:
     """One line per trained network."""
     kinds = [key for key in rows[0] if key.startswith("certified_")]
-    table = [["setting", "activation", "trained with", "clean", "PGD", *(k[10:] for k in kinds), "eliminated", "s"]]
+    head = ["setting", "activation", "trained with", "epochs", "clean", "PGD"]
+    table = [[*head, *(kind[10:] for kind in kinds), "eliminated", "s"]]
     for row in rows:
         bound = row["method"] + (", sparsity" if float(row["sparsity"]) else "")
-        found = [row[key] for key in ("clean", "pgd", *kinds, "eliminated", "train_seconds")]
+        found = [row[key] for key in ("epochs", "clean", "pgd", *kinds, "eliminated", "train_seconds")]
         table.append([row["setting"], row["activation"].replace("_", " "), bound, *found])
     return table
 
