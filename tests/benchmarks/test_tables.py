@@ -23,10 +23,10 @@ def row(method: str, verdicts: str, pgd: str, network: str = "net") -> dict[str,
 
 
 def test_shared_images(tables):
-    rows = [row("crown", "1100", "0.7500"), row("local-lip", "11", "1.0000"), row("crown", "1", "1.0", "other")]
+    rows = [row("crown", "1011", "0.7500"), row("local-lip", "11", "1.0000"), row("crown", "1", "1.0", "other")]
     head, line = tables.verification(rows, ["crown", "local-lip"], ["crown"])
     assert head == ["network, ε", "images", "crown", "local-lip", "PGD", "time: crown"]
-    assert line == ["net, 0.3", "2", "100", "100", "100", "0.012"]
+    assert line == ["net, 0.3", "2", "50", "100", "100", "0.012"]
 
 
 def test_training_rows(tables):
