@@ -73,6 +73,11 @@ def _panel(axis, methods: list[str], here: dict[str, dict], skipped: set[str]) -
     axis.text(1.0, 1.02, f"n = {most}", transform=axis.transAxes, fontsize=7)
 
 
+def _run_name(row: dict) -> str:
+    sparsity = ", sparsity" if float(row["sparsity"]) else ""
+    return f"{row['activation'].replace('_', ' ')}{sparsity}, {row['epochs']} epochs"
+
+
 #: How a network was trained -> colour.
 _TRAINING = {"plain": "#999999", "global": "#1f77b4", "local-lip": "#ff7f0e", "composed": "#d62728"}
 
@@ -91,15 +96,16 @@ def draw_training(rows: list[dict], path: Path) -> None:
     for axis, setting in zip(axes.flat, settings, strict=True):
         here = sorted(
             (row for row in rows if row["setting"] == setting),
-            key=lambda row: (row["activation"], list(_TRAINING).index(row["method"]), row["sparsity"]),
+            key=lambda r: (r["activation"], int(r["epochs"]), list(_TRAINING).index(r["method"]), r["sparsity"]),
         )
         for place, row in enumerate(reversed(here)):
             best = max(float(value) for key, value in row.items() if key.startswith("certified_") and value)
             axis.barh(place, best, color=_TRAINING[row["method"]])
-            axis.text(best + 1, place, f"{best:g}", va="center", fontsize=7)
+            inside = {"x": best - 1, "ha": "right", "color": "white"} if best > 15 else {"x": best + 1}
+            axis.text(y=place, s=f"{best:g}", va="center", fontsize=7, **inside)
             axis.plot([float(row["pgd"])] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.5)
             axis.plot(float(row["clean"]), place, "o", color="black", markersize=3)
-        names = [row["activation"].replace("_", " ") + (", sparsity" * (float(row["sparsity"]) > 0)) for row in here]
+        names = [_run_name(row) for row in here]
         axis.set_yticks(range(len(here)), names[::-1], fontsize=7)
         axis.set_xlim(0, 102)
         axis.set_title(setting.replace("-", ", ε = "), fontsize=9)
