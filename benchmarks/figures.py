@@ -1,4 +1,7 @@
-"""Figures of benchmark results."""
+"""Figures of benchmark results.
+
+    python benchmarks/figures.py     # docs/figures/verify.png and training.png from results/*.csv
+"""
 
 from __future__ import annotations
 
@@ -117,3 +120,11 @@ def draw_training(rows: list[dict], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+if __name__ == "__main__":
+    from tables import RESULTS, read
+
+    folder = Path(__file__).parents[1] / "docs" / "figures"
+    draw_verification(read(RESULTS / "verify.csv"), folder / "verify.png")
+    draw_training(read(RESULTS / "train_cpu.csv"), folder / "training.png")

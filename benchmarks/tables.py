@@ -1,8 +1,7 @@
-"""Markdown tables of benchmark results, as they stand in the README.
+"""Markdown tables of benchmark results.
 
-    python benchmarks/tables.py                                      # certified accuracy on the images all methods saw
+    python benchmarks/tables.py                                      # those of the README, in its order
     python benchmarks/tables.py --methods crown,local-lip,sdp-crown  # these columns
-    python benchmarks/tables.py --training                           # certified training
 """
 
 from __future__ import annotations
@@ -13,8 +12,12 @@ from pathlib import Path
 import click
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = "global-product,local-product,crown,local-lip,sdp-crown"
-TIMED = "crown,local-lip,sdp-crown"
+#: Columns of the README's tables, and those whose times stand beside them.
+README = (
+    ("global-product,local-product,crown,local-lip,sdp-crown", "crown,local-lip,sdp-crown"),
+    ("sdp-crown,sdp-crown-global", "sdp-crown,sdp-crown-global"),
+    ("crown,local-lip,sdp-crown-tight", "sdp-crown-tight"),
+)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -30,7 +33,7 @@ def verification(rows: list[dict[str, str]], methods: list[str], timed: list[str
         if any(method not in here for method in (*methods, *timed)):
             continue
         shared = min(int(here[method]["images"]) for method in methods)
-        # a bound is sound and an attack is real, so PGD's share is that of the method which saw fewest images
+        # the row of the method that saw fewest images says what PGD leaves of just these
         fewest = min((here[m] for m in methods), key=lambda r: int(r["images"]))
         certified = [f"{100 * here[m]['verdicts'][:shared].count('1') / shared:.0f}" for m in methods]
         times = [f"{float(here[m]['cpu_seconds_per_image']):.2g}" for m in timed]
@@ -56,14 +59,14 @@ def markdown(table: list[list[str]]) -> str:
 
 
 @click.command()
-@click.option("--methods", default=COLUMNS, show_default=True)
-@click.option("--timed", default=TIMED, show_default=True, help="Methods whose processor seconds per image are shown.")
-@click.option("--training", "trained", is_flag=True, help="The networks of train_cpu_table.py.")
-@click.option("--csv", "path", type=click.Path(path_type=Path), help="Results to read.")
-def main(methods: str, timed: str, trained: bool, path: Path | None) -> None:
-    rows = read(path or RESULTS / ("train_cpu.csv" if trained else "verify.csv"))
-    table = training(rows) if trained else verification(rows, methods.split(","), [t for t in timed.split(",") if t])
-    click.echo(markdown(table))
+@click.option("--methods", help="Print one table with these columns and their times.")
+def main(methods: str | None) -> None:
+    rows = read(RESULTS / "verify.csv")
+    pairs = README if methods is None else ((methods, methods),)
+    tables = [verification(rows, *(names.split(",") for names in pair)) for pair in pairs]
+    if methods is None:
+        tables.append(training(read(RESULTS / "train_cpu.csv")))
+    click.echo("\n\n".join(markdown(table) for table in tables))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
     python benchmarks/train_cpu_table.py --data-dir FOLDER           # FOLDER/MNIST/raw; minutes per row
     python benchmarks/train_cpu_table.py --only digits-0.5 --epochs 5      # a part of it, shorter
-    python benchmarks/train_cpu_table.py --figure docs/figures/training.png  # drawn from the CSV file
 
 Plain cross-entropy, and the GloRo loss with the global, the local product and the composed bound, at equal numbers of
 epochs; ReLU, clipped ReLU, MaxMin and clipped MaxMin; the sparsity loss on and off. Every network is then attacked
@@ -19,7 +18,6 @@ from pathlib import Path
 
 import click
 import torch
-from figures import draw_training
 from hardware import COLUMNS, stamp
 from torch import nn
 
@@ -152,14 +150,9 @@ def finished(path: Path) -> set[tuple[str, ...]]:
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/train_cpu.csv"), show_default=True
 )
-@click.option("--figure", type=click.Path(path_type=Path), help="Draw what is in the CSV file here, and nothing else.")
 @click.option("--list", "show", is_flag=True, help="Names of the rows, and nothing else.")
 def main(data_dir: str | None, only: str, epochs: int | None, samples: int, pgd_steps: int, seed: int, work: Path,
-         out: Path, figure: Path | None, show: bool) -> None:  # fmt: skip
-    if figure is not None:
-        with out.open(newline="") as file:
-            draw_training(list(csv.DictReader(file)), figure)
-        return
+         out: Path, show: bool) -> None:  # fmt: skip
     wanted = [run for run in all_runs() if not only or any(part in run.key for part in only.split(","))]
     for run in wanted:
         config = run.config(seed, epochs, data_dir, work)

@@ -67,6 +67,11 @@ class Region:
         parts = (None if t is None else t.to(dtype) for t in (self.centre, self.eps, self.low, self.high))
         return Region(*parts)
 
+    def select(self, index: Tensor) -> Region:
+        """The samples at ``index``, which may repeat."""
+        ends = (None if end is None else end[index] for end in (self.low, self.high))
+        return Region(self.centre[index], self.eps[index], *ends)
+
     def interval(self) -> tuple[Tensor, Tensor]:
         """The box that encloses the region."""
         eps = self.eps.reshape(-1, *[1] * (self.centre.ndim - 1))

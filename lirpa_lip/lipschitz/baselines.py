@@ -25,7 +25,7 @@ from lirpa_lip.operators.traits import SlopeRange
 from lirpa_lip.region import Region
 
 from .composed import composed_rate, composed_rows
-from .deviation import Deviation
+from .deviation import Deviation, taken
 from .layers import Layer, Layers
 from .oracle import NormOracle
 from .product import local_ball, product_rate, product_rows
@@ -110,7 +110,10 @@ def _descend(deviation: Deviation, rows: Tensor, start: dict[str, Tensor], steps
     """Every iterate is a valid bound, so the smallest is kept."""
     output = deviation.graph.output
     slopes = {name: slope.detach().clone().requires_grad_() for name, slope in start.items()}
-    ranges = {name: _ranges(deviation, name) for name in slopes}
+    ranges = {}
+    for name in slopes:
+        neurons, found = deviation.open[name], deviation.layers[name].slopes
+        ranges[name] = [taken(neurons, t).detach() for t in (found.low, found.high)]
     optimizer = torch.optim.Adam(list(slopes.values()), lr=_LEARNING_RATE)
     best: Tensor | None = None
     with torch.enable_grad():
@@ -125,8 +128,3 @@ def _descend(deviation: Deviation, rows: Tensor, start: dict[str, Tensor], steps
                     slope.copy_(torch.minimum(torch.maximum(slope, ranges[name][0]), ranges[name][1]))
     final = deviation.evaluate(output, rows, slopes)[0].detach()
     return final if best is None else torch.minimum(best, final)
-
-
-def _ranges(deviation: Deviation, name: str) -> list[Tensor]:
-    slopes, index = deviation.layers[name].slopes, deviation.open[name].index
-    return [t.flatten(1).gather(1, index).unsqueeze(1).detach() for t in (slopes.low, slopes.high)]

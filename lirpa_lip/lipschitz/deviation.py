@@ -66,10 +66,8 @@ class Deviation:
         return first.index_put((index,), torch.minimum(first[index], found))
 
     def _select(self, index: Tensor) -> Deviation:
-        region = self.region
-        ends = (None if end is None else end[index] for end in (region.low, region.high))
         layers = {name: layer.select(index) for name, layer in self.layers.items()}
-        return Deviation(self.graph, layers, Region(region.centre[index], region.eps[index], *ends))
+        return Deviation(self.graph, layers, self.region.select(index))
 
     def _upper(self, target: str, rows: Tensor, steps: int, goal: Tensor | None) -> Tensor:
         if set(self.graph.ancestors(target)).isdisjoint(self.open):
@@ -161,17 +159,18 @@ def _best_rows(used: list[dict[str, Tensor]], choice: Tensor) -> dict[str, Tenso
     return found
 
 
-def _taken(neurons: OpenNeurons, t: Tensor) -> Tensor:
+def taken(neurons: OpenNeurons, t: Tensor) -> Tensor:
+    """A layer's ``t (batch, *shape)`` at its open neurons, ``(batch, 1, open)``."""
     return t.flatten(1).gather(1, neurons.index).unsqueeze(1)
 
 
 def _centre(layer: Layer, neurons: OpenNeurons) -> Pair:
-    slope = _taken(neurons, layer.slopes.centre)
+    slope = taken(neurons, layer.slopes.centre)
     return slope, slope
 
 
 def _tangent(layer: Layer, neurons: OpenNeurons) -> Pair:
-    slope = _taken(neurons, layer.activation.slope_range(layer.anchor, layer.anchor).centre)
+    slope = taken(neurons, layer.activation.slope_range(layer.anchor, layer.anchor).centre)
     return slope, slope
 
 
@@ -182,7 +181,7 @@ def _least(layer: Layer, neurons: OpenNeurons) -> Pair:
     chord = torch.where(run > 0, rise / torch.where(run > 0, run, 1.0), layer.slopes.centre)
     candidates = [
         _tangent(layer, neurons)[0],
-        *(_taken(neurons, t) for t in (chord, layer.slopes.low, layer.slopes.high)),
+        *(taken(neurons, t) for t in (chord, layer.slopes.low, layer.slopes.high)),
     ]
     positive = _smallest(candidates, [_rest(neurons.pieces, s, 1.0) for s in candidates])
     negative = _smallest(candidates, [_rest(neurons.pieces, s, -1.0) for s in candidates])

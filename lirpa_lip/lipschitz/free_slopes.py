@@ -104,8 +104,7 @@ class FreeSlopes:
     def __init__(self, graph: NetworkGraph, layers: Layers, region: Region, sample: Tensor) -> None:
         self.graph, self.sample = graph, sample
         self.neurons = {name: FreeNeurons.of(layer, region.eps, sample) for name, layer in layers.items()}
-        ends = (None if end is None else end[sample] for end in (region.low, region.high))
-        self.region = Region(region.centre[sample], region.eps[sample], *ends)
+        self.region = region.select(sample)
 
     def upper(
         self, target: str, rows: Tensor, start: dict[str, Tensor], steps: int, goal: Tensor | None = None

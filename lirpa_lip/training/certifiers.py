@@ -160,10 +160,14 @@ class LocalCertifier:
         ball = BoundedTensor(x, PerturbationLpNorm(norm=2, eps=eps.to(x.dtype)))
         classes = self.model(x[:1]).shape[1]
         specification = margin_specification(predictions, classes, x.dtype)
-        call = {"C": specification, "method": self._method, "bound_upper": False}
-        if self.name in _LOCAL:
-            call["decision_thresh"] = 0.0  # of a row that is verified no more need be known
-        lower, _ = self._bounded.compute_bounds(x=(ball,), **call)
-        if self.name in _LOCAL:
+        local = self.name in _LOCAL
+        lower, _ = self._bounded.compute_bounds(
+            x=(ball,),
+            C=specification,
+            method=self._method,
+            bound_upper=False,
+            decision_thresh=0.0 if local else None,  # of a row that is verified no more need be known
+        )
+        if local:
             self._kinds.add(self._bounded.last_certificate[0])
         return (lower > 0).all(dim=1)  # NaN and ties are not verified
