@@ -23,16 +23,20 @@ class _Peak(TorchDispatchMode):
         self.peak = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        known = {leaf.untyped_storage()._cdata for leaf in _strided((args, kwargs))}
         result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                storage = leaf.untyped_storage()
-                if storage._cdata not in known and storage._cdata not in self.alive:
-                    self.alive[storage._cdata] = storage.nbytes()
-                    weakref.finalize(storage, self.alive.pop, storage._cdata, None)
+        for leaf in _strided(result):
+            storage = leaf.untyped_storage()
+            if storage._cdata not in known and storage._cdata not in self.alive:
+                self.alive[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self.alive.pop, storage._cdata, None)
         self.peak = max(self.peak, sum(self.alive.values()))
         return result
+
+
+def _strided(tree: object) -> Iterator[Tensor]:
+    """Tensors with a storage; a sparse one is made of such tensors, which are counted as they are made."""
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.layout == torch.strided)
 
 
 def peak_activations(run: Callable[[], object], activation_bytes: int) -> float:

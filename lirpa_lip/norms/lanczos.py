@@ -24,8 +24,8 @@ from lirpa_lip.norms.result import NormResult
 #: Lanczos vectors are kept while they take at most this many times the larger activation; past it, they are made anew.
 BASIS_ACTIVATIONS = 4
 
-#: A stencil takes about as long to find as this many applications of the map.
-STENCIL_STEPS = 4
+#: Other forms of a map, a stencil or reduced matrices, take at least as long to find as this many applications of it.
+WORTHWHILE_STEPS = 4
 
 #: Steps at which convergence is looked at: each costs an eigendecomposition of T.
 CHECKS = (2, 4, 6, 8, 11, 14, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 120)
@@ -227,14 +227,13 @@ def estimate(
     """An estimate from below of each norm, stopped where the error of sigma is estimated at ``rtol`` or less.
 
     Args:
-        start: ``(B, numel)`` or ``None`` for a random one; samples whose start is 0 get a random one too, and so do
-            problems that are reduced to small matrices first.
+        start: ``(B, numel)`` or ``None`` for a random one; samples whose start is 0 get a random one too.
     """
-    if reduction_pays(problem):
-        return by_reduction(
-            problem, lambda group: estimate(group.problem, None, rtol, max_steps, generator, want_vectors)
-        )
-    if max_steps >= STENCIL_STEPS:
+    if max_steps >= WORTHWHILE_STEPS:
+        if start is None and reduction_pays(problem):
+            return by_reduction(
+                problem, lambda group: estimate(group.problem, None, rtol, max_steps, generator, want_vectors)
+            )
         problem = problem.with_stencil()
     begin = random_start(problem, generator)
     if start is not None:

@@ -1,4 +1,4 @@
-"""Eliminated rows and columns dropped: a masked map as a small dense matrix per sample."""
+"""Eliminated rows and columns dropped: a dense map as a small matrix per sample, a convolution as a sparse one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lirpa_lip.norms.conv_sparse import sparse_pays, sparse_problem
 from lirpa_lip.norms.linear_map import DenseMap, LinearMap
 from lirpa_lip.norms.maps.base import TensorFn
 from lirpa_lip.norms.problem import Problem
@@ -65,11 +66,11 @@ class BatchedDenseMap(LinearMap):
 
 @dataclass(frozen=True)
 class Reduced:
-    """Some samples of a problem, as dense matrices padded with zeros to a common shape.
+    """Some samples of a problem, as matrices padded with zeros to a common shape.
 
     Attributes:
         index: ``(g,)``, positions of the samples in the problem.
-        problem: the same operators on `BatchedDenseMap`, without masks: the masks are multiplied in.
+        problem: the same operators on a map per sample, without masks: the masks are multiplied in.
         rows, columns: ``(g, r)``, ``(g, c)``, flat indices kept; padded with the numel of that side.
     """
 
@@ -97,25 +98,32 @@ def written_out(problem: Problem) -> Problem:
 
 def reduction_pays(problem: Problem) -> bool:
     """Whether matrices without the eliminated rows and columns are so small that iterating on them is faster."""
-    if not problem.map.cheap_entries or isinstance(problem.map, BatchedDenseMap):
+    if sparse_pays(problem):
+        return True
+    if not isinstance(problem.map, DenseMap):
         return False
     rows, columns = active_counts(problem)
     return int((rows * columns).sum()) * WORTHWHILE <= problem.map.multiply_adds * problem.size
 
 
 def by_reduction(problem: Problem, solver: Callable[[Reduced], NormResult]) -> NormResult:
-    """Solve group by group on dense matrices; put values and vectors back in their places.
+    """Solve group by group on the matrices; put values and vectors back in their places.
 
     Samples with nothing left have the norm 0, exactly.
     """
     parts, indices = [], []
-    for group in reduced_groups(problem):
+    for group in [_sparse(problem)] if sparse_pays(problem) else reduced_groups(problem):
         found = solver(group)
         left = group.expand(found.left, group.rows, problem.map.out_shape)
         right = group.expand(found.right, group.columns, problem.map.in_shape)
         parts.append(replace(found, left=left, right=right))
         indices.append(group.index)
     return combined(parts, indices, problem.size)
+
+
+def _sparse(problem: Problem) -> Reduced:
+    found, rows, columns = sparse_problem(problem)
+    return Reduced(torch.arange(problem.size, device=problem.map.device), found, rows, columns)
 
 
 def active_counts(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 Certificate = Literal["deterministic", "probabilistic", "estimate"]
@@ -24,9 +23,9 @@ class NormResult:
         certificate: the kind of answer.
         failure_probability: ``0.0``, delta, or ``nan`` for an estimate. It holds for each sample by itself: all B
             bounds hold together with probability at least ``1 - B * failure_probability``.
-        iterations: applications of the pair (A, Aᵀ) to a sample, at most. left, right: ``(B, *out_shape)`` and ``(B,
-        *in_shape)``, approximate leading singular vectors, detached; ``None``
-            where they were not asked for.
+        iterations: applications of the pair (A, Aᵀ) to a sample, at most.
+        left, right: ``(B, *out_shape)`` and ``(B, *in_shape)``, approximate leading singular vectors, detached;
+            ``None`` where they were not asked for.
     """
 
     lower: Tensor
@@ -41,6 +40,16 @@ class NormResult:
     def certified(self) -> bool:
         """Whether ``upper`` is a bound at all."""
         return not math.isnan(self.failure_probability)
+
+    def repeated(self, size: int) -> NormResult:
+        """The result of one sample as that of ``size`` equal ones; a probabilistic bound fails for all or for none."""
+
+        def copies(tensor: Tensor) -> Tensor:
+            return tensor.repeat(size, *[1] * (tensor.ndim - 1))
+
+        vectors = (None if vector is None else copies(vector) for vector in (self.left, self.right))
+        lower, upper = copies(self.lower), copies(self.upper)
+        return NormResult(lower, upper, self.certificate, self.failure_probability, self.iterations, *vectors)
 
 
 def place(size: int, values: Sequence[Tensor], indices: Sequence[Tensor]) -> Tensor:
@@ -69,9 +78,3 @@ def combined(parts: Sequence[NormResult], indices: Sequence[Tensor], size: int) 
         None if first.left is None else place(size, [left for left in lefts if left is not None], indices),
         None if first.right is None else place(size, [right for right in rights if right is not None], indices),
     )
-
-
-def zeros(size: int, like: Tensor, certificate: Certificate, failure_probability: float) -> NormResult:
-    """The result where every operator of the batch is 0."""
-    zero = torch.zeros(size, dtype=like.dtype, device=like.device)
-    return NormResult(zero, zero, certificate, failure_probability, 0)

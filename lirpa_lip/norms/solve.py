@@ -180,7 +180,14 @@ def _choose(problem: Problem, method: str, certificate: str, limit: float) -> st
 
 
 def _solve(problem: Problem, solver: Solver, settings: Settings) -> NormResult:
-    """Run a solver on the samples that have anything left; the norm of the others is 0, exactly."""
+    """Run a solver on the samples that have anything left; the norm of the others is 0, exactly.
+
+    Where nothing is eliminated in any sample, as at the start of a training, one solve answers for all.
+    """
+    if _all_alike(problem):
+        first = torch.zeros(1, dtype=torch.long, device=problem.map.device)
+        start = None if settings.start is None else settings.start[:1]
+        return _solve(problem.select(first), solver, dataclasses.replace(settings, start=start)).repeated(problem.size)
     rows, columns = active_counts(problem)
     alive = (rows * columns).nonzero().squeeze(1).to(problem.map.device)
     if len(alive) == problem.size:
@@ -192,6 +199,11 @@ def _solve(problem: Problem, solver: Solver, settings: Settings) -> NormResult:
         settings = dataclasses.replace(settings, start=start[alive])
     part = problem.select(alive)
     return combined([_shaped(solver.run(_core(part, solver), settings), part)], [alive], problem.size)
+
+
+def _all_alike(problem: Problem) -> bool:
+    masks = [mask for mask in (problem.mask_in, problem.mask_out) if mask is not None]
+    return problem.size > 1 and problem.map.batch_size is None and all(bool((m == m[:1]).all()) for m in masks)
 
 
 def _core(problem: Problem, solver: Solver) -> Problem:

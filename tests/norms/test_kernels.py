@@ -167,3 +167,17 @@ def test_kernels_on_cuda_are_compiled(triton) -> None:
     arguments = step_arguments(64, 6272, torch.float32, True)
     for mine, theirs in zip(triton.lanczos_step(*arguments), reference.lanczos_step(*arguments), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_noise_is_not_a_direction(triton, dtype: torch.dtype) -> None:
+    """Where ``y = alpha v + beta_prev v_prev`` but for rounding, the recurrence ends; where it is more, it goes on."""
+    _, _, scale, v, v_prev, beta = step_arguments(3, 400, dtype, False)
+    v_prev = v_prev - (v_prev * v).sum(1, keepdim=True) * v
+    v_prev = v_prev / v_prev.norm(dim=1, keepdim=True)
+    z = (2 * v + beta.unsqueeze(1) * v_prev) / scale.unsqueeze(1)
+    z[2] += 1e-3 * torch.randn_like(z[2])
+    for step in (reference.lanczos_step, triton.lanczos_step):
+        v_next, _, found = step(z, None, scale, v, v_prev, beta)
+        assert not found[:2].any() and not v_next[:2].any()
+        assert found[2] > 0 and abs(v_next[2].norm() - 1) < 1e-4

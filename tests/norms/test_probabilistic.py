@@ -34,29 +34,29 @@ SPECTRA = {
 }
 
 
+def draws(spectrum: Tensor, delta: float, steps: int) -> Tensor:
+    """Bounds from independent starts, ``(DRAWS,)`` (equal samples of one `masked_spectral_norm` share theirs)."""
+    ones = torch.ones(DRAWS, len(spectrum), dtype=torch.float64)
+    _, problem = prepare(DenseMap(torch.diag(spectrum.sqrt())), ones, None)
+    return probabilistic(problem, delta, 1e-12, steps, None, False).upper
+
+
 @pytest.mark.parametrize("delta", [0.1, 0.3])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_failure_rate_over_many_draws(name: str, delta: float) -> None:
     """Over 6000 fresh starts no more fail than delta allows, at any number of steps."""
     spectrum = SPECTRA[name].double()
-    linear_map = DenseMap(torch.diag(spectrum.sqrt()))
-    ones = torch.ones(DRAWS, len(spectrum), dtype=torch.float64)
     allowed = delta + 4 * math.sqrt(delta * (1 - delta) / DRAWS)
     for steps in (1, 2, 4, 8, 14):
-        result = masked_spectral_norm(
-            linear_map, ones, method="polynomial", delta=delta, rtol=1e-12, max_iterations=steps
-        )
-        rate = (result.upper < spectrum.max().sqrt() * (1 - 1e-12)).double().mean().item()
+        upper = draws(spectrum, delta, steps)
+        rate = (upper < spectrum.max().sqrt() * (1 - 1e-12)).double().mean().item()
         assert rate <= allowed, f"{steps} steps"
 
 
 def test_the_failure_rate_is_not_vacuous() -> None:
     """After one step on a spectrum made for it the rate comes close to delta, so that a wrong constant would show."""
-    spectrum = SPECTRA["one_large"].double()
-    ones = torch.ones(DRAWS, len(spectrum), dtype=torch.float64)
-    options = {"method": "polynomial", "delta": 0.1, "rtol": 1e-12, "max_iterations": 1}
-    result = masked_spectral_norm(DenseMap(torch.diag(spectrum.sqrt())), ones, **options)
-    assert (result.upper < 1 - 1e-12).double().mean() > 0.07
+    upper = draws(SPECTRA["one_large"].double(), 0.1, 1)
+    assert (upper < 1 - 1e-12).double().mean() > 0.07
 
 
 def test_start_component_is_what_the_sphere_gives() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+#: Units of rounding, relative to the terms of a step, below which what is left of them is noise.
+NOISE = 8
+
 
 def lanczos_step(
     z: Tensor, mask: Tensor | None, scale: Tensor, v: Tensor, v_prev: Tensor, beta_prev: Tensor
@@ -12,7 +15,8 @@ def lanczos_step(
     """One step of the three-term recurrence, for a batch.
 
     ``y = scale mask z``, ``alpha = v . y``, ``w = y - alpha v - beta_prev v_prev``, ``beta = |w|``, ``v_next = w /
-    beta`` (0 where beta is).
+    beta``. Both are 0 where w is no more than what rounding leaves of the terms that cancel: the subspace is invariant,
+    and to go on from noise would spoil the Ritz vectors.
 
     Args:
         z: ``(B, n)``, the operator applied to v, but for its last mask.
@@ -30,6 +34,8 @@ def lanczos_step(
     alpha = torch.linalg.vecdot(v, y)
     w = y.addcmul_(v, -alpha.unsqueeze(1)).addcmul_(v_prev, -beta_prev.unsqueeze(1))
     beta = torch.linalg.vector_norm(w, dim=1)
+    noise = NOISE * torch.finfo(v.dtype).eps * torch.hypot(alpha, beta_prev)
+    beta = beta * (beta > noise)
     return w.mul_(reciprocal(beta).unsqueeze(1)), alpha, beta
 
 

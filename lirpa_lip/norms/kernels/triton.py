@@ -24,7 +24,7 @@ TILE = (16, 64, 64)
 
 @triton.jit
 def _lanczos_step(
-    z_ptr, mask_ptr, scale_ptr, v_ptr, v_prev_ptr, beta_prev_ptr, next_ptr, alpha_ptr, beta_ptr, n,
+    z_ptr, mask_ptr, scale_ptr, v_ptr, v_prev_ptr, beta_prev_ptr, next_ptr, alpha_ptr, beta_ptr, n, noise,
     HAS_MASK: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One program per sample: its row is read from memory once, and from the cache in the two passes after that."""
@@ -53,6 +53,7 @@ def _lanczos_step(
         w = y - alpha * v - beta_prev * v_prev
         square += w * w
     beta = tl.sqrt(tl.sum(square, axis=0))
+    beta = tl.where(beta > noise * tl.sqrt(alpha * alpha + beta_prev * beta_prev), beta, 0.0)
     inverse = tl.where(beta > 0, 1.0 / tl.where(beta > 0, beta, 1.0), 0.0)
     for first in range(0, n, BLOCK):
         at = first + tl.arange(0, BLOCK)
@@ -75,11 +76,12 @@ def lanczos_step(
     size, n = v.shape
     accumulate = tl.float64 if v.dtype == torch.float64 else tl.float32
     block = min(BLOCK, max(16, triton.next_power_of_2(n)))
+    noise = reference.NOISE * torch.finfo(v.dtype).eps
     v_next = torch.empty(size, n, dtype=v.dtype, device=v.device)
     alpha, beta = torch.empty_like(scale), torch.empty_like(scale)
     rows = [tensor.contiguous() for tensor in (z, z if mask is None else mask, scale, v, v_prev, beta_prev)]
     with _on(v):
-        _lanczos_step[(size,)](*rows, v_next, alpha, beta, n, mask is not None, accumulate, block)
+        _lanczos_step[(size,)](*rows, v_next, alpha, beta, n, noise, mask is not None, accumulate, block)
     return v_next, alpha, beta
 
 
