@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from lirpa_lip.norms.result import Certificate, NormResult, combined
 from lirpa_lip.norms.schur import schur_bound
 from lirpa_lip.norms.simplify import simplify
 from lirpa_lip.norms.start import SharedStart
+from lirpa_lip.precision import full_precision
 
 CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
 
@@ -145,7 +147,8 @@ def masked_spectral_norm(
             max_iterations = max_iterations if first is not None else max(max_iterations, shared.first_iterations)
         want_vectors = vectors or gradient or shared is not None
         settings = Settings(delta, rtol, max_iterations, first, generator, want_vectors)
-        result = _rounded(_solve(problem, solver, settings), problem.map.dtype)
+        with nullcontext() if solver.certificate == "estimate" else full_precision():
+            result = _rounded(_solve(problem, solver, settings), problem.map.dtype)
         if shared is not None and result.right is not None:
             shared.update(problem, result.right)
     if bool(result.lower.isnan().any() | result.upper.isnan().any()):
