@@ -20,6 +20,7 @@ from lirpa_lip.norms.kernels.registry import backend
 from lirpa_lip.norms.problem import Problem, unit
 from lirpa_lip.norms.reduce import by_reduction, reduction_pays
 from lirpa_lip.norms.result import NormResult
+from lirpa_lip.norms.step_pair import StepPair, pair_for
 
 #: Lanczos vectors are kept while they take at most this many times the larger activation; past it, they are made anew.
 BASIS_ACTIVATIONS = 4
@@ -53,6 +54,7 @@ class Recurrence:
         room = BASIS_ACTIVATIONS * max(problem.map.in_numel, problem.map.out_numel) // problem.numel
         self.room = room if keep_basis else 0
         self.basis: list[Tensor] = []
+        self.pair: StepPair | None = None
 
     def _restart(self) -> None:
         self.v, self.v_prev = self.start, torch.zeros_like(self.start)
@@ -85,6 +87,17 @@ class Recurrence:
         alpha, beta = self._step(z)
         self.alphas.append(alpha)
         self.betas.append(beta)
+
+    def advance_to(self, steps: int) -> None:
+        """Steps until there have been so many, two at a time where they are recorded."""
+        while self.steps < steps:
+            if self.pair is None and self.steps > 0:
+                self.pair = pair_for(self, steps - self.steps)
+            if self.pair is None or self.steps < self.room or self.steps + 2 > steps:
+                self.advance()
+            else:
+                self.basis.clear()
+                self.pair.advance(self)
 
     def _step(self, z: Tensor) -> tuple[Tensor, Tensor]:
         step = backend(z.device).lanczos_step
@@ -128,7 +141,7 @@ class Recurrence:
             with_vectors: whether what leaves has to `combine`; its coefficients come along in any case.
         """
         part = object.__new__(Recurrence)
-        part.room = self.room
+        part.room, part.pair, self.pair = self.room, None, None
         coefficients, vectors = ("index", "scale"), ("start", "v", "v_prev", "beta_last")
         for name in (*coefficients, "last_top", *vectors):
             whole = getattr(self, name)
@@ -182,11 +195,8 @@ def run(
     """
     state = Recurrence(problem, start, keep_basis)
     max_steps = max(1, min(max_steps, problem.numel))
-    checks = {step for step in CHECKS if step < max_steps} | {max_steps}
-    while True:
-        state.advance()
-        if state.steps not in checks:
-            continue
+    for check in (*(step for step in CHECKS if step < max_steps), max_steps):
+        state.advance_to(check)
         values, vector = state.eigen()
         if state.steps >= max_steps:
             yield state, values, vector

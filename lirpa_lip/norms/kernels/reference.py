@@ -10,7 +10,13 @@ NOISE = 8
 
 
 def lanczos_step(
-    z: Tensor, mask: Tensor | None, scale: Tensor, v: Tensor, v_prev: Tensor, beta_prev: Tensor
+    z: Tensor,
+    mask: Tensor | None,
+    scale: Tensor,
+    v: Tensor,
+    v_prev: Tensor,
+    beta_prev: Tensor,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One step of the three-term recurrence, for a batch.
 
@@ -24,6 +30,7 @@ def lanczos_step(
         scale: ``(B,)``, brings the operator's norm near one, so that no square overflows.
         v, v_prev: ``(B, n)``, the last two Lanczos vectors.
         beta_prev: ``(B,)``.
+        out: where ``v_next`` goes, ``(B, n)``; may be ``v_prev``.
 
     Returns:
         ``v_next`` (B, n), ``alpha`` (B,), ``beta`` (B,).
@@ -36,7 +43,8 @@ def lanczos_step(
     beta = torch.linalg.vector_norm(w, dim=1)
     noise = NOISE * torch.finfo(v.dtype).eps * torch.hypot(alpha, beta_prev)
     beta = beta * (beta > noise)
-    return w.mul_(reciprocal(beta).unsqueeze(1)), alpha, beta
+    inverse = reciprocal(beta).unsqueeze(1)
+    return (w.mul_(inverse) if out is None else torch.mul(w, inverse, out=out)), alpha, beta
 
 
 def masked_matmul(x: Tensor, weight: Tensor, mask_in: Tensor | None, mask_out: Tensor | None) -> Tensor:

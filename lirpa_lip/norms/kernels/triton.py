@@ -70,14 +70,20 @@ def _lanczos_step(
 
 
 def lanczos_step(
-    z: Tensor, mask: Tensor | None, scale: Tensor, v: Tensor, v_prev: Tensor, beta_prev: Tensor
+    z: Tensor,
+    mask: Tensor | None,
+    scale: Tensor,
+    v: Tensor,
+    v_prev: Tensor,
+    beta_prev: Tensor,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `reference.lanczos_step`."""
+    """As `reference.lanczos_step`; a program reads each place of ``v_prev`` before it writes there."""
     size, n = v.shape
     accumulate = tl.float64 if v.dtype == torch.float64 else tl.float32
     block = min(BLOCK, max(16, triton.next_power_of_2(n)))
     noise = reference.NOISE * torch.finfo(v.dtype).eps
-    v_next = torch.empty(size, n, dtype=v.dtype, device=v.device)
+    v_next = torch.empty(size, n, dtype=v.dtype, device=v.device) if out is None else out
     alpha, beta = torch.empty_like(scale), torch.empty_like(scale)
     rows = [tensor.contiguous() for tensor in (z, z if mask is None else mask, scale, v, v_prev, beta_prev)]
     with _on(v):
