@@ -27,7 +27,8 @@ import click
 import torch
 from hardware import stamp
 from norm_problems import SHAPES, Layer, active_layers, images, layers, network
-from norm_tools import kernel_rows, peak_activations, plot
+from norm_steps import kernel_rows, step_rows, training_rows
+from norm_tools import peak_activations, plot
 from torch import Tensor
 
 from lirpa_lip.norms import NormResult, SharedStart, masked_spectral_norm
@@ -284,6 +285,18 @@ def measured(names: list[str], sections: list[str], quick: bool, repeats: int) -
             yield from (
                 {"section": "elimination", "network": name, "samples": 64, **r} for r in elimination(name, repeats)
             )
+        if "step" in sections:
+            base = {
+                "section": "step",
+                "network": name,
+                "weights": "random",
+                "samples": SAMPLES[name],
+                "eliminated": 0.5,
+            }
+            yield from ({**base, **row} for row in step_rows(name, 2 if quick else SAMPLES[name], seconds_of))
+        if "training" in sections and name != "8c2f":
+            base = {"section": "training", "network": name, "weights": "random", "eliminated": "inactive"}
+            yield from ({**base, **row} for row in training_rows(name, seconds_of))
         if "starts" in sections and SHAPES[name][2] is not None and not quick:
             base = {"section": "starts", "network": name, "weights": "trained", "samples": 64}
             yield from ({**base, **row} for row in starts(name, "trained"))
@@ -293,7 +306,7 @@ def measured(names: list[str], sections: list[str], quick: bool, repeats: int) -
 
 @click.command()
 @click.option("--networks", default=",".join(SHAPES), show_default=True)
-@click.option("--sections", default="speed,bounds,elimination,memory,starts,kernels", show_default=True)
+@click.option("--sections", default="speed,bounds,elimination,memory,starts,step,training,kernels", show_default=True)
 @click.option("--quick", is_flag=True, help="4 samples, one share of eliminated units: does it run?")
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--threads", default=1, show_default=True)

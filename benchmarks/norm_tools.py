@@ -1,4 +1,4 @@
-"""Peak memory, GPU kernels against their rooflines, and plots, for the norm benchmarks."""
+"""Peak memory, and plots, for the norm benchmarks."""
 
 from __future__ import annotations
 
@@ -44,36 +44,6 @@ def peak_activations(run: Callable[[], object], activation_bytes: int) -> float:
     with _Peak() as peak:
         run()
     return peak.peak / activation_bytes
-
-
-def kernel_rows(seconds_of: Callable) -> Iterator[dict[str, object]]:
-    """The Lanczos step against the measured copy bandwidth and against torch.compile of the reference; CUDA only."""
-    if not torch.cuda.is_available():
-        yield {"method": "lanczos_step", "note": "left out: no CUDA device"}
-        return
-    from lirpa_lip.norms.kernels import reference, triton
-
-    compiled = torch.compile(reference.lanczos_step)
-    for size, n in ((64, 6272), (256, 6272), (256, 32768)):
-        arguments = [torch.randn(size, n, device="cuda") for _ in range(4)]
-        z, mask, v, v_prev = arguments
-        scale, beta = torch.rand(2, size, device="cuda")
-        call = (z, (mask > 0).float(), scale, v, v_prev, beta)
-        copied = _repeated(lambda z=z, v=v: v.copy_(z), seconds_of)
-        bandwidth = 2 * z.numel() * 4 / copied
-        times = {name: _repeated(lambda step=step, call=call: step(*call), seconds_of)
-                 for name, step in (("triton", triton.lanczos_step), ("compile", compiled))}  # fmt: skip
-        share = 5 * z.numel() * 4 / times["triton"] / bandwidth
-        yield {"method": "lanczos_step", "setting": f"({size}, {n}) share of copy bandwidth", "value": share,
-               "seconds": times["triton"]}  # fmt: skip
-        yield {"method": "lanczos_step", "setting": f"({size}, {n}) torch.compile / triton",
-               "value": times["compile"] / times["triton"], "seconds": times["compile"]}  # fmt: skip
-
-
-def _repeated(call: Callable[[], object], seconds_of: Callable, count: int = 50) -> float:
-    for _ in range(5):
-        call()
-    return seconds_of(lambda: [call() for _ in range(count)], 5)[0] / count
 
 
 def _share(eliminated: str) -> str:

@@ -7,6 +7,7 @@ no state grows with the data. Values approach the norm from below; they are for 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,14 @@ class WarmStarts(nn.Module):
     Vector ``index`` is made at its first use, from a generator of its own; make all of them before a checkpoint is
     loaded. While training, vectors move on; in eval mode they stay.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: dict[int, int] = {}  # as the buffers have them; to read those would halt a GPU at every norm
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._calls.clear()
 
     def norm(
         self,
@@ -97,7 +106,8 @@ class WarmStarts(nn.Module):
             self.register_buffer(name, torch.tensor([1.0, 0.0], dtype=quick.dtype, device=quick.device))
         factor, calls = self.get_buffer(name)
         if self.training:
-            count = int(calls)
+            count = self._calls.get(index)
+            count = int(calls) if count is None else count
             # often at first, while the kept vectors still improve from call to call: at 0, 1, 2, 4, 8 …
             if count % EVERY == 0 or (count < EVERY and count & (count - 1) == 0):
                 many, few = refined().sum(), quick[:FEW].sum()
@@ -105,6 +115,7 @@ class WarmStarts(nn.Module):
                     torch.where(few > 0, many / few.clamp(min=torch.finfo(few.dtype).tiny), 1.0).clamp(min=1.0)
                 )
             calls += 1
+            self._calls[index] = count + 1
         return factor.clone()
 
     @torch.no_grad()

@@ -178,6 +178,13 @@ def random_start(problem: Problem, generator: torch.Generator | None) -> Tensor:
     return start if problem.outer is None else start * (problem.outer != 0)
 
 
+def _alive(problem: Problem, start: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The start, and a random one for samples whose start is 0."""
+    start = start.to(problem.map.dtype)
+    alive = start.norm(dim=1, keepdim=True) > 0
+    return start if bool(alive.all()) else torch.where(alive, start, random_start(problem, generator))
+
+
 def run(
     problem: Problem,
     start: Tensor,
@@ -245,10 +252,7 @@ def estimate(
                 problem, lambda group: estimate(group.problem, None, rtol, max_steps, generator, want_vectors)
             )
         problem = problem.with_stencil()
-    begin = random_start(problem, generator)
-    if start is not None:
-        alive = start.flatten(1).norm(dim=1, keepdim=True) > 0
-        begin = torch.where(alive, start.to(begin.dtype), begin)
+    begin = random_start(problem, generator) if start is None else _alive(problem, start, generator)
 
     def done(state: Recurrence, values: Tensor, vector: Tensor) -> Tensor:
         # sigma is the root of the Ritz value, so its relative error is half.

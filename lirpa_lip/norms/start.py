@@ -33,7 +33,7 @@ class SharedStart:
         first_iterations: iterations of the first call, at least, when there is nothing to start from.
     """
 
-    def __init__(self, capacity: int = 256, first_iterations: int = 12) -> None:
+    def __init__(self, capacity: int = 64, first_iterations: int = 12) -> None:
         if capacity < 1:
             raise ConfigError(f"capacity={capacity} must be at least 1.")
         self.capacity, self.first_iterations = capacity, first_iterations
