@@ -27,11 +27,12 @@ import click
 import torch
 from hardware import stamp
 from norm_problems import SHAPES, Layer, active_layers, images, layers, network
+from norm_starts import starts
 from norm_steps import kernel_rows, step_rows, training_rows
 from norm_tools import peak_activations, plot
 from torch import Tensor
 
-from lirpa_lip.norms import NormResult, SharedStart, masked_spectral_norm
+from lirpa_lip.norms import NormResult, masked_spectral_norm
 from lirpa_lip.norms.deterministic import work
 from lirpa_lip.norms.power import power
 from lirpa_lip.norms.problem import prepare
@@ -229,32 +230,6 @@ def weight_count(layer: Layer) -> int:
     return sum(counted)
 
 
-def starts(name: str, weights: str) -> Iterator[Row]:
-    """Share of the converged norm that a few steps reach from starts shared by all samples, batch after batch."""
-    problem = active_layers(network(name, weights), images(name, 512))
-    for steps in (1, 2, 3):
-        memories, shares = [SharedStart() for _ in problem], []
-        for first in range(0, 512, 64):
-            batch = [layer.batch(slice(first, first + 64)) for layer in problem]
-            options = {"certificate": "estimate", "max_iterations": steps}
-            pairs = zip(batch, memories, strict=True)
-            found = [masked_spectral_norm(*layer.arguments, start=memory, **options) for layer, memory in pairs]
-        truth = solve(batch, certificate="estimate", rtol=1e-6, max_iterations=400)
-        shares = torch.stack([f.upper / t.upper for f, t in zip(found, truth, strict=True)])
-        cold = solve(batch, **options)
-        random = torch.stack([f.upper / t.upper for f, t in zip(cold, truth, strict=True)])
-        for method, share in (("shared start", shares), ("random start", random)):
-            yield {
-                "method": method,
-                "iterations": steps,
-                "eliminated": "inactive",
-                "value": share.mean().item(),
-                "worst_error": 1 - share.min().item(),
-                "setting": "mean share of the converged norm, eighth batch",
-                "note": f"of the product {share.prod(0).mean().item():.4f}",
-            }
-
-
 def problems(name: str, quick: bool) -> Iterator[tuple[str, str, list[Layer]]]:
     samples = 4 if quick else SAMPLES[name]
     for weights in ("random", "trained"):
@@ -299,7 +274,7 @@ def measured(names: list[str], sections: list[str], quick: bool, repeats: int) -
             yield from ({**base, **row} for row in training_rows(name, seconds_of))
         if "starts" in sections and SHAPES[name][2] is not None and not quick:
             base = {"section": "starts", "network": name, "weights": "trained", "samples": 64}
-            yield from ({**base, **row} for row in starts(name, "trained"))
+            yield from ({**base, **row} for row in starts(name))
     if "kernels" in sections:
         yield from ({"section": "kernels", **row} for row in kernel_rows(seconds_of))
 
