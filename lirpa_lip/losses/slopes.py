@@ -18,6 +18,9 @@ from lirpa_lip.lipschitz.layers import safe_sqrt
 from lirpa_lip.losses.activations import intervals_of
 from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
 
+#: Secants over a shorter distance are taken for the slope at the centre.
+MOVED = 1e-6
+
 Ends = tuple[Tensor | float | None, Tensor | float | None]
 
 
@@ -70,6 +73,11 @@ def _clip_secants(centre: Tensor, lower: Tensor, upper: Tensor, ends: Ends) -> t
     On each linear piece a secant's slope is monotone in z, so the extremes are at the interval's ends and the kinks.
     """
     low, high = (None if end is None else torch.as_tensor(end).to(centre) for end in ends)
+    if high is None and low is not None:
+        return _kink_secants(centre - low, lower - low, upper - low)
+    if low is None and high is not None:  # min(z, b) = z − max(z − b, 0)
+        least, most = _kink_secants(centre - high, lower - high, upper - high)
+        return 1 - most, 1 - least
 
     def f(z: Tensor) -> Tensor:
         z = z if low is None else torch.maximum(z, low)
@@ -84,10 +92,23 @@ def _clip_secants(centre: Tensor, lower: Tensor, upper: Tensor, ends: Ends) -> t
         points = (lower, upper) if end is None else (torch.minimum(torch.maximum(end, lower), upper),)
         for z in points:
             run = z - centre
-            moved = run.abs() > 1e-6
+            moved = run.abs() > MOVED
             secant = torch.where(moved, (f(z) - value) / torch.where(moved, run, 1.0), here)
             least, most = torch.minimum(least, secant), torch.maximum(most, secant)
     return least, most
+
+
+def _kink_secants(centre: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of `_clip_secants` for f(z) = max(z, 0), in closed form: fewer operations to go back through.
+
+    Right of the kink the secant to the lower end is the flattest, left of it that to the upper end the steepest.
+    """
+    right = centre > 0
+    top = torch.where(right, centre, upper.clamp(min=0))
+    run = torch.where(right, centre - lower.clamp(max=0), top - centre)
+    moved = run > MOVED
+    secant = torch.where(moved, top / torch.where(moved, run, 1.0), right.to(centre))
+    return torch.where(right, secant, 0.0), torch.where(right, 1.0, secant)
 
 
 def _fold(centre: Tensor, lower: Tensor, upper: Tensor) -> Diagonal:
