@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lirpa_lip.errors import ConfigError
 from lirpa_lip.lipschitz.layers import safe_sqrt
 from lirpa_lip.losses.local_bound import SequentialLocalLip, Swept, masked_pair_norms
 from lirpa_lip.losses.slopes import Diagonal, Factor, Rotation, factors_of
@@ -36,6 +37,8 @@ class SequentialComposed(SequentialLocalLip):
     """
 
     def __init__(self, model: nn.Module, sample: Tensor, refinements: int = 1, rivals: int = 2, **options: Any) -> None:
+        if refinements < 0 or rivals < 1:
+            raise ConfigError(f"refinements={refinements} must not be negative, and rivals={rivals} at least 1.")
         self.refinements, self.rivals = refinements, rivals
         super().__init__(model, sample, **options)
 

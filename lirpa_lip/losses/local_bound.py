@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip.errors import UnsupportedOperatorError
+from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 from lirpa_lip.losses.activations import intervals_of, masks_of
 from lirpa_lip.losses.bound import BoundOutput, FeatureRegion
 from lirpa_lip.losses.stages import Stage, stages_of
@@ -89,6 +89,8 @@ class SequentialLocalLip(nn.Module):
         image_box: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
+        if iterations < 1:
+            raise ConfigError(f"iterations={iterations} must be at least 1.")
         self.iterations, self.interval_gradients, self.image_box = iterations, interval_gradients, image_box
         self._model = (model,)  # in a tuple, so that its parameters are not registered twice
         self._stages = stages_of(model, sample)

@@ -8,6 +8,7 @@ from loss_networks import SHAPE, dense_product, points_in_ball, small_network, w
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
+from lirpa_lip.errors import ConfigError
 from lirpa_lip.losses import make_bound
 from lirpa_lip.losses.activations import masks_of
 from lirpa_lip.losses.global_bound import GlobalBound
@@ -217,3 +218,12 @@ def test_radius_per_sample(name: str):
     for b in range(len(X)):
         alone = bound(X[b : b + 1], eps[b], LABELS[b : b + 1]).pair_lipschitz[0]
         torch.testing.assert_close(together[b], alone, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("local-lip", {"iterations": 0}), ("composed", {"rivals": 0}), ("composed", {"refinements": -1})],
+)
+def test_counts_that_make_no_sense(name: str, options: dict[str, int]):
+    with pytest.raises(ConfigError, match=f"{next(iter(options))}="):
+        make_bound(name, small_network("relu"), X, **options)
