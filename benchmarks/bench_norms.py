@@ -191,7 +191,7 @@ def elimination(name: str, repeats: int) -> Iterator[Row]:
     shape = SHAPES[name][0]
     for kind, options in (("estimate", {"rtol": 1e-3}), ("probabilistic", {"delta": DELTA}), ("deterministic", {})):
         first = None
-        for eliminated in (0.0, 0.5, 0.9, 0.99):
+        for eliminated in (0.01, 0.5, 0.9, 0.99):  # with none, all samples are one problem, which is solved once
             problem = layers(network(name, "random"), shape, SAMPLES[name], eliminated)
             dense = max((one for one in problem if len(one.map.in_shape) == 1), key=lambda one: one.map.in_numel)
             took, _ = seconds_of(lambda d=dense, o=options, k=kind: solve([d], certificate=k, **o), repeats)
@@ -203,7 +203,7 @@ def elimination(name: str, repeats: int) -> Iterator[Row]:
                 "seconds": took,
                 "setting": f"dense {tuple(dense.map.weight.shape)}",
                 "value": first / took,
-                "note": "value: times faster than with nothing eliminated",
+                "note": "value: times faster than with 1 % eliminated",
             }
 
 
