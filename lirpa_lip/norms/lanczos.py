@@ -55,6 +55,7 @@ class Recurrence:
         self.room = room if keep_basis else 0
         self.basis: list[Tensor] = []
         self.pair: StepPair | None = None
+        self.known: tuple[Tensor, Tensor] | None = None
 
     def _restart(self) -> None:
         self.v, self.v_prev = self.start, torch.zeros_like(self.start)
@@ -66,14 +67,18 @@ class Recurrence:
 
     @property
     def alpha(self) -> Tensor:
-        return self._unscaled(self.alphas)
+        return self._coefficients()[0]
 
     @property
     def beta(self) -> Tensor:
-        return self._unscaled(self.betas)
+        return self._coefficients()[1]
 
-    def _unscaled(self, values: list[Tensor]) -> Tensor:
-        return torch.stack(values, 1).double() * reciprocal(self.scale.double()).unsqueeze(1)
+    def _coefficients(self) -> tuple[Tensor, Tensor]:
+        if self.known is None or self.known[0].shape[1] != self.steps:
+            unscale = reciprocal(self.scale.double()).unsqueeze(1)
+            alpha, beta = (torch.stack(values, 1).double() * unscale for values in (self.alphas, self.betas))
+            self.known = alpha, beta
+        return self.known
 
     def advance(self) -> None:
         """One step: one application of the pair (A, Aᵀ)."""
@@ -141,7 +146,8 @@ class Recurrence:
             with_vectors: whether what leaves has to `combine`; its coefficients come along in any case.
         """
         part = object.__new__(Recurrence)
-        part.room, part.pair, self.pair = self.room, None, None
+        part.room = self.room
+        part.pair = part.known = self.pair = self.known = None
         coefficients, vectors = ("index", "scale"), ("start", "v", "v_prev", "beta_last")
         for name in (*coefficients, "last_top", *vectors):
             whole = getattr(self, name)
