@@ -23,23 +23,41 @@ from lirpa_lip.norms.problem import Problem
 #: Multiplications of a convolution in the time of one with a sparse entry, the writing of the entries included.
 WORTHWHILE = {torch.float32: 450, torch.float64: 40}
 
-#: Activations that the matrices of a batch may take, while samples leave it and there are two copies of them.
-MEMORY = 9
+#: Activations of the whole batch that the matrices of a group of samples may take, while samples leave it and there are
+#: two copies of them.
+MEMORY = 7
 
-#: Entries that are worked out at once: enough to share launches, few beside an activation of a large layer.
-CHUNK = 1 << 17
+#: Entries that are worked out at once: a share of the batch's larger activation, and enough to share launches.
+CHUNK_SHARE, CHUNK = 1 / 16, 1 << 13
 
 
 def sparse_pays(problem: Problem) -> bool:
     """Whether so much of a convolution is eliminated that a product with the entries left is faster."""
     conv = _convolution(problem)
-    if conv is None or conv.axes > 2:
+    if conv is None or conv.axes > 2 or conv.dtype not in WORTHWHILE:
         return False
-    larger = max(problem.map.in_numel, problem.map.out_numel)
-    width = conv.weight.element_size()
+    entries = entry_counts(problem)
+    fast = int(entries.sum()) * WORTHWHILE[conv.dtype] <= problem.map.multiply_adds * problem.size
+    return fast and int(entries.max()) <= _room(problem)
+
+
+def sparse_groups(problem: Problem) -> list[Tensor]:
+    """Indices of samples whose matrices fit into memory together; one group after the other is solved."""
+    room, groups, taken = _room(problem), list[list[int]](), 0
+    for sample, entries in enumerate(entry_counts(problem).tolist()):
+        if not groups or taken + entries > room:
+            groups.append([])
+            taken = 0
+        groups[-1].append(sample)
+        taken += entries
+    return [torch.tensor(group, device=problem.map.device) for group in groups]
+
+
+def _room(problem: Problem) -> int:
+    """Entries that may be held at once."""
+    width = torch.finfo(problem.map.dtype).bits // 8
     entry = 2 * 2 * (width + 4) + 4  # twice the matrix and its transpose: value and column; and columns on the move
-    most = min(problem.map.multiply_adds / WORTHWHILE.get(conv.dtype, math.inf), MEMORY * larger * width / entry)
-    return entry_count(problem) <= most * problem.size
+    return int(MEMORY * problem.size * max(problem.map.in_numel, problem.map.out_numel) * width / entry)
 
 
 def _convolution(problem: Problem) -> ConvMap | None:
@@ -48,15 +66,16 @@ def _convolution(problem: Problem) -> ConvMap | None:
     return problem.map if isinstance(problem.map, ConvMap) else None
 
 
-def entry_count(problem: Problem) -> int:
-    """Entries of all samples' matrices with a live row and a live column, those of zero weight included."""
+def entry_counts(problem: Problem) -> Tensor:
+    """Entries of each sample's matrix with a live row and a live column, those of zero weight included; ``(B,)``."""
     conv = _convolution(problem)
     assert conv is not None
     inputs, outputs = (sites.mask.sum(3, dtype=torch.float32) for sites in _sides(problem, conv))
     kernel = conv.weight.new_ones(1, 1, *_two(conv.weight.shape[2:], 1)).float()
     options = {"stride": _two(conv.stride, 1), "padding": _two(conv.padding, 0), "dilation": _two(conv.dilation, 1)}
     reached = F.conv2d(inputs.reshape(-1, 1, *_two(conv.in_shape[1:], 1)), kernel, **options)
-    return round(float((outputs.flatten() * reached.flatten()).sum(dtype=torch.float64)))
+    linked = outputs.reshape(problem.size, -1) * reached.reshape(problem.size, -1)
+    return linked.sum(1, dtype=torch.float64).round().long()
 
 
 def _two(values: tuple[int, ...], neutral: int) -> tuple[int, int]:
@@ -107,7 +126,7 @@ def sparse_problem(problem: Problem) -> tuple[Problem, Tensor, Tensor]:
     conv = _convolution(problem)
     assert conv is not None
     inputs, outputs = _sides(problem, conv)
-    entries = entry_count(problem)
+    entries = int(entry_counts(problem).sum())
     forward = _compressed(conv, True, outputs, inputs, entries)
     adjoint = _compressed(conv, False, inputs, outputs, entries)
     kept = _places(conv.out_shape, outputs), _places(conv.in_shape, inputs)
@@ -154,7 +173,8 @@ def _compressed(conv: ConvMap, outputs: bool, here: _Sites, there: _Sites, entri
     values = torch.empty(entries, dtype=conv.dtype, device=conv.device)
     size, lengths, done = len(here.mask), [], 0
     links = int(here.mask.sum()) * len(partners)
-    step = max(1, CHUNK * size // max(1, links + entries))
+    chunk = max(CHUNK, int(CHUNK_SHARE * size * max(conv.in_shape.numel(), conv.out_shape.numel())))
+    step = max(1, chunk * size // max(1, links + entries))
     for first in range(0, size, step):
         samples = slice(first, first + step)
         length, column, value = _entries(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lirpa_lip.norms.conv_sparse import sparse_pays, sparse_problem
+from lirpa_lip.norms.conv_sparse import sparse_groups, sparse_pays, sparse_problem
 from lirpa_lip.norms.linear_map import DenseMap, LinearMap
 from lirpa_lip.norms.maps.base import TensorFn
 from lirpa_lip.norms.problem import Problem
@@ -112,18 +112,19 @@ def by_reduction(problem: Problem, solver: Callable[[Reduced], NormResult]) -> N
     Samples with nothing left have the norm 0, exactly.
     """
     parts, indices = [], []
-    for group in [_sparse(problem)] if sparse_pays(problem) else reduced_groups(problem):
+    for group in _sparse(problem) if sparse_pays(problem) else reduced_groups(problem):
         found = solver(group)
         left = group.expand(found.left, group.rows, problem.map.out_shape)
         right = group.expand(found.right, group.columns, problem.map.in_shape)
         parts.append(replace(found, left=left, right=right))
         indices.append(group.index)
+        del group  # before the next one is made: a group may take all the memory there is to take
     return combined(parts, indices, problem.size)
 
 
-def _sparse(problem: Problem) -> Reduced:
-    found, rows, columns = sparse_problem(problem)
-    return Reduced(torch.arange(problem.size, device=problem.map.device), found, rows, columns)
+def _sparse(problem: Problem) -> Iterator[Reduced]:
+    for index in sparse_groups(problem):
+        yield Reduced(index, *sparse_problem(problem if len(index) == problem.size else problem.select(index)))
 
 
 def active_counts(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,8 @@ import torch
 from cases import BATCH, BUILDERS, masks, singular_values
 from torch import Tensor
 
-from lirpa_lip.norms import conv_sparse, masked_spectral_norm
-from lirpa_lip.norms.conv_sparse import entry_count, sparse_pays, sparse_problem
+from lirpa_lip.norms import conv_sparse, masked_spectral_norm, reduce
+from lirpa_lip.norms.conv_sparse import entry_counts, sparse_groups, sparse_pays, sparse_problem
 from lirpa_lip.norms.linear_map import Conv2dMap, ConvTranspose2dMap, LinearMap, MaskedMap
 from lirpa_lip.norms.problem import Problem, prepare
 
@@ -63,6 +63,7 @@ def test_many_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     _, problem = prepare(linear_map, *masks(linear_map, 0.6, scales=True))
     whole = sparse_problem(problem)[0].map.dense()
     monkeypatch.setattr(conv_sparse, "CHUNK", 1)
+    monkeypatch.setattr(conv_sparse, "CHUNK_SHARE", 0)
     torch.testing.assert_close(sparse_problem(problem)[0].map.dense(), whole, rtol=0, atol=0)
 
 
@@ -70,7 +71,11 @@ def test_many_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_entries_are_counted_before_they_are_made(name: str) -> None:
     linear_map = BUILDERS[name](torch.float64)
     _, problem = prepare(linear_map, *masks(linear_map, 0.6, scales=False))
-    assert entry_count(problem) == len(sparse_problem(problem)[0].map.rows.values)
+    counts = entry_counts(problem)
+    assert int(counts.sum()) == len(sparse_problem(problem)[0].map.rows.values)
+    for sample, count in enumerate(counts.tolist()):
+        single = problem.select(torch.tensor([sample]))
+        assert count == len(sparse_problem(single)[0].map.rows.values)
 
 
 def nearly_empty(dtype: torch.dtype) -> tuple[Conv2dMap, Tensor, Tensor]:
@@ -100,6 +105,22 @@ def test_norms_of_nearly_empty_convolutions(certificate: str, dtype: torch.dtype
     masked = MaskedMap(*arguments).to(torch.float64)
     images = masked.forward(result.right.double()).flatten(1)
     torch.testing.assert_close(images.norm(dim=1), exact, rtol=2e-2, atol=1e-12)
+
+
+@pytest.mark.parametrize("room", [1, 40, 10**9])
+def test_groups_fit_into_memory(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """Each sample in one group, in order; a group of more than one sample takes no more than there is room for."""
+    arguments = nearly_empty(torch.float64)
+    _, problem = prepare(*arguments)
+    counts = entry_counts(problem)
+    monkeypatch.setattr(conv_sparse, "_room", lambda problem: room)
+    groups = sparse_groups(problem)
+    assert torch.cat(groups).tolist() == list(range(problem.size))
+    assert all(len(group) == 1 or int(counts[group].sum()) <= room for group in groups)
+    assert len(groups) == {1: 5, 10**9: 1}.get(room, len(groups))
+    monkeypatch.setattr(reduce, "sparse_pays", lambda problem: isinstance(problem.map, Conv2dMap))
+    result = masked_spectral_norm(*arguments, certificate="probabilistic", rtol=1e-6, vectors=True)
+    torch.testing.assert_close(result.upper, singular_values(*arguments), rtol=2e-6, atol=1e-12)
 
 
 def test_a_full_convolution_stays_one() -> None:
