@@ -38,13 +38,18 @@ def use_recorder(chosen: Recorder | None) -> Iterator[None]:
 
 
 def cuda_graph(function: Callable[[], None]) -> Callable[[], None]:
-    """Calls the function on a stream of its own, as a capture asks for, so that kernels compile; then records it."""
-    stream = torch.cuda.Stream()
+    """Calls the function on a stream of its own, as a capture asks for, so that kernels compile; then records it.
+
+    Without ``torch.cuda.graph``, which empties the allocator's cache every time.
+    """
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         function()
+        graph.capture_begin(capture_error_mode="thread_local")  # another thread may be loading data
+        try:
+            function()  # recorded, not run
+        finally:
+            graph.capture_end()
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()  # recorded, not run
     return graph.replay
