@@ -1,7 +1,8 @@
 """Markdown tables of benchmark results.
 
-    python benchmarks/tables.py                                      # those of the README, in its order
-    python benchmarks/tables.py --methods crown,local-lip,sdp-crown  # these columns
+python benchmarks/tables.py                                      # those of the README, in its order
+python benchmarks/tables.py --methods crown,local-lip,sdp-crown  # these columns
+python benchmarks/tables.py --norms                              # those of docs/norms.md
 """
 
 from __future__ import annotations
@@ -53,6 +54,67 @@ def training(rows: list[dict[str, str]]) -> list[list[str]]:
     return table
 
 
+def norm_speed(rows: list[dict[str, str]]) -> list[list[str]]:
+    """How many times sooner Lanczos is there than the power method; at least, where that did not get there at all."""
+    rows = [row for row in rows if row["section"] == "speed"]
+    shares = list(dict.fromkeys(row["eliminated"] for row in rows))
+    table = [["network, weights", *(s if s == "inactive" else f"{100 * float(s):g} %" for s in shares)]]
+    for name, weights in dict.fromkeys((row["network"], row["weights"]) for row in rows):
+        cells = []
+        for share in shares:
+            here = [r for r in rows if (r["network"], r["weights"], r["eliminated"]) == (name, weights, share)]
+            cells.append(_ratio(here))
+        table.append([f"{name}, {weights}", *cells])
+    return table
+
+
+def _ratio(rows: list[dict[str, str]]) -> str:
+    last = next((row for row in rows if row["setting"].startswith("power / lanczos")), None)
+    if last is None:
+        return ""
+    if float(last["value"]) < float("inf"):
+        return f"{float(last['value']):.3g}"
+    longest = max(float(row["seconds"]) for row in rows if row["method"] == "power")
+    lanczos = float(last["note"].split("lanczos ")[1].removesuffix(" s"))
+    return f"> {longest / lanczos:.3g}"
+
+
+def norm_values(rows: list[dict[str, str]], section: str, across: str) -> list[list[str]]:
+    """Values of a section: a line per network, method and what else tells them apart, a column per ``across``."""
+    rows = [row for row in rows if row["section"] == section and row["value"]]
+    columns = list(dict.fromkeys(row[across] for row in rows))
+    table = [["network", "method", *(f"{across} {column}" for column in columns)]]
+    for name, method in dict.fromkeys((row["network"], row["method"]) for row in rows):
+        here = {r[across]: r["value"] for r in rows if (r["network"], r["method"]) == (name, method)}
+        table.append([name, method, *(f"{float(here[c]):.3g}" if c in here else "" for c in columns)])
+    return table
+
+
+def norm_bounds(rows: list[dict[str, str]]) -> list[list[str]]:
+    """Certified product over the converged one, least to largest mean over samples."""
+    rows = [row for row in rows if row["section"] == "bounds" and row["mean_error"] not in ("", "nan")]
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    table = [["bound", *names]]
+    for method, setting in dict.fromkeys((row["method"], row["setting"]) for row in rows):
+        found = {name: [] for name in names}
+        for row in rows:
+            if (row["method"], row["setting"]) == (method, setting):
+                found[row["network"]].append(1 + float(row["mean_error"]))
+        cells = [f"{min(v):.6g} to {max(v):.6g}" if v else "too large to run" for v in found.values()]
+        table.append([f"{method}, {setting}", *cells])
+    return table
+
+
+def norms(rows: list[dict[str, str]]) -> list[list[list[str]]]:
+    return [
+        norm_speed(rows),
+        norm_bounds(rows),
+        norm_values(rows, "elimination", "eliminated"),
+        norm_values(rows, "starts", "iterations"),
+        norm_values(rows, "training", "weights"),
+    ]
+
+
 def markdown(table: list[list[str]]) -> str:
     lines = [table[0], ["---"] * len(table[0]), *table[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -60,7 +122,11 @@ def markdown(table: list[list[str]]) -> str:
 
 @click.command()
 @click.option("--methods", help="Print one table with these columns and their times.")
-def main(methods: str | None) -> None:
+@click.option("--norms", "of_norms", is_flag=True, help="Print those of docs/norms.md.")
+def main(methods: str | None, of_norms: bool) -> None:
+    if of_norms:
+        click.echo("\n\n".join(markdown(table) for table in norms(read(RESULTS / "norms.csv"))))
+        return
     rows = read(RESULTS / "verify.csv")
     pairs = README if methods is None else ((methods, methods),)
     tables = [verification(rows, *(names.split(",") for names in pair)) for pair in pairs]

@@ -36,3 +36,35 @@ def test_training_rows(tables):
     assert head[-3:] == ["global", "eliminated", "s"]
     assert line == ["digits-0.5", "clipped relu", "global, sparsity", "3", "90", "80", "50", "1", ""]
     assert tables.markdown([head, line]).count("\n") == 2
+
+
+def test_norm_speed(tables):
+    """A power method that never got there counts with all the time it took."""
+    common = {"section": "speed", "network": "4c3f", "weights": "random", "value": "", "setting": "", "note": ""}
+    power = common | {"method": "power", "eliminated": "0.5", "seconds": "6.0"}
+    last = common | {"method": "lanczos", "eliminated": "0.5", "setting": "power / lanczos, time", "seconds": ""}
+    never = last | {"value": "inf", "note": "power inf s, lanczos 0.5 s"}
+    there = last | {"eliminated": "inactive", "value": "12.34"}
+    assert tables.norm_speed([power, never, there]) == [
+        ["network, weights", "50 %", "inactive"],
+        ["4c3f, random", "> 12", "12.3"],
+    ]
+
+
+def test_norm_bounds(tables):
+    common = {"section": "bounds", "method": "cholesky", "setting": "all layers"}
+    rows = [common | {"network": "4c3f", "mean_error": error} for error in ("0.1", "0.02", "nan")]
+    rows.append(common | {"network": "6c2f", "mean_error": "0.5", "setting": "dense layers"})
+    assert tables.norm_bounds(rows) == [
+        ["bound", "4c3f", "6c2f"],
+        ["cholesky, all layers", "1.02 to 1.1", "too large to run"],
+        ["cholesky, dense layers", "too large to run", "1.5 to 1.5"],
+    ]
+
+
+def test_norm_values(tables):
+    common = {"section": "starts", "network": "4c3f", "method": "shared start"}
+    rows = [common | {"iterations": str(k), "value": value} for k, value in ((1, "0.9304"), (2, "0.98"))]
+    head, line = tables.norm_values(rows, "starts", "iterations")
+    assert head == ["network", "method", "iterations 1", "iterations 2"]
+    assert line == ["4c3f", "shared start", "0.93", "0.98"]
