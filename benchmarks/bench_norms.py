@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
+from itertools import product as product_of
 from pathlib import Path
 from statistics import median
 
@@ -209,7 +210,8 @@ def elimination(name: str, repeats: int) -> Iterator[Row]:
 
 def memory(problem: list[Layer]) -> Iterator[Row]:
     """Most bytes that a solve holds at once beside its input, over those of the layer's larger activation."""
-    for kind, options in (("estimate", {}), ("estimate", {"vectors": True}), ("probabilistic", {})):
+    vectors = {"vectors": True}
+    for kind, options in product_of(("estimate", "probabilistic"), ({}, vectors)):
         for i, layer in enumerate(problem):
             run = partial(solve, [layer], certificate=kind, max_iterations=100, **options)
             width = 8 if kind == "probabilistic" else 4

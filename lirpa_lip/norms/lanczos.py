@@ -122,36 +122,37 @@ class Recurrence:
         return values, top
 
     def combine(self, coefficients: Tensor) -> Tensor:
-        """``sum_j c_j v_j``, ``(b, k) -> (b, n)``; runs the recurrence again where its vectors were not kept."""
+        """``sum_j c_j v_j``, ``(b, k) -> (b, n)``; runs the recurrence again where its vectors were not kept.
+
+        It ends the recurrence, whose last vectors are let go.
+        """
         coefficients = coefficients.to(self.start.dtype)
         total = torch.zeros_like(self.start)
         if len(self.basis) == self.steps:
             for c, v in zip(coefficients.unbind(1), self.basis, strict=True):
                 total.addcmul_(v, c.unsqueeze(1))
             return total
-        saved = (self.v, self.v_prev, self.beta_last)
+        self.pair = None
         self._restart()
         for c in coefficients.unbind(1):
             total.addcmul_(self.v, c.unsqueeze(1))
             self._step(self.problem.gram_without_last_mask(self.v))
-        self.v, self.v_prev, self.beta_last = saved
         return total
 
     def split(self, leave: Tensor, stay: Tensor, with_vectors: bool) -> Recurrence:
-        """Takes the samples at ``leave`` out, and returns their recurrence in its present state.
+        """Takes the samples at ``leave`` out; returns their coefficients, and what it takes to `combine`. They end here.
 
         One tensor after the other, so that hardly more is alive at once than before.
 
         Args:
-            with_vectors: whether what leaves has to `combine`; its coefficients come along in any case.
+            with_vectors: whether what leaves will `combine`; its coefficients come along in any case.
         """
         part = object.__new__(Recurrence)
         part.room = self.room
         part.pair = part.known = self.pair = self.known = None
-        coefficients, vectors = ("index", "scale"), ("start", "v", "v_prev", "beta_last")
-        for name in (*coefficients, "last_top", *vectors):
+        for name in ("index", "scale", "last_top", "start", "v", "v_prev", "beta_last"):
             whole = getattr(self, name)
-            if with_vectors or name in coefficients:
+            if name in ("index", "scale") or (name == "start" and with_vectors):
                 setattr(part, name, whole[leave])
             setattr(self, name, whole[stay])
         for name in ("alphas", "betas", "basis"):
@@ -208,6 +209,7 @@ def run(
     """
     state = Recurrence(problem, start, keep_basis)
     max_steps = max(1, min(max_steps, problem.numel))
+    del problem, start  # the recurrence has its own
     for check in (*(step for step in CHECKS if step < max_steps), max_steps):
         state.advance_to(check)
         values, vector = state.eigen()
@@ -265,11 +267,14 @@ def estimate(
         return ritz_error(state, values, vector) <= 2 * rtol
 
     sigma, top, steps = begin.new_zeros(problem.size), torch.zeros_like(begin) if want_vectors else None, 0
-    for state, values, vector in run(problem, begin, done, max_steps, want_vectors):
+    groups = run(problem, begin, done, max_steps, want_vectors)
+    del begin
+    for state, values, vector in groups:
         sigma[state.index] = values[:, -1].clamp(min=0).sqrt().to(sigma.dtype)
         steps = max(steps, state.steps)
         if top is not None:
             top[state.index] = state.combine(vector)
+        del state  # with its vectors, which may be as many as are still to come
     left = right = None
     if top is not None:
         left, right, sigma = problem.singular_pair(top)

@@ -178,11 +178,14 @@ def probabilistic(
 
     lower, upper, steps = begin.new_zeros(problem.size), begin.new_zeros(problem.size), 0
     top = torch.zeros_like(begin) if want_vectors else None
-    for state, values, vector in run(problem, begin, done, max_steps, want_vectors):
+    groups = run(problem, begin, done, max_steps, want_vectors)
+    del begin
+    for state, values, vector in groups:
         lower[state.index] = (values[:, -1].clamp(min=0) * (1 - 16 * ROUNDING)).sqrt()
         upper[state.index] = bound(state, values).sqrt()
         steps = max(steps, state.steps)
         if top is not None:
             top[state.index] = state.combine(vector)
+        del state  # with its vectors, which may be as many as are still to come
     left, right, _ = problem.singular_pair(top) if top is not None else (None, None, None)
     return NormResult(lower, upper, "probabilistic", delta, steps, left, right)

@@ -21,7 +21,8 @@ def problem(eliminated: float) -> tuple[Conv2dMap, torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("eliminated", [0.5, 0.87, 0.95])  # the last two on sparse matrices, of most entries and few
 @pytest.mark.parametrize(
-    ("certificate", "vectors", "width"), [("estimate", False, 4), ("estimate", True, 4), ("probabilistic", False, 8)]
+    ("certificate", "vectors", "width"),
+    [("estimate", False, 4), ("estimate", True, 4), ("probabilistic", False, 8), ("probabilistic", True, 8)],
 )
 def test_a_solve_holds_at_most_twelve_activations(
     monkeypatch, certificate: str, vectors: bool, width: int, eliminated: float
