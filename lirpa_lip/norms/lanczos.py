@@ -140,7 +140,7 @@ class Recurrence:
         return total
 
     def split(self, leave: Tensor, stay: Tensor, with_vectors: bool) -> Recurrence:
-        """Takes the samples at ``leave`` out; returns their coefficients, and what it takes to `combine`. They end here.
+        """Takes the samples at ``leave`` out, which end here; returns their coefficients, and what `combine` needs.
 
         One tensor after the other, so that hardly more is alive at once than before.
 
