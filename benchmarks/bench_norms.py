@@ -144,7 +144,7 @@ def _power_curve(problem: list[Layer], truth: Tensor) -> Iterator[Row]:
 
 
 def _lanczos_curve(problem: list[Layer], truth: Tensor, repeats: int) -> Iterator[Row]:
-    """Median times, and errors over the samples of all repeats: each begins at random, and some are caught lower down."""
+    """Median times, and errors over the samples of all repeats: each begins at random, and some are caught low."""
     for rtol in TOLERANCES:
         options = {"certificate": "estimate", "rtol": rtol, "max_iterations": 400}
         runs = [seconds_of(lambda options=options: solve(problem, **options)) for _ in range(repeats)]
