@@ -71,31 +71,34 @@ def _clip_secants(centre: Tensor, lower: Tensor, upper: Tensor, ends: Ends) -> t
     """Range of (f(z) − f(z₀)) / (z − z₀) over z in [lower, upper], for f(z) = min(max(z, a), b) and ends (a, b).
 
     On each linear piece a secant's slope is monotone in z, so the extremes are at the interval's ends and the kinks.
+    From the middle piece the secants to the interval's ends are the flattest; from an outer one the secant to the far
+    kink, or to the interval's end before it, is the steepest.
     """
     low, high = (None if end is None else torch.as_tensor(end).to(centre) for end in ends)
-    if high is None and low is not None:
+    if low is None and high is None:
+        return torch.ones_like(centre), torch.ones_like(centre)
+    if high is None:
+        assert low is not None
         return _kink_secants(centre - low, lower - low, upper - low)
-    if low is None and high is not None:  # min(z, b) = z − max(z − b, 0)
+    if low is None:  # min(z, b) = z − max(z − b, 0)
         least, most = _kink_secants(centre - high, lower - high, upper - high)
         return 1 - most, 1 - least
+    middle = (centre > low) & (centre < high)
+    value = _clipped(centre, low, high)
+    up, down = (torch.where(middle, end, _clipped(end, low, high)) for end in (upper, lower))
+    rise = _secant(_clipped(up, low, high) - value, up - centre, middle)
+    fall = _secant(value - _clipped(down, low, high), centre - down, middle)
+    return torch.where(middle, torch.minimum(rise, fall), 0.0), torch.where(middle, 1.0, torch.maximum(rise, fall))
 
-    def f(z: Tensor) -> Tensor:
-        z = z if low is None else torch.maximum(z, low)
-        return z if high is None else torch.minimum(z, high)
 
-    here = torch.ones_like(centre)
-    for end, side in ((low, 1.0), (high, -1.0)):
-        if end is not None:
-            here = torch.where(side * (centre - end) > 0, here, 0.0)
-    value, least, most = f(centre), here, here
-    for end in (None, low, high):
-        points = (lower, upper) if end is None else (torch.minimum(torch.maximum(end, lower), upper),)
-        for z in points:
-            run = z - centre
-            moved = run.abs() > MOVED
-            secant = torch.where(moved, (f(z) - value) / torch.where(moved, run, 1.0), here)
-            least, most = torch.minimum(least, secant), torch.maximum(most, secant)
-    return least, most
+def _clipped(z: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(z, low), high)
+
+
+def _secant(gain: Tensor, run: Tensor, here: Tensor) -> Tensor:
+    """``gain / run``, or the slope at the centre where the run is too short, or not in this direction."""
+    moved = run > MOVED
+    return torch.where(moved, gain / torch.where(moved, run, 1.0), here.to(gain))
 
 
 def _kink_secants(centre: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,8 +109,7 @@ def _kink_secants(centre: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor,
     right = centre > 0
     top = torch.where(right, centre, upper.clamp(min=0))
     run = torch.where(right, centre - lower.clamp(max=0), top - centre)
-    moved = run > MOVED
-    secant = torch.where(moved, top / torch.where(moved, run, 1.0), right.to(centre))
+    secant = _secant(top, run, right)
     return torch.where(right, secant, 0.0), torch.where(right, 1.0, secant)
 
 
