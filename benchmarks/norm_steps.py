@@ -66,7 +66,7 @@ def step_rows(name: str, samples: int, seconds_of: Clock) -> Iterator[Row]:
         "setting": "all layers: products alone / step",
         "seconds": totals["step"],
         "value": totals["products"] / totals["step"],
-        "note": "at least 0.6: the step is bound by its convolutions and matrix products",
+        "note": "the aim is 0.6 or more",
     }
 
 

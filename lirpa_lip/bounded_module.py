@@ -21,7 +21,7 @@ from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_co
 from .operators import clipped_relu_bound, maxmin_bound  # noqa: F401  (registers the bound classes)
 from .operators.registration import unsupported_operators
 from .operators.table import ADAPTERS
-from .precision import full_precision
+from .precision import true_float32
 from .result import LipschitzResult
 
 #: What auto_LiRPA's own compute_bounds understands, in both supported versions.
@@ -43,7 +43,7 @@ _TRAINING_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._Drop
 _SIGNATURE = inspect.signature(auto_LiRPA.BoundedModule.compute_bounds)
 
 
-@full_precision()
+@true_float32()
 def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     """``compute_bounds``: our methods here, all others to auto_LiRPA."""
     call = _SIGNATURE.bind(bounded, *args, **kwargs).arguments
@@ -90,7 +90,7 @@ def _operator_named(method: object) -> Iterator[None]:
         raise UnsupportedOperatorError(node, operator, reason=reason) from error
 
 
-@full_precision()
+@true_float32()
 def _local_lipschitz(bounded, x, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
     if method in JACOBIAN_METHODS:
         _check_mode(bounded)

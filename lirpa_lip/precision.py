@@ -14,7 +14,7 @@ import torch
 
 
 @contextmanager
-def full_precision() -> Iterator[None]:
+def true_float32() -> Iterator[None]:
     """Within the context float32 products are exact to float32's own rounding; the settings before come back after."""
     undo = list(_settings())
     torch.backends.cudnn.allow_tf32 = False

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm, masked_spectral_norm
 from lirpa_lip.norms import solve
 from lirpa_lip.norms.linear_map import DenseMap
-from lirpa_lip.precision import full_precision
+from lirpa_lip.precision import true_float32
 
 BACKENDS = torch.backends
 NEW = [BACKENDS.cuda.matmul, *(getattr(BACKENDS.cudnn, name, None) for name in ("conv", "rnn"))]
@@ -46,7 +46,7 @@ def settings(request: pytest.FixtureRequest) -> Iterator[str]:
 def test_the_context_leaves_no_rounding_and_no_trace(settings: str) -> None:
     before = state(), BACKENDS.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     assert rounds() == (settings != "off")
-    with pytest.raises(KeyError), full_precision():
+    with pytest.raises(KeyError), true_float32():
         assert not rounds()
         assert BACKENDS.cudnn.allow_tf32 is False  # the old switches can be read, too
         assert torch.get_float32_matmul_precision() == "highest"
@@ -60,7 +60,7 @@ def test_settings_that_the_old_switches_cannot_say() -> None:
     try:
         BACKENDS.cudnn.conv.fp32_precision, BACKENDS.cudnn.rnn.fp32_precision = "ieee", "tf32"
         before = state()
-        with full_precision():
+        with true_float32():
             assert not rounds()
         assert state() == before
     finally:

@@ -109,10 +109,10 @@ def reduction_pays(problem: Problem) -> bool:
 def by_reduction(problem: Problem, solver: Callable[[Reduced], NormResult]) -> NormResult:
     """Solve group by group on the matrices; put values and vectors back in their places.
 
-    Samples with nothing left have the norm 0, exactly.
+    Samples with nothing left have the norm 0, exactly. It is for problems whose `reduction_pays`.
     """
     parts, indices = [], []
-    for group in _sparse(problem) if sparse_pays(problem) else reduced_groups(problem):
+    for group in reduced_groups(problem) if isinstance(problem.map, DenseMap) else _sparse(problem):
         found = solver(group)
         left = group.expand(found.left, group.rows, problem.map.out_shape)
         right = group.expand(found.right, group.columns, problem.map.in_shape)

@@ -23,7 +23,7 @@ from lirpa_lip.norms.result import Certificate, NormResult, combined
 from lirpa_lip.norms.schur import schur_bound
 from lirpa_lip.norms.simplify import simplify
 from lirpa_lip.norms.start import SharedStart
-from lirpa_lip.precision import full_precision
+from lirpa_lip.precision import true_float32
 
 CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
 
@@ -147,7 +147,7 @@ def masked_spectral_norm(
             max_iterations = max_iterations if first is not None else max(max_iterations, shared.first_iterations)
         want_vectors = vectors or gradient or shared is not None
         settings = Settings(delta, rtol, max_iterations, first, generator, want_vectors)
-        with nullcontext() if solver.certificate == "estimate" else full_precision():
+        with nullcontext() if solver.certificate == "estimate" else true_float32():
             result = _rounded(_solve(problem, solver, settings), problem.map.dtype)
         if shared is not None and result.right is not None:
             shared.update(problem, result.right)
@@ -205,8 +205,11 @@ def _solve(problem: Problem, solver: Solver, settings: Settings) -> NormResult:
 
 
 def _all_alike(problem: Problem) -> bool:
+    if problem.size == 1 or problem.map.batch_size is not None:
+        return False
     masks = [mask for mask in (problem.mask_in, problem.mask_out) if mask is not None]
-    return problem.size > 1 and problem.map.batch_size is None and all(bool((m == m[:1]).all()) for m in masks)
+    # the last against the first, and only then all: mostly that settles it, at a small part of the reading
+    return all(torch.equal(m[0], m[-1]) for m in masks) and all(bool((m == m[:1]).all()) for m in masks)
 
 
 def _core(problem: Problem, solver: Solver) -> Problem:

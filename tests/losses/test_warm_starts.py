@@ -16,9 +16,8 @@ def checked(starts: WarmStarts, calls: int) -> list[int]:
     """The calls, counted from 0, at which better estimates were made."""
     found = []
     for call in range(calls):
-        applications: list[int] = []
 
-        def refined(call: int = call, applications: list[int] = applications) -> torch.Tensor:
+        def refined(call: int = call) -> torch.Tensor:
             found.append(call)
             return torch.ones(4)
 
