@@ -42,30 +42,51 @@ def box_inputs(module: Any) -> None:
 def leave_patches(module: Any) -> None:
     """Use dense matrices in CROWN, instead of patches, where those are invalid or not known to an operator.
 
-    They are invalid for images that are not square: auto_LiRPA takes one side for the other where it turns patches into
-    a matrix, and its bounds are violated, or it reads past the end. They are invalid for graphs that add or multiply a
-    constant, too.
-
-    In patches auto_LiRPA counts an added number for the zero padding of a later convolution too, and bounds a
-    ``Conv(1 - x)`` by less than it reaches; other shapes of constants it refuses or fails on. Seen in 0.3 and 0.7.1.
+    They are invalid for images that are not square, and for padding, kernels and strides that differ between the axes:
+    auto_LiRPA takes one side for the other where it turns patches into a matrix, and its bounds are violated, or it
+    reads past the end. Products of two values fail in patches. An addition that is no image's starts no patches.
     """
     nodes = list(module._modules.values())
+    variable = _variable(module, nodes)
+    among = [node for node in nodes if node.name in variable]
+    shapes = {node.name: _shape(node) for node in among}
+    only_dense = any(getattr(node, "needs_matrix", False) for node in nodes)
+    oblong = any(len(shape) == 4 and shape[2] != shape[3] for shape in shapes.values())
+    products = (node for node in among if isinstance(node, (ops.BoundMul, ops.BoundDiv)))
+    bilinear = any(all(parent.name in variable for parent in node.inputs) for node in products)
+    if only_dense or oblong or bilinear or any(_is_lopsided(node) for node in among):
+        use_matrices(module)
+    for node in among:
+        if isinstance(node, (ops.BoundAdd, ops.BoundSub)) and len(shapes[node.name]) != 4:
+            node.mode = "matrix"
+
+
+def use_matrices(module: Any) -> None:
+    """Coefficients of all layers as dense matrices from now on."""
+    module.conv_mode = module.bound_opts["conv_mode"] = "matrix"
+    for node in module._modules.values():
+        if getattr(node, "mode", None) == "patches":
+            node.mode = "matrix"
+
+
+def _variable(module: Any, nodes: list) -> set[str]:
+    """Names of the nodes that depend on an input."""
     variable = {node.name for node in nodes if type(node) is ops.BoundInput}
     pending = list(variable)
     while pending:
         reached = set(module[pending.pop()].output_name) - variable
         variable |= reached
         pending.extend(reached)
-    arithmetic = (ops.BoundAdd, ops.BoundSub, ops.BoundMul, ops.BoundDiv)
-    mixed = (node for node in nodes if isinstance(node, arithmetic) and node.name in variable)
-    only_dense = any(getattr(node, "needs_matrix", False) for node in nodes)
-    shapes = [_shape(node) for node in nodes if node.name in variable]
-    oblong = any(len(shape) == 4 and shape[2] != shape[3] for shape in shapes)
-    if only_dense or oblong or any(parent.name not in variable for node in mixed for parent in node.inputs):
-        module.conv_mode = module.bound_opts["conv_mode"] = "matrix"
-        for node in nodes:
-            if getattr(node, "mode", None) == "patches":
-                node.mode = "matrix"
+    return variable
+
+
+def _is_lopsided(node: Any) -> bool:
+    """Whether an operator treats the two axes of an image differently."""
+    attr = node.attr if isinstance(node.attr, dict) else {}
+    if isinstance(node, ops.BoundPad):
+        return True  # its widths are known only where they are used
+    uneven = any(len(set(attr.get(key, ()))) > 1 for key in ("kernel_shape", "strides", "dilations", "pads"))
+    return uneven and isinstance(node, (ops.BoundConv, ops.BoundAveragePool))
 
 
 def store_every_slope(module: Any) -> None:
