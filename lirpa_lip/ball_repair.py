@@ -44,20 +44,19 @@ def leave_patches(module: Any) -> None:
 
     They are invalid for images that are not square, and for padding, kernels and strides that differ between the axes:
     auto_LiRPA takes one side for the other where it turns patches into a matrix, and its bounds are violated, or it
-    reads past the end. Products of two values fail in patches. An addition that is no image's starts no patches.
+    reads past the end. Additions and normalisations of what is no image start no patches.
     """
     nodes = list(module._modules.values())
     variable = _variable(module, nodes)
     among = [node for node in nodes if node.name in variable]
     shapes = {node.name: _shape(node) for node in among}
+    images = [node for node in among if len(shapes[node.name]) == 4]
     only_dense = any(getattr(node, "needs_matrix", False) for node in nodes)
-    oblong = any(len(shape) == 4 and shape[2] != shape[3] for shape in shapes.values())
-    products = (node for node in among if isinstance(node, (ops.BoundMul, ops.BoundDiv)))
-    bilinear = any(all(parent.name in variable for parent in node.inputs) for node in products)
-    if only_dense or oblong or bilinear or any(_is_lopsided(node) for node in among):
+    oblong = any(shapes[node.name][2] != shapes[node.name][3] for node in images)
+    if only_dense or oblong or not all(_knows_patches(node, variable) for node in images):
         use_matrices(module)
     for node in among:
-        if isinstance(node, (ops.BoundAdd, ops.BoundSub)) and len(shapes[node.name]) != 4:
+        if len(shapes[node.name]) != 4 and hasattr(node, "mode"):
             node.mode = "matrix"
 
 
@@ -80,13 +79,37 @@ def _variable(module: Any, nodes: list) -> set[str]:
     return variable
 
 
-def _is_lopsided(node: Any) -> bool:
-    """Whether an operator treats the two axes of an image differently."""
-    attr = node.attr if isinstance(node.attr, dict) else {}
-    if isinstance(node, ops.BoundPad):
-        return True  # its widths are known only where they are used
-    uneven = any(len(set(attr.get(key, ()))) > 1 for key in ("kernel_shape", "strides", "dilations", "pads"))
-    return uneven and isinstance(node, (ops.BoundConv, ops.BoundAveragePool))
+#: Of auto_LiRPA's operators on images these are right in patches, activations apart.
+_PATCHES = {"BoundNeg", "BoundIdentity", "BoundDropout", "BoundCast", "BoundBatchNormalization", "BoundRelu",
+            "BoundLeakyRelu"}  # fmt: skip
+
+
+def _knows_patches(node: Any, variable: set[str]) -> bool:
+    """Whether a node whose value is a square image takes coefficients as patches and gives valid ones on."""
+    if type(node) is ops.BoundInput:
+        return True
+    known = getattr(node, "knows_patches", None)
+    if known is not None:
+        return known
+    if isinstance(node, ops.BoundConv):
+        readers = {name.startswith("/relu") for name in node.output_name}
+        return _is_plain(node.attr) and len(readers) <= 1
+    if isinstance(node, (ops.BoundAdd, ops.BoundSub)):
+        return all(parent.name in variable for parent in node.inputs)
+    if type(node).__name__ == "BoundConcat":
+        return node.axis == 1
+    shared = {getattr(getattr(ops, name, None), "bound_backward", None) for name in _SHARED_RULES} - {None}
+    return type(node).__name__ in _PATCHES or type(node).bound_backward in shared
+
+
+def _is_plain(attr: Any) -> bool:
+    """Whether a convolution has neither groups nor dilation, and treats both axes alike."""
+    alike = all(len(set(attr[key])) == 1 for key in ("kernel_shape", "strides", "pads"))
+    return alike and attr["group"] == 1 and set(attr["dilations"]) == {1}
+
+
+#: Classes whose rule in patches the activations that have none of their own share.
+_SHARED_RULES = ("BoundActivation", "BoundOptimizableActivation", "BoundTwoPieceLinear")
 
 
 def store_every_slope(module: Any) -> None:

@@ -30,6 +30,7 @@ _NONE: Sides = (None, None)
 class ConstantOperand:
     """``y = factor · x + shift``, elementwise and broadcast; to be put before auto_LiRPA's class of the operator."""
 
+    knows_patches = True
     inputs: list[Bound]
     output_shape: torch.Size
     name: str

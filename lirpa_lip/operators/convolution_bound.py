@@ -23,6 +23,10 @@ from torch import Tensor
 class BoundConv(bound_ops.BoundConv):
     """A convolution over images, of any groups and dilation."""
 
+    def __init__(self, attr=None, inputs=None, output_index=0, options=None) -> None:
+        super().__init__(attr, inputs, output_index, options)
+        self.knows_patches = all(len(set(attr[key])) == 1 for key in ("kernel_shape", "strides", "dilations", "pads"))
+
     relu_followed = property(lambda self: False, lambda self, value: None)  # auto_LiRPA assigns it
 
     def bound_backward(self, last_lA, last_uA, *x: Bound, **options: Any):
