@@ -179,7 +179,7 @@ def install_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:
 def remove_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:
     """Undo `install_ball_repair`."""
     for name in _REPAIRS:
-        method = vars(cls).get(name)
+        method: Any = vars(cls).get(name)
         if getattr(method, "_was_own", False):
             setattr(cls, name, method._unrepaired)
         elif hasattr(method, "_unrepaired"):
