@@ -53,7 +53,7 @@ def leave_patches(module: Any) -> None:
     images = [node for node in among if len(shapes[node.name]) == 4]
     only_dense = any(getattr(node, "needs_matrix", False) for node in nodes)
     oblong = any(shapes[node.name][2] != shapes[node.name][3] for node in images)
-    if only_dense or oblong or not all(_knows_patches(node, variable) for node in images):
+    if only_dense or oblong or not all(_knows_patches(module, node, variable) for node in images):
         use_matrices(module)
     for node in among:
         if len(shapes[node.name]) != 4 and hasattr(node, "mode"):
@@ -84,7 +84,7 @@ _PATCHES = {"BoundNeg", "BoundIdentity", "BoundDropout", "BoundCast", "BoundBatc
             "BoundLeakyRelu"}  # fmt: skip
 
 
-def _knows_patches(node: Any, variable: set[str]) -> bool:
+def _knows_patches(module: Any, node: Any, variable: set[str]) -> bool:
     """Whether a node whose value is a square image takes coefficients as patches and gives valid ones on."""
     if type(node) is ops.BoundInput:
         return True
@@ -92,7 +92,7 @@ def _knows_patches(node: Any, variable: set[str]) -> bool:
     if known is not None:
         return known
     if isinstance(node, ops.BoundConv):
-        readers = {name.startswith("/relu") for name in node.output_name}
+        readers = {isinstance(module[name], ops.BoundRelu) for name in node.output_name}
         return _is_plain(node.attr) and len(readers) <= 1
     if isinstance(node, (ops.BoundAdd, ops.BoundSub)):
         return all(parent.name in variable for parent in node.inputs)
@@ -144,6 +144,9 @@ def _repair_ibp(original: Callable) -> Callable:
                 return interval  # of C @ node: not the node's own
             if interval is not None:
                 node.interval = node.lower, node.upper = interval
+        if not node.perturbed and node.inputs:
+            # 0.3 takes a constant for its interval only once its value is there, and squares a product of constants
+            self.get_forward_value(node)
         return original(self, node, C, *args, **kwargs)
 
     return IBP_general
@@ -213,16 +216,18 @@ def install_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:
         method = getattr(cls, name)
         if not hasattr(method, "_unrepaired"):
             repaired = repair(method)
-            repaired._unrepaired = method  # type: ignore[attr-defined]
+            repaired._unrepaired, repaired._was_own = method, name in vars(cls)  # type: ignore[attr-defined]
             setattr(cls, name, repaired)
 
 
 def remove_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:
     """Undo `install_ball_repair`."""
     for name in _REPAIRS:
-        method = getattr(cls, name)
-        if hasattr(method, "_unrepaired"):
+        method: Any = vars(cls).get(name)
+        if getattr(method, "_was_own", False):
             setattr(cls, name, method._unrepaired)
+        elif hasattr(method, "_unrepaired"):
+            delattr(cls, name)
 
 
 def _shape(node: Any) -> tuple[int, ...]:
