@@ -10,7 +10,7 @@ from torch import Tensor
 from .errors import NonFiniteError
 from .graph import NetworkGraph
 from .norms.linear_map import ConvMap, ConvTransposeMap, LinearMap
-from .operators.node import Interval, Node, intersect, node_interval  # noqa: F401  (others take them from here)
+from .operators.node import Interval, Node, intersect, node_interval
 
 
 def check_interval(node: Node, interval: Interval) -> None:
@@ -38,7 +38,10 @@ def lirpa_intervals(bounded, graph: NetworkGraph, box: Interval) -> dict[str, In
         found[name] = lower.double(), upper.double()
     errors = linear_bound_rounding(graph, box, found)
     return {
-        name: (_cast(lower - errors[name], graph.dtype, -torch.inf), _cast(upper + errors[name], graph.dtype, torch.inf))
+        name: (
+            _cast(lower - errors[name], graph.dtype, -torch.inf),
+            _cast(upper + errors[name], graph.dtype, torch.inf),
+        )
         for name, (lower, upper) in found.items()
     }
 

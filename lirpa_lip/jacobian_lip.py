@@ -13,10 +13,10 @@ from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
 from .graph import NetworkGraph
 from .intermediate import lirpa_intervals
-from .lirpa_call import double_input, in_float64
 from .lipschitz.clarke import METHODS, check_norm, clarke_lipschitz
 from .lipschitz.clarke_options import ClarkeOptions
 from .lipschitz.clarke_region import InputSet
+from .lirpa_call import double_input, in_float64
 from .local_lip import network_graph, outward
 from .margin import check_specification
 from .result import LipschitzResult

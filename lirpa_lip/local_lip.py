@@ -13,11 +13,11 @@ from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
 from .graph import NetworkGraph, build_graph
 from .intermediate import Interval, linear_bound_rounding, lirpa_intervals
-from .lirpa_call import double_input, in_float64
 from .lipschitz.lower import sampled_rates
 from .lipschitz.oracle import NormOracle
 from .lipschitz.product import product_plan
 from .lipschitz.sweep import planned_norms, sweep
+from .lirpa_call import double_input, in_float64
 from .margin import check_specification, output_upper, row_lipschitz, whole_lipschitz
 from .region import Region
 from .result import LipschitzResult

@@ -12,6 +12,7 @@ EXAMPLES = {
     errors.UnknownMethodError: ("loca-lip", ["local-lip", "CROWN"]),
     errors.UnsupportedNormError: (1, "the product bound"),
     errors.UnsupportedOperatorError: ("/conv1", "BoundSoftmax", ["BoundRelu", "BoundConv"], "two inputs vary"),
+    errors.MethodFailedError: ("crown", "IndexError: tuple index out of range", "/conv1", "BoundConv"),
     errors.CertificateError: ("anything",),
     errors.TrainingModeError: ("bn1", "BatchNorm"),
     errors.DataError: ("anything",),
@@ -26,6 +27,7 @@ BUILTINS = {
     errors.UnknownMethodError: ValueError,
     errors.UnsupportedNormError: NotImplementedError,
     errors.UnsupportedOperatorError: NotImplementedError,
+    errors.MethodFailedError: RuntimeError,
     errors.CertificateError: ValueError,
     errors.TrainingModeError: RuntimeError,
     errors.DataError: ValueError,
@@ -52,6 +54,7 @@ def test_is_caught_as_ours_and_as_the_builtin(kind):
     [
         (errors.UnknownMethodError, ["'loca-lip'", "'local-lip'", "'CROWN'"]),
         (errors.UnsupportedOperatorError, ["/conv1", "BoundSoftmax", "BoundConv, BoundRelu", "two inputs vary"]),
+        (errors.MethodFailedError, ["'crown'", "tuple index", "BoundConv", "/conv1", "local-lip"]),
         (errors.NonFiniteError, ["the weight of 'fc'", "NaN"]),
         (errors.TrainingModeError, ["bn1", "BatchNorm", ".eval()"]),
         (errors.UnsupportedNormError, ["norm=1", "norm=2", "the product bound"]),

@@ -118,7 +118,7 @@ def _samples(value: Tensor, shape: torch.Size) -> Tensor:
 def _scaled(A, factor: Tensor, shape: torch.Size):
     if not isinstance(A, Patches):
         return A * _samples(factor, shape)
-    if factor.ndim < 2 or factor.shape[-2:] == (1, 1) and factor[..., 0, 0].numel() == factor.shape[-3:-2].numel():
+    if factor.ndim < 2 or (factor.shape[-2:] == (1, 1) and factor[..., 0, 0].numel() == factor.shape[-3:-2].numel()):
         if factor.ndim == 0 or factor.numel() == 1:
             return A.create_similar(A.patches * factor.reshape(()))
         if factor.ndim >= 3:  # one number per channel needs no windows

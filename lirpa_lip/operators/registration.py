@@ -1,8 +1,8 @@
 """The operators auto_LiRPA's installed version cannot trace, or computes wrongly, for the modules that ask for them.
 
 `operators` is what our ``BoundedModule`` passes to auto_LiRPA as ``custom_ops``, per module: auto_LiRPA's own map,
-which all modules share, stays as it is. For every ONNX operator below, auto_LiRPA's own class is used wherever `native` says
-that it is right for the operator's attributes, and a class made from our adapter elsewhere.
+which all modules share, stays as it is. For every ONNX operator below, auto_LiRPA's own class is used wherever `native`
+says that it is right for the operator's attributes, and a class made from our adapter elsewhere.
 """
 
 from __future__ import annotations
