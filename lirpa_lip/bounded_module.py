@@ -11,18 +11,31 @@ from typing import Any
 
 import auto_LiRPA
 import torch
+from auto_LiRPA.utils import unpack_inputs
 from torch import Tensor, nn
 
+from .audit import audited
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
-from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError, UnsupportedOperatorError
+from .errors import (
+    ConfigError,
+    LirpaLipError,
+    TrainingModeError,
+    UnknownMethodError,
+    UnsupportedNormError,
+    UnsupportedOperatorError,
+)
+from .graph import build_graph
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
+from .inherited import checked_bounds
+from .live import follow, remember
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
 from .operators import clipped_relu_bound, maxmin_bound  # noqa: F401  (registers the bound classes)
 from .operators.registration import unsupported_operators
 from .operators.table import ADAPTERS
 from .precision import true_float32
 from .result import LipschitzResult
+from .trust import check_at_wrapping, training_dependent
 
 #: What auto_LiRPA's own compute_bounds understands, in both supported versions.
 LIRPA_METHODS = (
@@ -39,7 +52,6 @@ LIRPA_METHODS = (
     "alpha-crown",
     "forward-optimized",
 )
-_TRAINING_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _SIGNATURE = inspect.signature(auto_LiRPA.BoundedModule.compute_bounds)
 
 
@@ -53,7 +65,7 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
         raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
         with _model_precision(bounded), _operator_named(name):
-            return inherited(*args, **kwargs)
+            return checked_bounds(bounded, inherited, args, kwargs, call)
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")
@@ -110,10 +122,47 @@ def _check_mode(bounded) -> None:
         raise TrainingModeError(name, "BatchNorm or Dropout")
 
 
-def _note_training_mode(bounded, model) -> None:
-    modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    names = [name or "model" for name, m in modules if isinstance(m, _TRAINING_DEPENDENT) and m.training]
+def _before_wrapping(bounded, model, global_input) -> None:
+    """Notes what is in training mode, and looks at what the model does, before it is traced."""
+    names = training_dependent(model)
     object.__setattr__(bounded, "_in_training_mode", names)
+    if names or isinstance(model, auto_LiRPA.BoundedModule) or not isinstance(model, nn.Module):
+        return
+    with _plainly_failing():
+        audited(model, _inputs_like(model, global_input))
+
+
+def _after_wrapping(bounded, model, global_input) -> None:
+    """Remembers the model and compares it with what was traced of it."""
+    if isinstance(model, auto_LiRPA.BoundedModule):
+        return
+    remember(bounded, model)
+    if bounded._in_training_mode or not isinstance(model, nn.Module):
+        return
+    try:
+        graph = build_graph(bounded).to(torch.float64)
+    except Exception:  # an operator of auto_LiRPA's alone; methods of ours will name it
+        graph = None
+    with _model_precision(bounded):
+        check_at_wrapping(bounded, _inputs_like(model, global_input), graph)
+
+
+def _inputs_like(model: nn.Module, global_input) -> tuple[Tensor, ...]:
+    """The inputs a model is wrapped with, on its device."""
+    first = next(model.parameters(), None)
+    inputs = unpack_inputs(global_input)
+    return tuple(t.detach().as_subclass(Tensor).to(t.device if first is None else first.device) for t in inputs)
+
+
+@contextmanager
+def _plainly_failing() -> Iterator[None]:
+    """What the model itself fails with is left for auto_LiRPA to meet."""
+    try:
+        yield
+    except LirpaLipError:
+        raise
+    except Exception:
+        return
 
 
 class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
@@ -124,7 +173,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
 
     def __init__(self, model, global_input, bound_opts=None, **kwargs) -> None:
         LocalLipConfig.from_options(bound_opts)
-        _note_training_mode(self, model)
+        _before_wrapping(self, model, global_input)
         try:
             with _model_precision(model):
                 super().__init__(model, global_input, bound_opts=bound_opts, **kwargs)
@@ -135,6 +184,13 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
             if not missing:
                 raise
             raise UnsupportedOperatorError(*missing[0], ADAPTERS, "auto_LiRPA cannot trace it") from error
+        _after_wrapping(self, model, global_input)
+
+    def _apply(self, fn, *args, **kwargs):
+        """``.to()``, ``.double()`` and their kin: the model goes along."""
+        super()._apply(fn, *args, **kwargs)
+        follow(self, fn)
+        return self
 
     def check_incompatible_nodes(self, model) -> None:
         """auto_LiRPA would switch a model with dropout to training mode; in eval mode dropout is the identity."""
@@ -189,12 +245,19 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
     if "local_lipschitz" in cls.__dict__:
         return
     install_ball_repair(cls)
-    init, check, compute = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds
+    init, check, compute, apply = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds, cls._apply
 
     @functools.wraps(init)
-    def __init__(self, model, *args, **kwargs):
-        _note_training_mode(self, model)
-        init(self, model, *args, **kwargs)
+    def __init__(self, model, global_input, *args, **kwargs):
+        _before_wrapping(self, model, global_input)
+        init(self, model, global_input, *args, **kwargs)
+        _after_wrapping(self, model, global_input)
+
+    @functools.wraps(apply)
+    def _apply(self, fn, *args, **kwargs):
+        apply(self, fn, *args, **kwargs)
+        follow(self, fn)
+        return self
 
     @functools.wraps(check)
     def check_incompatible_nodes(self, model):
@@ -208,7 +271,7 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
     def local_lipschitz(self, x, C=None, method="local-lip", norm=2, **options):
         return _local_lipschitz(self, x, C, method, norm, options)
 
-    for function in (__init__, check_incompatible_nodes, compute_bounds, local_lipschitz):
+    for function in (__init__, check_incompatible_nodes, compute_bounds, _apply, local_lipschitz):
         setattr(cls, function.__name__, function)
     cls._before_lirpa_lip = (init, check, compute)
 
@@ -218,5 +281,5 @@ def unregister(cls: Any = auto_LiRPA.BoundedModule) -> None:
     if "local_lipschitz" not in cls.__dict__:
         return
     cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds = cls._before_lirpa_lip
-    del cls.local_lipschitz, cls._before_lirpa_lip
+    del cls.local_lipschitz, cls._apply, cls._before_lirpa_lip
     remove_ball_repair(cls)

@@ -18,8 +18,10 @@ from .lipschitz.oracle import NormOracle
 from .lipschitz.product import product_plan
 from .lipschitz.sweep import planned_norms, sweep
 from .margin import check_specification, output_upper, row_lipschitz, whole_lipschitz
+from .perturbation import check_ball_and_box
 from .region import Region
 from .result import LipschitzResult
+from .trust import check_graph, current_model, generator_of
 
 #: Of bounds of outputs, and of Lipschitz constants.
 METHODS = ("local-lip", "local-lip-crown", "sdp-crown")
@@ -115,11 +117,14 @@ def network_graph(bounded) -> NetworkGraph:
 
 def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
     """The graph and the region in the precision of the computation, and the precision of its results."""
+    current_model(bounded)
     graph = network_graph(bounded)
     region = region_of(x, config, graph)
     wide = config.precision == "float64" or (config.precision == "auto" and not config.is_estimate)
     dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else graph.dtype)
-    return graph.to(dtype), region.to(dtype), graph.dtype
+    wide_graph, own = graph.to(dtype), graph.dtype
+    check_graph(bounded, wide_graph, region.centre, region.sample(generator_of(bounded, region.centre.device)))
+    return wide_graph, region.to(dtype), own
 
 
 def _crown(bounded, x, c: Tensor, graph: NetworkGraph, dtype: torch.dtype) -> tuple[dict[str, Interval], tuple]:
@@ -170,6 +175,7 @@ def region_of(x, config: LocalLipConfig, graph: NetworkGraph) -> Region:
             f"the input has shape {tuple(x[0].shape)}, expected (batch, *{tuple(expected)}), "
             "the shape the model was wrapped with."
         )
+    check_ball_and_box(ball, x[0])
     low, high = config.image_box or (None, None)
     low = ball.x_L if getattr(ball, "x_L", None) is not None else low
     high = ball.x_U if getattr(ball, "x_U", None) is not None else high
