@@ -14,7 +14,6 @@ import torch
 from auto_LiRPA.utils import unpack_inputs
 from torch import Tensor, nn
 
-from .audit import audited
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
 from .errors import (
@@ -27,15 +26,17 @@ from .errors import (
 )
 from .graph import build_graph
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
-from .inherited import checked_bounds
-from .live import follow, remember
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
 from .operators import clipped_relu_bound, maxmin_bound  # noqa: F401  (registers the bound classes)
 from .operators.registration import unsupported_operators
 from .operators.table import ADAPTERS
 from .precision import true_float32
 from .result import LipschitzResult
-from .trust import check_at_wrapping, training_dependent
+from .trust.audit import audited
+from .trust.gate import check_at_wrapping
+from .trust.inherited import checked_bounds
+from .trust.live import follow, remember
+from .trust.model import training_dependent
 
 #: What auto_LiRPA's own compute_bounds understands, in both supported versions.
 LIRPA_METHODS = (

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ _COEFFICIENT = 8
 #: Unit roundoffs that a library's exp, tanh, erf or a formula of a few operations may be off by.
 _FUNCTION = 16
 
-Range = Tensor | Interval
+Range: TypeAlias = Tensor | Interval
 
 
 def forward_error(
@@ -104,9 +105,7 @@ def first_order(graph: NetworkGraph, x: Tensor, rows: Tensor, *dtypes: torch.dty
     return total
 
 
-def node_error(
-    node: Node, ranges: Mapping[str, Range], errors: Mapping[str, Tensor], *dtypes: torch.dtype
-) -> Tensor:
+def node_error(node: Node, ranges: Mapping[str, Range], errors: Mapping[str, Tensor], *dtypes: torch.dtype) -> Tensor:
     """Error at one node from those of the nodes before it, for the sum of evaluations in ``dtypes``."""
     units = [_Precision(d) for d in dtypes]
     if node.activation is not None:

@@ -147,8 +147,9 @@ def build_graph(bounded) -> NetworkGraph:
         attr = bound.attr if isinstance(bound.attr, dict) else {}
         emitted[bound.name] = ADAPTERS[operator](builder, Traced(bound.name, operator, bound, attr, parents, shape))
     if scalar is not None:  # asked last, so that an unsupported operator (softmax) is named first
+        found = tuple(_shape(scalar, root, traced))
         raise ShapeError(
-            f"node {scalar.name!r} has shape {tuple(_shape(scalar, root, traced))}; every value needs a batch axis first and "
+            f"node {scalar.name!r} has shape {found}; every value needs a batch axis first and "
             "one more axis: keep the reduced axis (keepdim=True)."
         )
     output = emitted[order[-1].name]

@@ -20,7 +20,9 @@ from .local_lip import network_graph, outward
 from .margin import check_specification
 from .perturbation import check_ball_and_box
 from .result import LipschitzResult
-from .trust import check_graph, current_model, generator_of
+from .trust.gate import check_graph
+from .trust.model import current_model
+from .trust.points import generator_of
 
 JACOBIAN_METHODS = METHODS
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
 from .graph import NetworkGraph, build_graph
-from .intermediate import Interval, lirpa_intervals
+from .intermediate import Interval, intersect, lirpa_intervals
 from .lipschitz.lower import sampled_rates
 from .lipschitz.oracle import NormOracle
 from .lipschitz.product import product_plan
@@ -21,7 +21,10 @@ from .margin import check_specification, output_upper, row_lipschitz, whole_lips
 from .perturbation import check_ball_and_box
 from .region import Region
 from .result import LipschitzResult
-from .trust import check_graph, current_model, generator_of
+from .trust.gate import check_graph
+from .trust.inherited import check_overlap
+from .trust.model import current_model
+from .trust.points import generator_of
 
 #: Of bounds of outputs, and of Lipschitz constants.
 METHODS = ("local-lip", "local-lip-crown", "sdp-crown")
@@ -55,10 +58,13 @@ def local_lip_bounds(
         above = output_upper(graph, region, rows, layers, config) if want_upper else None
     lower = None if below is None else -outward_upper(below, dtype)
     upper = None if above is None else outward_upper(above, dtype)
-    if crown[0] is not None and lower is not None:
-        lower = torch.maximum(lower, crown[0].flatten(1))
-    if crown[1] is not None and upper is not None:
-        upper = torch.minimum(upper, crown[1].flatten(1))
+    if crown != (None, None):
+        with torch.no_grad():
+            check_overlap(graph, region.centre, rows, (lower, upper), crown, dtype)
+        lower = None if lower is None else torch.maximum(lower, crown[0].flatten(1))
+        upper = None if upper is None else torch.minimum(upper, crown[1].flatten(1))
+        if lower is not None and upper is not None:
+            lower, upper = intersect((lower, upper), (lower, upper))  # rounding may have crossed them
     return lower, upper, norm.certificate, norm.failure_probability
 
 

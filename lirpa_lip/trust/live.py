@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import ConfigError
+from lirpa_lip.errors import ConfigError
 
 _AGAIN = "wrap the model again"
 

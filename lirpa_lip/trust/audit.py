@@ -24,13 +24,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .errors import LirpaLipError, UntraceableError
+from lirpa_lip.errors import LirpaLipError, UntraceableError
 
 #: Operators that hand a number, or a shape, to Python.
 _READ = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "nonzero_static", "masked_select", "unique_dim",
          "_unique2", "unique_consecutive", "unique_dim_consecutive", "bincount", "histc"}  # fmt: skip
 _LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
-_CONTROL = "a trace follows one of the ways only: write it with torch.where, clamp or the like, or move it out of forward"
+_CONTROL = "a trace follows one way only: write it with torch.where, clamp or the like, or move it out of forward"
 _STATE = "the output then depends on earlier calls: keep state out of forward"
 
 
@@ -100,14 +100,12 @@ class _Watch(TorchDispatchMode):
         return result
 
     def _refuse_reads(self, operator: str, args) -> None:
-        boolean = operator in ("index", "index_put", "index_put_", "_index_put_impl_") and any(
-            isinstance(t, Tensor) and t.dtype in (torch.bool, torch.uint8) and _storage(t) in self.derived
-            for t in tree_leaves(args[1])
-        )
-        first = next((t for t in tree_leaves(args) if isinstance(t, Tensor)), None)
-        read = operator in _READ and any(_storage(t) in self.derived for t in tree_leaves(args) if isinstance(t, Tensor))
-        if first is not None and (boolean or read):
-            what = "a boolean index" if boolean else f"a number or decision (aten::{operator})"
+        """Called where some argument derives from the input."""
+        what = f"a number or decision (aten::{operator})" if operator in _READ else ""
+        if operator in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            indices = [t for t in tree_leaves(args[1]) if isinstance(t, Tensor) and _storage(t) in self.derived]
+            what = "a boolean index" if any(t.dtype in (torch.bool, torch.uint8) for t in indices) else what
+        if what:
             raise _error(f"it takes {what} from values that depend on the input", _CONTROL)
 
     def _follow(self, name: str, tensors, storages, results, derives: bool) -> None:

@@ -10,27 +10,28 @@ import torch
 from auto_LiRPA.utils import unpack_inputs
 from torch import Tensor
 
-from .errors import InvalidBoundError, LirpaLipError
-from .forward_error import first_order
-from .graph import NetworkGraph, build_graph
+from lirpa_lip.errors import InvalidBoundError
+from lirpa_lip.forward_error import first_order
+from lirpa_lip.graph import NetworkGraph, build_graph
+
+from .gate import check_traced
 from .live import model_of, refresh
-from .trust import (
-    bounded_dtype,
-    check_traced,
-    generator_of,
-    reference,
-    region_point,
-    traced_spread,
-    training_dependent,
-)
+from .model import bounded_dtype, reference, training_dependent
+from .points import generator_of, region_point
+from .traced import restore_node, traced_spread
 
 #: Bounds are computed by more operations than values: their own rounding beside that of the values.
 _SAFETY, _FEW = 16.0, 32
+#: Most entries whose rounding is derived, the worst first.
+_MOST = 32
 #: In a training step this many samples of a batch are checked, another few each time.
 _IN_TRAINING = 4
 #: Arguments by which a caller restricts or replaces what is bounded, so that a value may lie outside.
 _RESTRICTING = ("intermediate_layer_bounds", "interm_bounds", "reference_bounds", "aux_reference_bounds",
                 "intermediate_constr", "cutter", "aux")  # fmt: skip
+
+
+Sides = tuple[Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,7 @@ def checked_bounds(bounded: Any, inherited: Callable, args: tuple, kwargs: dict,
         result = inherited(*args, **kwargs)
     except Exception:
         for name, node in bounded._modules.items():  # a call that failed leaves nothing for the next one to stumble on
-            vars(node).clear()
-            vars(node).update(before[name])
+            restore_node(node, before[name])
         raise
     finally:
         object.__setattr__(bounded, "_inside_a_call", False)
@@ -89,7 +89,7 @@ def _values(bounded: Any, call: dict) -> Values | None:
     sample = [region_point(t, getattr(t, "ptb", None), generator)[samples.to(t.device)] for t in inputs]
     points = tuple(torch.cat(pair) for pair in zip(centre, sample, strict=True))
     found = reference(bounded, points, len(samples))
-    at = check_traced(bounded, points, found, call.get("final_node_name"))
+    at = check_traced(bounded, found, len(samples), call.get("final_node_name"))
     at = at if call.get("final_node_name") else found.values
     return Values(points, torch.cat([samples, samples]).to(at.device), at)
 
@@ -138,6 +138,34 @@ def _specified(at: Tensor, c: Tensor | None, samples: Tensor) -> Tensor:
     return torch.einsum("bso,bo->bs", c.double(), at.double()).to(at.dtype)
 
 
+def check_overlap(graph: NetworkGraph, x: Tensor, rows: Tensor, ours: Sides, crown: Sides, dtype: torch.dtype) -> None:
+    """Refuses to intersect our bounds of ``C f`` with CROWN's where both cannot be right.
+
+    Args:
+        graph: in the precision of the computation, as ``x`` (batch, *shape) and ``rows`` (batch, specs, outputs).
+        dtype: the model's.
+
+    Raises:
+        InvalidBoundError: a lower bound of one lies above an upper bound of the other, by more than rounding.
+    """
+    names = "local-lip", "CROWN"
+    for (low, high), (below, above) in (((ours[0], crown[1]), names), ((crown[0], ours[1]), names[::-1])):
+        if low is None or high is None:
+            continue
+        low, high = low.flatten(1).to(graph.dtype), high.flatten(1).to(graph.dtype)
+        index = (low > high).nonzero()[:_MOST]
+        if not len(index):
+            continue
+        sample, row = index.T
+        allowed = _SAFETY * first_order(graph, x[sample], rows[sample, row], dtype, dtype)
+        over = index[(low - high)[sample, row] > allowed]
+        if len(over):
+            at = tuple(over[0].tolist())
+            reason = f"{below}'s lower bound {float(low[at]):.9g} lies above {above}'s upper bound {float(high[at]):.9g}"
+            remedy = 'one of them is wrong: method="local-lip" does without CROWN; please report the network'
+            raise InvalidBoundError("local-lip-crown", reason, remedy)
+
+
 class _Allowance:
     """How far rounding may put a value outside its bounds: derived only where one is outside."""
 
@@ -150,7 +178,7 @@ class _Allowance:
         index = (excess > _FEW * unit * (found.abs() + limit.abs())).nonzero()
         if not len(index):
             return
-        order = excess[index[:, 0], index[:, 1]].argsort(descending=True)[:32]
+        order = excess[index[:, 0], index[:, 1]].argsort(descending=True)[:_MOST]
         index = index[order]
         allowed = self._of(index, of_points, unit)
         over = excess[index[:, 0], index[:, 1]] > allowed
@@ -165,20 +193,21 @@ class _Allowance:
         if values is None:  # no value to go by
             return torch.full((len(index),), 1e3 * unit, device=index.device)
         points = index[:, 0] if of_points else (values.samples[None] == index[:, :1]).int().argmax(1)
-        outputs = values.at.flatten(1).shape[1]
-        rows = torch.eye(outputs, device=index.device, dtype=torch.float64)[index[:, 1]] if self.call.get("C") is None else (
-            _row(self.call["C"], values.samples[points], index[:, 1]))  # fmt: skip
+        rows = self._rows(values, values.samples[points], index[:, 1])
         graph = None if self.call.get("final_node_name") else graph_or_none(self.bounded)
         dtype = bounded_dtype(self.bounded, values.at.dtype)
         if graph is not None:
             return _SAFETY * first_order(graph, values.points[0][points], rows, dtype, dtype)
-        spread = traced_spread(self.bounded, values.points, self.call.get("final_node_name"))
+        half = tuple(p[: len(values.samples) // 2] for p in values.points)
+        spread = traced_spread(self.bounded, half, self.call.get("final_node_name"))
         return rows.abs().sum(1) * spread
 
-
-def _row(c: Tensor, samples: Tensor, specification: Tensor) -> Tensor:
-    c = c.detach().double()
-    return c[torch.zeros_like(samples) if len(c) == 1 else samples, specification]
+    def _rows(self, values: Values, samples: Tensor, specifications: Tensor) -> Tensor:
+        c = self.call.get("C")
+        if c is None:
+            outputs = values.at.flatten(1).shape[1]
+            return torch.nn.functional.one_hot(specifications, outputs).double()
+        return c.detach().double()[torch.zeros_like(samples) if len(c) == 1 else samples, specifications]
 
 
 def graph_or_none(bounded: Any) -> NetworkGraph | None:
@@ -190,10 +219,9 @@ def graph_or_none(bounded: Any) -> NetworkGraph | None:
 
 
 def _invalid(bounded: Any, method: Any, reason: str) -> InvalidBoundError:
-    remedies = []
-    if graph_or_none(bounded) is not None and method != "local-lip":
-        remedies.append('use method="local-lip"')
-    if getattr(bounded, "conv_mode", "") == "patches" and method not in ("ibp", "IBP"):
-        remedies.append('wrap with bound_opts={"conv_mode": "matrix"}')
-    remedies.append("use another method" if not remedies else "both for norm=2")
-    return InvalidBoundError(str(method), reason, ", or ".join(remedies[: max(1, len(remedies) - 1)]))
+    remedies = ["use another method"]
+    if graph_or_none(bounded) is not None:
+        remedies = ['for norm=2 use method="local-lip", which has rules of its own']
+    if getattr(bounded, "conv_mode", "") == "patches" and str(method).lower() != "ibp":
+        remedies.append('try bound_opts={"conv_mode": "matrix"}')
+    return InvalidBoundError(str(method), reason, ", or ".join(remedies))
