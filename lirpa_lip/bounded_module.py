@@ -23,6 +23,7 @@ from .errors import (
     UnknownMethodError,
     UnsupportedNormError,
     UnsupportedOperatorError,
+    UntraceableError,
 )
 from .graph import build_graph
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
@@ -123,14 +124,19 @@ def _check_mode(bounded) -> None:
         raise TrainingModeError(name, "BatchNorm or Dropout")
 
 
-def _before_wrapping(bounded, model, global_input) -> None:
-    """Notes what is in training mode, and looks at what the model does, before it is traced."""
+def _before_wrapping(bounded, model, global_input) -> bool:
+    """Notes what is in training mode, and looks at what the model does, before it is traced; whether it ran."""
     names = training_dependent(model)
     object.__setattr__(bounded, "_in_training_mode", names)
     if names or isinstance(model, auto_LiRPA.BoundedModule) or not isinstance(model, nn.Module):
-        return
-    with _plainly_failing():
+        return False
+    try:
         audited(model, _inputs_like(model, global_input))
+    except LirpaLipError:
+        raise
+    except Exception:
+        return False  # what the model itself fails with is left for auto_LiRPA to meet
+    return True
 
 
 def _after_wrapping(bounded, model, global_input) -> None:
@@ -155,17 +161,6 @@ def _inputs_like(model: nn.Module, global_input) -> tuple[Tensor, ...]:
     return tuple(t.detach().as_subclass(Tensor).to(t.device if first is None else first.device) for t in inputs)
 
 
-@contextmanager
-def _plainly_failing() -> Iterator[None]:
-    """What the model itself fails with is left for auto_LiRPA to meet."""
-    try:
-        yield
-    except LirpaLipError:
-        raise
-    except Exception:
-        return
-
-
 class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
     """auto_LiRPA's ``BoundedModule`` with local Lipschitz bounds, and valid ℓ₂ bounds for every graph.
 
@@ -174,7 +169,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
 
     def __init__(self, model, global_input, bound_opts=None, **kwargs) -> None:
         LocalLipConfig.from_options(bound_opts)
-        _before_wrapping(self, model, global_input)
+        ran = _before_wrapping(self, model, global_input)
         try:
             with _model_precision(model):
                 super().__init__(model, global_input, bound_opts=bound_opts, **kwargs)
@@ -185,6 +180,11 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
             if not missing:
                 raise
             raise UnsupportedOperatorError(*missing[0], ADAPTERS, "auto_LiRPA cannot trace it") from error
+        except (RuntimeError, LookupError, AttributeError, AssertionError) as error:
+            if not ran or isinstance(error, LirpaLipError):
+                raise  # the model itself fails, or was not asked
+            what = f"it runs, but auto_LiRPA fails on its trace ({type(error).__name__}: {str(error).strip()[:200]})"
+            raise UntraceableError(what, "write the part this is about by other operators") from error
         _after_wrapping(self, model, global_input)
 
     def _apply(self, fn, *args, **kwargs):

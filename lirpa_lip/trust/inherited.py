@@ -60,13 +60,13 @@ def checked_bounds(bounded: Any, inherited: Callable, args: tuple, kwargs: dict,
         return inherited(*args, **kwargs)
     refresh(bounded)
     values = _values(bounded, call)
-    before = {name: dict(vars(node)) for name, node in bounded._modules.items()}
+    before = [(node, dict(vars(node))) for node in (bounded, *bounded._modules.values())]
     object.__setattr__(bounded, "_inside_a_call", True)
     try:
         result = inherited(*args, **kwargs)
     except Exception:
-        for name, node in bounded._modules.items():  # a call that failed leaves nothing for the next one to stumble on
-            restore_node(node, before[name])
+        for node, attributes in before:  # a call that failed leaves nothing for the next one to stumble on
+            restore_node(node, attributes)
         raise
     finally:
         object.__setattr__(bounded, "_inside_a_call", False)
