@@ -161,7 +161,8 @@ def check_overlap(graph: NetworkGraph, x: Tensor, rows: Tensor, ours: Sides, cro
         over = index[(low - high)[sample, row] > allowed]
         if len(over):
             at = tuple(over[0].tolist())
-            reason = f"{below}'s lower bound {float(low[at]):.9g} lies above {above}'s upper bound {float(high[at]):.9g}"
+            ends = float(low[at]), float(high[at])
+            reason = f"{below}'s lower bound {ends[0]:.9g} lies above {above}'s upper bound {ends[1]:.9g}"
             remedy = 'one of them is wrong: method="local-lip" does without CROWN; please report the network'
             raise InvalidBoundError("local-lip-crown", reason, remedy)
 

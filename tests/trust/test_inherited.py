@@ -73,7 +73,7 @@ def test_an_empty_intersection_names_both(monkeypatch, net):
 
     bounded = BoundedModule(net, X)
     monkeypatch.setattr(local_lip, "_crown", lambda *args: ({}, (torch.full((2, 3), 9.0), torch.full((2, 3), 10.0))))
-    with pytest.raises(InvalidBoundError, match="CROWN's lower bound .* local-lip's upper bound"):
+    with pytest.raises(InvalidBoundError, match=r"CROWN's lower bound .* local-lip's upper bound"):
         bounded.compute_bounds(x=ball(), method="local-lip-crown")
 
 
