@@ -33,7 +33,7 @@ def test_every_row_stays_within(dtype):
         errors = difference(graph, {k: (v, v) for k, v in values.items()}, dtype, torch.float64)
         apart = (model(x).double() - values[graph.output]).abs()
         assert (apart <= errors[graph.output]).all(), name
-        assert errors[graph.output].max() < 1e7 * torch.finfo(dtype).eps, name
+        assert errors[graph.output].max() < 1e7 * torch.finfo(dtype).eps + 1e-7, name
 
 
 def permuted(model: nn.Sequential, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -54,7 +54,7 @@ def permuted(model: nn.Sequential, x: torch.Tensor, generator: torch.Generator) 
 def test_any_order_of_summation(dtype):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(20, 60), nn.ReLU(), nn.Linear(60, 60), nn.Tanh(), nn.Linear(60, 3)).to(dtype)
-    exact = nn.Sequential(*[m for m in model]).double()
+    exact = nn.Sequential(*list(model)).double()
     x = torch.rand(4, 20).to(dtype)
     graph = build_graph(BoundedModule(exact, x.double()))
     region = Region.make(x.double(), 0.0)

@@ -46,7 +46,7 @@ def _evaluate(bounded: Any, node: Any, points: tuple[Tensor, ...], values: dict[
     if node.name not in values:
         index = getattr(node, "input_index", None)
         if type(node).__name__ == "BoundInput" and index is not None:
-            values[node.name] = points[index]
+            values[node.name] = node.forward_value = points[index]
         else:
             parts = [_evaluate(bounded, parent, points, values, change) for parent in node.inputs]
             value = node.forward(*parts)
@@ -54,6 +54,7 @@ def _evaluate(bounded: Any, node: Any, points: tuple[Tensor, ...], values: dict[
                 value = torch.tensor(value, device=bounded.device)
             node.input_shape = parts[0].shape if parts else None
             node.output_shape = value.shape
+            node.forward_value = value
             values[node.name] = value if change is None or not parts else change(value)
     return values[node.name]
 
