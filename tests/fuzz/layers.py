@@ -1,6 +1,7 @@
 """Single random layers: for a sample's shape, a module (or a function as one) and nothing else.
 
-Every maker takes the random source and the shape of one sample, and returns a module, or ``None`` where it does not fit.
+Every maker takes the random source and the shape of one sample, and returns a module, or ``None`` where it does not
+fit.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Call(nn.Module):
         return self.fn(x, *(getattr(self, name) for name in self.names))
 
 
-# ---- on images (channels, height, width) ------------------------------------------------------------------------------
+# ---- on images (channels, height, width)
 def convolution(rng: random.Random, shape: Shape) -> nn.Module | None:
     """Groups, dilation, stride, padding (also ``"same"``), square and oblong kernels."""
     channels, height, width = shape
@@ -120,7 +121,7 @@ def image_norm(rng: random.Random, shape: Shape) -> nn.Module:
     return Call(lambda x, m, s: (x - m) / s, mean=mean, scale=scale)
 
 
-# ---- on signals (channels, length) ------------------------------------------------------------------------------------
+# ---- on signals (channels, length)
 def signal(rng: random.Random, shape: Shape) -> nn.Module | None:
     channels, length = shape
     if length < 3:
@@ -137,7 +138,7 @@ def signal(rng: random.Random, shape: Shape) -> nn.Module | None:
     )
 
 
-# ---- on flat samples --------------------------------------------------------------------------------------------------
+# ---- on flat samples
 def linear(rng: random.Random, shape: Shape) -> nn.Module:
     """The same affine map in the many forms people write it."""
     n, m = shape[0], rng.randint(1, 6)
@@ -195,7 +196,7 @@ def flat_norm(rng: random.Random, shape: Shape) -> nn.Module:
     return nn.BatchNorm1d(shape[0])
 
 
-# ---- anywhere ---------------------------------------------------------------------------------------------------------
+# ---- anywhere
 def activation(rng: random.Random, shape: Shape) -> nn.Module | None:
     makers: list[Callable[[], nn.Module]] = [
         nn.ReLU, nn.ReLU, nn.ReLU, nn.LeakyReLU, nn.ReLU6, nn.Sigmoid, nn.Tanh, nn.ELU, nn.SELU, nn.SiLU, nn.GELU,

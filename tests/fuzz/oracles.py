@@ -57,7 +57,7 @@ def row_values(model: Model, points: Tensor, rows: Tensor) -> Tensor:
 
 
 def attacked(model: Model, region: Ball, row: Tensor, steps: int = 15) -> Tensor:
-    """Points ``(1, batch, *shape)`` that make ``row · f`` small, by projected gradient descent; ``row (batch, out)``."""
+    """Points ``(1, batch, *shape)`` where ``row · f`` is small, by projected gradient descent; ``row (batch, out)``."""
     point = region.centre.double().unsqueeze(0)
     reach = region.eps.reshape(1, -1, *[1] * (point.ndim - 2))
     best, least = point, torch.full((point.shape[1],), math.inf, dtype=torch.float64)
