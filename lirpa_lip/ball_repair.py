@@ -100,6 +100,9 @@ def _repair_ibp(original: Callable) -> Callable:
                 return interval  # of C @ node: not the node's own
             if interval is not None:
                 node.interval = node.lower, node.upper = interval
+        if not node.perturbed and node.inputs:
+            # 0.3 takes a constant for its interval only once its value is there, and squares a product of constants
+            self.get_forward_value(node)
         return original(self, node, C, *args, **kwargs)
 
     return IBP_general
@@ -169,16 +172,18 @@ def install_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:
         method = getattr(cls, name)
         if not hasattr(method, "_unrepaired"):
             repaired = repair(method)
-            repaired._unrepaired = method  # type: ignore[attr-defined]
+            repaired._unrepaired, repaired._was_own = method, name in vars(cls)  # type: ignore[attr-defined]
             setattr(cls, name, repaired)
 
 
 def remove_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:
     """Undo `install_ball_repair`."""
     for name in _REPAIRS:
-        method = getattr(cls, name)
-        if hasattr(method, "_unrepaired"):
+        method: Any = vars(cls).get(name)
+        if getattr(method, "_was_own", False):
             setattr(cls, name, method._unrepaired)
+        elif hasattr(method, "_unrepaired"):
+            delattr(cls, name)
 
 
 def _shape(node: Any) -> tuple[int, ...]:

@@ -1,7 +1,8 @@
-"""Gives auto_LiRPA the operators its installed version cannot trace, or computes wrongly; leaves the others alone.
+"""The operators auto_LiRPA's installed version cannot trace, or computes wrongly, for the modules that ask for them.
 
-`register_operators` runs when `lirpa_lip` is imported. For every ONNX operator below, auto_LiRPA's own class is used
-wherever `native` says that it is right for the operator's attributes, and a class made from our adapter elsewhere.
+`operators` is what our ``BoundedModule`` passes to auto_LiRPA as ``custom_ops``, per module: auto_LiRPA's own map,
+which all modules share, stays as it is. For every ONNX operator below, auto_LiRPA's own class is used wherever
+`native` says that it is right for the operator's attributes, and a class made from our adapter elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from auto_LiRPA.parse_graph import parse_module
 
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 
+from .clipped_relu_bound import BoundClippedRelu
 from .emit import constant_value, depends_on_input
+from .max_pool_bound import BoundMaxPool
+from .maxmin_bound import BoundClippedMaxMin, BoundMaxMin
 from .table import ADAPTERS
 from .traced_activation import activation_class
 from .traced_operator import Adapter, operator_class
@@ -88,9 +92,6 @@ MISSING: dict[str, Missing] = {
     # theirs always counts padding in, ignores ceil_mode, and its CROWN takes the stride for the kernel, and the height
     # for the width of what no window reaches
     "onnx::AveragePool": Missing("BoundAveragePool", False, _never),
-    # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap or leave a rest, and
-    # its forward bounds of such windows are violated; ours are tighter for small balls
-    "onnx::MaxPool": Missing("BoundMaxPool", False, _never),
     # theirs has invalid forward bounds, and in 0.3 fails in patches mode
     "onnx::LeakyRelu": Missing("BoundLeakyRelu", True, _never),
     "onnx::Gather": Missing("BoundGather", False, _in_shape_arithmetic_or(_one_position)),
@@ -143,7 +144,7 @@ def unsupported_operators(model: Any, global_input: Any, options: Mapping[str, A
     """(node, ONNX operator) of what auto_LiRPA has no class for in a model it refused; its options may name more."""
     inputs = global_input if isinstance(global_input, tuple) else (global_input,)
     nodes, *_ = parse_module(model, inputs)
-    known = {**bound_op_map, **(options.get("custom_ops") or {})}
+    known = {**bound_op_map, **operators(options.get("custom_ops"))}
     return [
         (node.name, node.op)
         for node in nodes
@@ -171,17 +172,36 @@ def register_operator(onnx: str, adapter: Adapter, elementwise: bool = False, ke
     register_custom_op(onnx, (activation_class if elementwise else operator_class)(key, adapter))
 
 
-def register_operators() -> None:
-    """Registers every operator of `MISSING`; idempotent."""
-    if not hasattr(bound_op_map.get("aten::ATen"), "makes"):
-        register_custom_op("aten::ATen", _aten)
-        register_custom_op("onnx::Unsqueeze", _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis))
+def _build() -> dict[str, Callable[..., Bound]]:
+    found: dict[str, Callable[..., Bound]] = {
+        "lirpa_lip::ClippedRelu": BoundClippedRelu,
+        "lirpa_lip::MaxMin": BoundMaxMin,
+        "lirpa_lip::ClippedMaxMin": BoundClippedMaxMin,
+        # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap, puts slopes on
+        # the wrong pixels where there is padding, and its forward bounds are violated
+        "onnx::MaxPool": BoundMaxPool,
+        "aten::ATen": _aten,
+        "onnx::Unsqueeze": _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis),
+    }
     for onnx, (key, elementwise, native) in MISSING.items():
-        if hasattr(bound_op_map.get(onnx), "makes"):
-            continue
         theirs = bound_op_map.get(onnx) or getattr(bound_ops, key, None)
         ours = (activation_class if elementwise else operator_class)(key, ADAPTERS[key])
-        register_custom_op(onnx, _maker(theirs, ours, native))
+        found[onnx] = _maker(theirs, ours, native)
+    return found
 
 
-register_operators()
+_OPERATORS = _build()
+
+
+def operators(custom: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """By ONNX name, what a module is to use in place of auto_LiRPA's own classes; ``custom`` ones go first.
+
+    An operator that the user has registered with auto_LiRPA for all modules stays the user's.
+    """
+    theirs = {name for name, made in bound_op_map.items() if not _from_auto_lirpa(made)}
+    ours = {name: make for name, make in _OPERATORS.items() if name not in theirs}
+    return {**ours, **(custom or {})}
+
+
+def _from_auto_lirpa(made: Any) -> bool:
+    return str(getattr(made, "__module__", "")).split(".")[0] == "auto_LiRPA"
