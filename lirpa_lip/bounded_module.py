@@ -17,6 +17,7 @@ from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repai
 from .config import LocalLipConfig
 from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError, UnsupportedOperatorError
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
+from .lirpa_call import guarded
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
 from .operators.registration import operators, unsupported_operators
 from .operators.table import ADAPTERS
@@ -53,7 +54,7 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
         raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
         with _model_precision(bounded), _operator_named(name):
-            return inherited(*args, **kwargs)
+            return guarded(bounded, method, lambda: inherited(*args, **kwargs))
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")

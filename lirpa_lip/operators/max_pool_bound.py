@@ -30,11 +30,10 @@ from torch import Tensor
 
 from lirpa_lip.errors import UnsupportedOperatorError
 
-from .coefficients import finite_product, unfold
+from .coefficients import dense, finite_product, unfold
 from .planes import ratio
 from .pooling import window_index
 from .relaxed_bound import RelaxedActivation, tell_patch_size
-from .traced_operator import dense
 
 _POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
@@ -99,7 +98,7 @@ class BoundMaxPool(RelaxedActivation):
             if A is None:
                 return None, 0
             if isinstance(A, Patches) and (self.needs_matrix or A.inserted_zeros):
-                A = dense(self, A)
+                A = dense(A, self.output_shape[1:])
             mix = self._mix(name, lower, upper, side, A, unstable_idx)
             through = _through_patches if isinstance(A, Patches) else _through_matrix
             return through(self, A, side, lines, mix, lower.shape[1:])
