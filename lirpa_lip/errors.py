@@ -100,6 +100,22 @@ class CheckpointError(LirpaLipError, ValueError):
     """A checkpoint is absent, damaged, or belongs to another model or configuration."""
 
 
+class UntrustedCodeError(CheckpointError):
+    """A file names a module of somebody's own, and importing it, which runs its code, was not allowed.
+
+    Args:
+        arch: the ``module:factory`` in the file.
+        file: which file, as in "the checkpoint".
+    """
+
+    def __init__(self, arch: str, file: str) -> None:
+        self.arch = arch
+        super().__init__(
+            f"{file} names code of its own as the network: {arch!r}. Importing it would run it; if you trust it, add "
+            f"--trust-arch (in Python: trust_arch=True), or name the network yourself: --arch {arch}"
+        )
+
+
 class DivergedError(LirpaLipError, ArithmeticError):
     """Training or an iteration produced a NaN or infinite value and was stopped."""
 

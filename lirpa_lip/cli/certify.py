@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from lirpa_lip.cli.arch import arch_options
 from lirpa_lip.training.certification import (
     CertifySettings,
     certify_shard,
@@ -36,6 +37,7 @@ from lirpa_lip.training.certifiers import CERTIFIERS
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
 @click.option("--limit", type=int, help="Certify this many samples at most.")
 @click.option("--batch-size", type=int, default=100, show_default=True)
+@arch_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: in the run's folder]")
 def certify(checkpoint: Path, **options: Any) -> None:
     """Certify a trained network: CHECKPOINT is a run's folder, or one of its checkpoints.
@@ -54,7 +56,7 @@ def certify(checkpoint: Path, **options: Any) -> None:
     path = find_checkpoint(checkpoint)
     loaded = load_checkpoint(path)
     state, config = process_state(), loaded.state["config"]
-    model = model_from(loaded).to(state.device)
+    model = model_from(loaded, options["arch"], options["trust_arch"]).to(state.device)
     data_dir = options["data_dir"] or config["data_dir"]
     bundle = load_data(config["dataset"], data_dir, config["validation"], config["seed"], config["image_size"])
     data = getattr(bundle, options["split"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from lirpa_lip.cli.arch import arch_options
 from lirpa_lip.errors import ConfigError, LirpaLipError, UnknownMethodError
 
 _DEFAULT = "ibp,crown-ibp,crown,global-product,local-product,local-lip,local-lip-crown"
@@ -45,6 +46,7 @@ class Line:
 @click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of optimising methods.")
 @click.option("--certificate", type=click.Choice(["auto", "deterministic", "probabilistic"]), default="auto")
 @click.option("--delta", type=float, default=1e-6, show_default=True, help="Failure probability per sample, at most.")
+@arch_options
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table to this CSV file, too.")
 def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None, **options: Any) -> None:
     """Compare bounds on the same networks and samples.
@@ -100,6 +102,8 @@ def compare_network(
     steps: int = 20,
     certificate: str = "auto",
     delta: float = 1e-6,
+    arch: str | None = None,
+    trust_arch: bool = False,
 ) -> Iterator[Line]:
     """One `Line` for each radius and method; ``radii`` as `parse_epsilons` gives them."""
     import torch
@@ -108,7 +112,7 @@ def compare_network(
     from lirpa_lip.comparison import make_method
     from lirpa_lip.training.epsilon import rounded_up
 
-    model, x, labels = _load(network, dataset, data_dir, limit)
+    model, x, labels = _load(network, dataset, data_dir, limit, arch, trust_arch)
     config = LocalLipConfig(certificate=certificate, delta=delta)  # type: ignore[arg-type]
     with torch.no_grad():
         clean = float((model(x).argmax(1) == labels).float().mean())
@@ -153,7 +157,9 @@ def _measured(method: Any, model: Any, x: Any, labels: Any, eps: float, batch_si
     }
 
 
-def _load(network: str, dataset: str | None, data_dir: str | None, limit: int) -> tuple[Any, Any, Any]:
+def _load(
+    network: str, dataset: str | None, data_dir: str | None, limit: int, arch: str | None, trust_arch: bool
+) -> tuple[Any, Any, Any]:
     """The network in eval mode, the first test images and their labels."""
     import torch
 
@@ -173,7 +179,7 @@ def _load(network: str, dataset: str | None, data_dir: str | None, limit: int) -
         run = loaded.state["config"]
         name, root = dataset or run["dataset"], data_dir or run["data_dir"]
         data = load_data(name, root, run["validation"], run["seed"], run["image_size"])
-        model = model_from(loaded)
+        model = model_from(loaded, arch, trust_arch)
     x, labels = data.test.batch(torch.arange(min(limit, len(data.test))))
     return model.eval(), x, labels
 

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from lirpa_lip.training.checkpoint import checkpoints_in
 from lirpa_lip.training.config import TrainConfig, config_from, read_config
+from lirpa_lip.training.models import refuse_code_of_a_file
 
 _TYPES = {"str": str, "int": int, "float": float}
 
@@ -35,15 +36,18 @@ def _with_settings(command: Any) -> Any:
     "--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings; flags override it."
 )
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --out, with its settings.")
+@click.option("--trust-arch", is_flag=True, help="Import the network's module where a file names it: runs its code.")
 @_with_settings
 @click.pass_context
-def train(ctx: click.Context, config_file: Path | None, resume: bool, **flags: Any) -> None:
+def train(ctx: click.Context, config_file: Path | None, resume: bool, trust_arch: bool, **flags: Any) -> None:
     """Train a network whose predictions can be certified.
 
     One process: as is. Several: `torchrun --nproc-per-node 4 -m lirpa_lip.cli train ...` or `accelerate launch`.
     """
     given = {n: v for n, v in flags.items() if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT}
     config = resolve(given, config_file, resume)
+    if "arch" not in given and not trust_arch:
+        refuse_code_of_a_file(config.arch, str(config_file or Path(config.out) / "config.yaml"))
     from lirpa_lip.training.progress import RichProgress
     from lirpa_lip.training.trainer import Trainer
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from lirpa_lip.training.checkpoint import Checkpoint
 from lirpa_lip.training.config import TrainConfig
 from lirpa_lip.training.data import DataBundle
 from lirpa_lip.training.ema import WeightAverage
-from lirpa_lip.training.models import build_model
+from lirpa_lip.training.models import build_model, refuse_code_of_a_file
 from lirpa_lip.training.objective import Objective
 from lirpa_lip.training.processes import process_count
 
@@ -88,13 +88,21 @@ def restore(
     return RunState(checkpoint.state["step"], checkpoint.state["best"])
 
 
-def model_from(checkpoint: Checkpoint) -> torch.nn.Module:
+def model_from(checkpoint: Checkpoint, arch: str | None = None, trust_arch: bool = False) -> torch.nn.Module:
     """The trained network, in eval mode: the weights' moving average where the run kept one.
 
+    Args:
+        arch: the network, in place of the one the checkpoint names.
+        trust_arch: import the module that the checkpoint names, where it does: that runs whatever code it holds.
+
     Raises:
-        CheckpointError: the tensors do not fit the network that the configuration describes.
+        CheckpointError: the tensors do not fit the network, or the checkpoint names code that is not trusted.
     """
     config, data = TrainConfig(**checkpoint.state["config"]), checkpoint.state["data"]
+    if arch is not None:
+        config = replace(config, arch=arch)
+    elif not trust_arch:
+        refuse_code_of_a_file(config.arch, "the checkpoint")
     mean, std = (data["mean"], data["std"]) if config.normalize else (None, None)
     shape: tuple[int, int, int] = tuple(data["shape"])  # type: ignore[assignment]
     model = build_model(config.arch, shape, data["classes"], config.activation, mean, std, config.threshold)
