@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from lirpa_lip.cli.arch import arch_options
+from lirpa_lip.cli.tables import CERTIFIED, EPS, PGD, WORTH, say, show_table
 from lirpa_lip.training.certification import (
     CertifySettings,
     certify_shard,
@@ -91,20 +92,15 @@ def _bar(console: Any, total: int) -> Any:
 
 
 def _report(console: Any, settings: CertifySettings, out: Path) -> None:
-    from rich.table import Table
-
     from lirpa_lip.training.epsilon import parse_epsilon
     from lirpa_lip.training.figures import draw_certified_accuracy
 
     summary = write_merged(out, settings)
-    kind = summary["certificate"]
-    kind += f", δ ≤ {summary['delta_per_sample']:.1g} per sample" if kind == "probabilistic" else ""
-    table = Table(title=f"{summary['samples']} samples, clean {summary['clean']:.2%}, bound {settings.bound} ({kind})")
-    for name in ("ε", "PGD", "certified"):
-        table.add_column(name, justify="right")
-    for row in summary["table"]:
-        table.add_row(row["eps"], "–" if row["pgd"] is None else f"{row['pgd']:.2%}", f"{row['certified']:.2%}")
-    console.print(table)
+    title = f"{summary['samples']} samples, clean {summary['clean']:.2%}, bound {settings.bound}"
+    worth = (summary["certificate"], summary["delta_per_sample"])
+    columns = (EPS, PGD, CERTIFIED, *WORTH)
+    rows = [(r["eps"], r["pgd"], r["certified"], *worth) for r in summary["table"]]
+    show_table(title, columns, rows, console)
     attacked = {float(parse_epsilon(r["eps"])): r["pgd"] for r in summary["table"] if r["pgd"] is not None}
     draw_certified_accuracy({settings.bound: read_rows(out)}, out / "certified.png", {settings.bound: attacked})
-    console.print(f"wrote {out / 'certificates.csv'}, summary.json and certified.png", highlight=False)
+    say(f"wrote {out / 'certificates.csv'}, summary.json and certified.png")

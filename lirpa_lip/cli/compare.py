@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from lirpa_lip.cli.arch import arch_options
+from lirpa_lip.cli.tables import CERTIFIED, EPS, WORTH, Column, say, show_table
 from lirpa_lip.errors import ConfigError, LirpaLipError, UnknownMethodError
 
 _DEFAULT = "ibp,crown-ibp,crown,global-product,local-product,local-lip,local-lip-crown"
@@ -74,13 +75,16 @@ def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None,
     lines: list[Line] = []
     for network in networks:
         lines += _progress(console, network, chosen, radii, options)
-        _show(console, [line for line in lines if line.network == network])
+        if console.is_terminal:
+            _show(console, [line for line in lines if line.network == network])
+    if not console.is_terminal:
+        _show(console, lines)  # one CSV of all networks
     if out is not None:
         with out.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(asdict(lines[0])), lineterminator="\n")
             writer.writeheader()
             writer.writerows(asdict(line) for line in lines)
-        console.print(f"wrote {out}", highlight=False)
+        say(f"wrote {out}")
 
 
 def _progress(console: Any, network: str, methods: list[str], radii: dict, options: dict) -> list[Line]:
@@ -185,24 +189,18 @@ def _load(
 
 
 def _show(console: Any, lines: list[Line]) -> None:
-    from rich.table import Table
-
+    """A table; as CSV it is what `--out` holds."""
     first = lines[0]
-    table = Table(title=f"{first.network}: {first.samples} samples, clean {first.clean:.2%}")
-    columns = ("ε", "method", "certified", "mean Lipschitz", "stable neurons", "s / sample", "certificate")
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index in (1, 6) else "right", no_wrap=index == 1)
-    for line in lines:
-        kind = f"{line.certificate}, δ ≤ {line.delta:.1g}" if line.delta else line.certificate
-        cells = [
-            _text(line.certified, ".2%"),
-            _text(line.lipschitz, ".4g"),
-            _text(line.stable, ".1%"),
-            _text(line.seconds_per_sample, ".3g"),
-        ]
-        table.add_row(line.eps, line.method, *cells, line.note or kind)
-    console.print(table)
-
-
-def _text(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    noted = "note" if any(line.note for line in lines) else ""
+    columns = (
+        *(Column("network", ""), EPS, Column("method", "method"), Column("samples", ""), Column("clean", "")),
+        replace(CERTIFIED, head="certified\n%"),
+        Column("lipschitz", "mean\nLipschitz", "#.4g", "up"),
+        Column("stable", "stable\n%", ".1f", "down", scale=100),
+        Column("seconds_per_sample", "ms per\nsample", ".3g", scale=1000),
+        *WORTH,
+        Column("note", noted),
+    )
+    rows = [[getattr(line, column.name) for column in columns] for line in lines]
+    title = f"{first.network}: {first.samples} samples, clean {first.clean:.2%}"
+    show_table(title if console.is_terminal else "", columns, rows, console)

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from lirpa_lip.cli.numbers import Finite
+from lirpa_lip.cli.tables import Column, say, show_table
 from lirpa_lip.training.tabular import TABLES
 
 VERDICTS = {
@@ -21,26 +23,28 @@ VERDICTS = {
 
 @click.command()
 @click.option("--data", type=click.Choice(list(TABLES)), default="diabetes", show_default=True, help="Which table.")
-@click.option("--samples", type=int, default=20, show_default=True, help="Test samples to look at.")
+@click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True, help="Test samples to look at.")
 @click.option("--features", help="Columns, by name or number, separated by commas.  [default: all]")
 @click.option(
     "--range",
     "reach",
-    type=float,
+    type=Finite(min=0),
     default=1.0,
     show_default=True,
     help="How much of its range the feature in question may move by, either way (the rest of the sample fixed).",
 )
-@click.option("--eps", type=float, default=0.0, show_default=True, help="How far the other features may move.")
+@click.option("--eps", type=Finite(min=0), default=0.0, show_default=True, help="How far the other features may move.")
 @click.option(
     "--time-limit",
-    type=float,
+    type=Finite(min=0),
     default=1.0,
     show_default=True,
     help="Seconds of branch and bound for each feature, over all samples; 0 for none.",
 )
-@click.option("--hidden", type=int, default=32, show_default=True, help="Width of the network's two layers.")
-@click.option("--epochs", type=int, default=60, show_default=True, help="Epochs of its training.")
+@click.option(
+    "--hidden", type=click.IntRange(min=1), default=32, show_default=True, help="Width of the network's two layers."
+)
+@click.option("--epochs", type=click.IntRange(min=0), default=60, show_default=True, help="Epochs of its training.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--out",
@@ -55,16 +59,13 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
     "increasing" and "decreasing" are certificates for every point of the sample's region; "neither" was refuted by
     slopes of both signs; "unknown" is neither proved nor refuted.
     """
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
     from lirpa_lip.training.tabular import load_table, train_mlp
 
-    console, table = Console(), load_table(data)
+    table = load_table(data)
     net, score, held = train_mlp(table, options["hidden"], options["epochs"], options["seed"])
     chosen = _columns(table.features, features)
     x = table.x[held[:samples]]
-    console.print(f"{data}: {len(table.x)} rows, test {'accuracy' if table.classification else 'R²'} {score:.3f}")
+    say(f"{data}: {len(table.x)} rows, test {'accuracy' if table.classification else 'R²'} {score:.3f}")
     counts = {name: dict.fromkeys(VERDICTS, 0) for name in (table.features[j] for j in chosen)}
     rows = []
     for j in chosen:
@@ -73,12 +74,9 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
         ):
             counts[table.features[j]][verdict] += 1
             rows.append((int(held[k]), table.features[j], verdict, low, high))
-    shown = RichTable(title=f"{len(x)} samples, share of samples per verdict")
-    for column in ("feature", *VERDICTS):
-        shown.add_column(column, justify="left" if column == "feature" else "right")
-    for name, found in counts.items():
-        shown.add_row(name, *(f"{100 * found[v] / max(1, len(x)):.0f} %" for v in VERDICTS))
-    console.print(shown)
+    columns = (Column("feature", "feature"), *(Column(name, f"{name} %", ".0f", scale=100) for name in VERDICTS))
+    shares = [(name, *(found[v] / max(1, len(x)) for v in VERDICTS)) for name, found in counts.items()]
+    show_table(f"{len(x)} samples, share of samples per verdict", columns, shares)
     out = options["out"]
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "monotonicity.csv", "w", newline="", encoding="utf-8") as file:
@@ -90,7 +88,7 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
         out / "monotonicity.png",
         f"{data}: certified slopes of a {options['hidden']}-{options['hidden']} ReLU network",
     )
-    console.print(f"wrote {out / 'monotonicity.csv'} and monotonicity.png", highlight=False)
+    say(f"wrote {out / 'monotonicity.csv'} and monotonicity.png")
 
 
 def _columns(names: tuple[str, ...], wanted: str | None) -> list[int]:

@@ -19,6 +19,9 @@ from lirpa_lip.training.run_state import model_from
 PACKAGE = Path(__file__).resolve().parents[2] / "lirpa_lip"
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
+RUN = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.full_load",
+       "yaml.unsafe_load"}  # fmt: skip
+
 
 def dangers(source: str) -> list[str]:
     """Calls and imports in a file that can run what data say."""
@@ -31,9 +34,7 @@ def dangers(source: str) -> list[str]:
             continue
         called = ast.unparse(node.func)
         words = {k.arg: ast.unparse(k.value) for k in node.keywords}
-        if called in ("eval", "exec", "compile", "__import__", "os.system", "os.popen") or called.startswith("subprocess."):
-            found.append(called)
-        if called in ("yaml.load", "yaml.full_load", "yaml.unsafe_load"):
+        if called in RUN or called.startswith("subprocess."):
             found.append(called)
         if called == "torch.load" and words.get("weights_only") != "True":
             found.append(called)
