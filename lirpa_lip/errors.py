@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+INSTALL_AUTO_LIRPA = "pip install --no-deps auto_LiRPA==0.3"
+
 
 class LirpaLipError(Exception):
     """Base of all errors raised on purpose by this package."""

@@ -36,10 +36,28 @@ class Line:
     note: str = ""
 
 
+def _list_methods(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Eager, so that the list can be had before a network is given."""
+    if value != "help":
+        return value
+    from lirpa_lip.comparison import METHODS
+
+    for name, (_, summary) in METHODS.items():
+        click.echo(f"{name:20} {summary}")
+    ctx.exit()
+
+
 @click.command()
 @click.argument("networks", nargs=-1, required=True, metavar="NETWORK...")
 @click.option("--eps", required=True, help="Radii, such as 0.1,8/255; read exactly.")
-@click.option("--methods", default=_DEFAULT, show_default=True, help="Comma-separated; --methods help lists all.")
+@click.option(
+    "--methods",
+    default=_DEFAULT,
+    show_default=True,
+    is_eager=True,
+    callback=_list_methods,
+    help="Comma-separated; `--methods help` lists all, and needs nothing else.",
+)
 @click.option("--dataset", help="Of networks that are no runs.  [default: the run's]")
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Test samples.")
@@ -63,10 +81,6 @@ def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None,
     from lirpa_lip.training.epsilon import parse_epsilons
 
     console = Console()
-    if methods == "help":
-        for name, (_, summary) in METHODS.items():
-            console.print(f"{name:20} {summary}", highlight=False)
-        return
     chosen = [name.strip() for name in methods.split(",")]
     for name in chosen:
         if name not in METHODS:

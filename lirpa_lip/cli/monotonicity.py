@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lirpa_lip.cli.numbers import Finite
-from lirpa_lip.cli.tables import Column, say, show_table
+from lirpa_lip.cli.tables import Cell, Column, say, show_table
 from lirpa_lip.training.tabular import TABLES
 
 VERDICTS = {
@@ -75,7 +75,9 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
             counts[table.features[j]][verdict] += 1
             rows.append((int(held[k]), table.features[j], verdict, low, high))
     columns = (Column("feature", "feature"), *(Column(name, f"{name} %", ".0f", scale=100) for name in VERDICTS))
-    shares = [(name, *(found[v] / max(1, len(x)) for v in VERDICTS)) for name, found in counts.items()]
+    shares: list[list[Cell]] = [
+        [name, *(found[v] / max(1, len(x)) for v in VERDICTS)] for name, found in counts.items()
+    ]
     show_table(f"{len(x)} samples, share of samples per verdict", columns, shares)
     out = options["out"]
     out.mkdir(parents=True, exist_ok=True)

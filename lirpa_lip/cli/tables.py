@@ -119,8 +119,8 @@ def shown_as(cell: Cell, column: Column) -> str:
     text = format(exact, column.form)
     if column.rounding == "nearest" or not math.isfinite(exact):
         return text
-    shown, exact = Decimal(text), Decimal(exact)
-    if shown < exact if column.rounding == "up" else shown > exact:
+    shown, true = Decimal(text), Decimal(exact)
+    if shown < true if column.rounding == "up" else shown > true:
         last = Decimal(1).scaleb(shown.as_tuple().exponent)  # type: ignore[arg-type]
         text = format(shown + (last if column.rounding == "up" else -last), "f" if "e" not in text else "").lower()
     return text

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from lirpa_lip.cli.groups import GroupedCommand
 from lirpa_lip.training.checkpoint import checkpoints_in
 from lirpa_lip.training.config import TrainConfig, config_from, read_config
 from lirpa_lip.training.models import refuse_code_of_a_file
@@ -31,7 +32,7 @@ def _with_settings(command: Any) -> Any:
     return command
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings; flags override it."
 )
