@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from lirpa_lip.errors import LirpaLipError
+from lirpa_lip.errors import LirpaLipError, RunInterruptedError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("lirpa_lip.cli.train:train", "Train a network with a certified loss."),
@@ -42,8 +42,14 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
     def invoke(self, ctx: click.Context) -> Any:
+        from lirpa_lip.cli.terminal import warnings_in_a_line
+
         try:
-            return super().invoke(ctx)
+            with warnings_in_a_line():
+                return super().invoke(ctx)
+        except RunInterruptedError as error:
+            click.echo(str(error), err=True)
+            ctx.exit(128 + error.signal_number)
         except (LirpaLipError, OSError) as error:  # OSError: a full disk, a folder that may not be written, …
             raise click.ClickException(str(error)) from error
 

@@ -13,8 +13,11 @@ from typing import Any
 
 import click
 
+from lirpa_lip.methods import names_at
+
 _NORMS = {"inf": math.inf, "2": 2, "1": 1}
-_METHODS = ("naive", "fastlip", "recurjac", "clarke-jacobian", "local-lip")
+_LOCAL = names_at("local_lipschitz", "local")
+_METHODS = (*names_at("local_lipschitz", "jacobian"), *_LOCAL)
 
 
 @click.command()
@@ -96,7 +99,7 @@ def _chosen(options: dict[str, Any]) -> list[str]:
                 raise click.BadParameter(f"{method!r}; choose from: {', '.join(_METHODS)}.", param_hint="--methods")
         return chosen
     both = options["norm"] == options["region"] == "2"
-    return [m for m in _METHODS if m != "local-lip" or both]
+    return [m for m in _METHODS if m not in _LOCAL or both]
 
 
 def bound_sample(
@@ -118,7 +121,7 @@ def bound_sample(
     extra: dict[str, Any] = {}
     states: dict = _read(options["state"])
     key = (index, eps, options["region"], options["norm"], options["per_output"])
-    if method != "local-lip":
+    if method not in _LOCAL:
         extra["intermediate"] = options["intermediate"]
     if method == "clarke-jacobian" and options["time_limit"] > 0:
         extra |= {
