@@ -8,12 +8,15 @@ import math
 import os
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lirpa_lip.cli.terminal import begins_with, option, refuse_foreign
 from lirpa_lip.methods import names_at
+from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, POSITIVE
 
 _NORMS = {"inf": math.inf, "2": 2, "1": 1}
 _LOCAL = names_at("local_lipschitz", "local")
@@ -31,64 +34,60 @@ _METHODS = (*names_at("local_lipschitz", "jacobian"), *_LOCAL)
 )
 @click.option("--per-output", is_flag=True, help="The largest constant of a single output, not the whole network's.")
 @click.option("--methods", help="Separated by commas.  [default: all that exist for the norm and region]")
-@click.option(
-    "--time-limit",
-    type=float,
-    default=10.0,
-    show_default=True,
-    help="Seconds of branch and bound per sample; 0 for none.",
-)
-@click.option("--max-domains", type=int, default=100_000, show_default=True)
-@click.option("--memory", type=float, default=4.0, show_default=True, help="GiB that waiting domains may take.")
+@option("--time-limit", float, NOT_NEGATIVE, default=10.0, help="Seconds of branch and bound per sample; 0 for none.")
+@option("--max-domains", int, COUNT, default=100_000)
+@option("--memory", float, POSITIVE, default=4.0, help="GiB that waiting domains may take.")
 @click.option("--heuristic", type=click.Choice(["gap", "width", "area", "strong"]), default="gap", show_default=True)
 @click.option("--intermediate", type=click.Choice(["ibp", "crown", "alpha-crown"]), default="crown", show_default=True)
 @click.option("--image-box/--no-image-box", default=True, show_default=True, help="Only images in [0, 1].")
-@click.option("--limit", type=int, default=5, show_default=True, help="Samples of the test set.")
+@option("--limit", int, COUNT, default=5, help="Samples of the test set.")
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
 @click.option("--state", type=click.Path(path_type=Path), help="File to keep branch and bound in, and to go on from.")
-@click.option("--out", type=click.Path(path_type=Path), help="CSV file for the results.")
+@click.option("--out", type=click.Path(path_type=Path), help="CSV file for the results, written row by row.")
+@click.option("--force", is_flag=True, help="Overwrite --out although it is no such table.")
 def lipschitz(checkpoint: Path, **options: Any) -> None:
     """Local Lipschitz constants of a trained network: CHECKPOINT is a run's folder, or one of its checkpoints."""
     from rich.console import Console
     from rich.table import Table
 
     from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
-    from lirpa_lip.training.data import load_data
-    from lirpa_lip.training.epsilon import parse_epsilon
-    from lirpa_lip.training.run_state import model_from
+    from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
+    from lirpa_lip.training.run_state import data_of, model_from
     from lirpa_lip.training.sources import first_of
 
     loaded = load_checkpoint(find_checkpoint(checkpoint))
-    config = loaded.state["config"]
-    bundle = load_data(
-        config["dataset"],
-        options["data_dir"] or config["data_dir"],
-        config["validation"],
-        config["seed"],
-        config["image_size"],
-    )
-    samples = first_of(bundle.test, options["limit"])
-    eps, console = float(parse_epsilon(options["eps"])), Console()
+    samples = first_of(data_of(loaded, options["data_dir"]).test, options["limit"])
+    eps, console = rounded_up(parse_epsilon(options["eps"])), Console()
     methods = _chosen(options)
     shown = Table(title=f"ℓ{options['norm']} constants over ℓ{options['region']} regions of radius {options['eps']}")
     for name in ("sample", "method", "upper", "lower", "upper / lower", "seconds"):
         shown.add_column(name, justify="left" if name == "method" else "right")
-    rows = []
+    write = _table(options["out"], options["force"])
     import torch
 
     for index in range(len(samples)):
         x = samples.batch(torch.tensor([index]))[0]
         for method in methods:
             row = bound_sample(model_from(loaded), x, eps, method, index, options, console)
-            rows.append((index, *row))
+            write((index, *row))
             gap = row[1] / row[2] if row[2] > 0 else math.inf
             shown.add_row(str(index), row[0], f"{row[1]:.5g}", f"{row[2]:.5g}", f"{gap:.4g}", f"{row[3]:.1f}")
     console.print(shown)
-    if options["out"]:
-        with open(options["out"], "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("sample", "method", "upper", "lower", "seconds"))
-            writer.writerows(rows)
+
+
+def _table(path: Path | None, force: bool) -> Callable[[tuple], None]:
+    """Begins the CSV file; returns the function that adds a row to it."""
+    if path is None:
+        return lambda row: None
+    head = ("sample", "method", "upper", "lower", "seconds")
+    refuse_foreign([path], begins_with(",".join(head)), force)
+
+    def write(row: tuple, mode: str = "a") -> None:
+        with path.open(mode, newline="", encoding="utf-8") as file:
+            csv.writer(file).writerow(row)
+
+    write(head, "w")
+    return write
 
 
 def _chosen(options: dict[str, Any]) -> list[str]:

@@ -10,7 +10,8 @@ from typing import Any, TextIO
 
 import click
 
-from lirpa_lip.errors import ConfigError
+from lirpa_lip.errors import ConfigError, UnknownMethodError
+from lirpa_lip.methods import Door, current_name, names_at
 from lirpa_lip.ranges import Range
 
 
@@ -34,6 +35,24 @@ class Number(click.ParamType):
         if not self.allowed.holds(number):
             self.fail(f"it {self.allowed.demand}; got {value}.", param, ctx)
         return number
+
+
+class MethodName(click.ParamType):
+    """A method at a door; names of the release before are taken with a warning, and not listed."""
+
+    name = "method"
+
+    def __init__(self, door: Door) -> None:
+        self.door: Door = door
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(names_at(self.door))}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return current_name(str(value), self.door)
+        except UnknownMethodError as error:
+            self.fail(str(error), param, ctx)
 
 
 def option(flag: str, kind: type[int] | type[float], allowed: Range, **settings: Any) -> Callable[[Any], Any]:

@@ -10,9 +10,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lirpa_lip.cli.terminal import Number, refuse_foreign
+from lirpa_lip.cli.terminal import MethodName, Number, refuse_foreign
 from lirpa_lip.errors import CheckpointError
-from lirpa_lip.methods import RENAMED
 from lirpa_lip.training.checkpoint import checkpoints_in
 from lirpa_lip.training.config import TrainConfig, config_from, is_run_config, read_config, read_run_config
 from lirpa_lip.training.lock import FolderLock
@@ -38,7 +37,7 @@ def _click_type(item: Field) -> Any:
     choices, allowed = item.metadata["choices"], item.metadata["range"]
     kind = _TYPES[str(item.type).replace(" | None", "")]
     if item.name == "bound":
-        return click.Choice([*choices, *RENAMED["train"]])
+        return MethodName("train")
     if choices:
         return click.Choice(choices)
     return kind if allowed is None else Number(kind, allowed)

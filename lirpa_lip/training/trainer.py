@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 import warnings
 from pathlib import Path
@@ -29,16 +28,13 @@ from lirpa_lip.training.interrupts import Interrupts
 from lirpa_lip.training.lock import FolderLock
 from lirpa_lip.training.models import build_model
 from lirpa_lip.training.objective import Objective
-from lirpa_lip.training.processes import make_accelerator
+from lirpa_lip.training.processes import lost_process, make_accelerator
 from lirpa_lip.training.progress import Progress
 from lirpa_lip.training.run_state import RunState, check_data, restore, snapshot
 from lirpa_lip.training.runlog import RunLog
 from lirpa_lip.training.sampling import augmented, derived_seed, epoch_batches, prefetched, steps_per_epoch
 from lirpa_lip.training.schedules import HoldThenDecay, LinearRamp
 from lirpa_lip.training.separation import check_radius
-
-_LOST = re.compile(r"gloo|nccl|connection|peer|timed out", re.IGNORECASE)
-"""What messages of torch.distributed hold when a process has gone."""
 
 
 class Trainer:
@@ -130,7 +126,7 @@ class Trainer:
             except OSError as error:
                 raise CheckpointError(f"the run could not be written: {error}. {self._how_to_go_on()}") from error
             except RuntimeError as error:
-                if self.processes == 1 or isinstance(error, LirpaLipError) or not _LOST.search(str(error)):
+                if self.processes == 1 or isinstance(error, LirpaLipError) or not lost_process(error):
                     raise
                 raise RunInterruptedError(
                     f"another process of this run was lost ({str(error).splitlines()[0]}). {self._how_to_go_on()}"
