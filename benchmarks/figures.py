@@ -99,7 +99,7 @@ def _run_name(row: dict) -> str:
 
 
 #: How a network was trained -> colour.
-_TRAINING = {"plain": "#999999", "global": "#1f77b4", "local-lip": "#ff7f0e", "composed": "#d62728"}
+_TRAINING = {"plain": "#999999", "global-product": "#1f77b4", "local-product": "#ff7f0e", "local-lip": "#d62728"}
 
 
 def draw_training(rows: list[dict], path: Path) -> None:

@@ -67,7 +67,7 @@ def main(folder: Path | None, image_size: int, eps: str, epochs: int, out: str) 
         image_size=image_size,
         arch="train_own_data:make_network",
         loss="bcp",
-        bound="local-lip",
+        bound="local-product",
         eps=eps,
         epochs=epochs,
         ramp=epochs / 2,

@@ -42,6 +42,7 @@ class UnknownMethodError(ConfigError):
 
     def __init__(self, name: object, choices: Iterable[str], kind: str = "method") -> None:
         self.name = name
+        self.kind = kind
         self.choices = tuple(choices)
         super().__init__(f"unknown {kind} {name!r}; choose one of: {', '.join(map(repr, self.choices))}.")
 
@@ -116,6 +117,31 @@ class UntrustedCodeError(CheckpointError):
             f"{file} names code of its own as the network: {arch!r}. Importing it would run it; if you trust it, add "
             f"--trust-arch (in Python: trust_arch=True), or name the network yourself: --arch {arch}"
         )
+
+
+class LockedError(LirpaLipError, RuntimeError):
+    """Another process works in a folder.
+
+    Args:
+        owner: who, as in "process 12 on host".
+        file: the lock, where it must be removed by hand if that process is gone.
+    """
+
+    def __init__(self, folder: str, owner: str, file: str | None = None) -> None:
+        hand = "" if file is None else f" If it is gone for certain, delete {file}."
+        super().__init__(f"{owner} is at work in {folder}: wait for it, or choose another --out.{hand}")
+
+
+class RunInterruptedError(LirpaLipError, RuntimeError):
+    """Somebody, or the system, stopped a run; the message says what is kept and how to go on.
+
+    Args:
+        signal_number: the signal that stopped it.
+    """
+
+    def __init__(self, message: str, signal_number: int = 2) -> None:
+        self.signal_number = signal_number
+        super().__init__(message)
 
 
 class DivergedError(LirpaLipError, ArithmeticError):

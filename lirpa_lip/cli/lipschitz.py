@@ -15,11 +15,14 @@ from typing import Any
 import click
 
 from lirpa_lip.cli.arch import arch_options
-from lirpa_lip.cli.numbers import Finite
 from lirpa_lip.cli.tables import WORTH, Column, Table, say
+from lirpa_lip.cli.terminal import begins_with, option, refuse_foreign
+from lirpa_lip.methods import names_at
+from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, POSITIVE
 
 _NORMS = {"inf": math.inf, "2": 2, "1": 1}
-_METHODS = ("naive", "fastlip", "recurjac", "clarke-jacobian", "local-lip")
+_LOCAL = names_at("local_lipschitz", "local")
+_METHODS = (*names_at("local_lipschitz", "jacobian"), *_LOCAL)
 _COLUMNS = (
     Column("sample", "sample"),
     Column("method", "method"),
@@ -61,24 +64,18 @@ class Constant:
 )
 @click.option("--per-output", is_flag=True, help="The largest constant of a single output, not the whole network's.")
 @click.option("--methods", help="Separated by commas.  [default: all that exist for the norm and region]")
-@click.option(
-    "--time-limit",
-    type=Finite(min=0),
-    default=10.0,
-    show_default=True,
-    help="Seconds of branch and bound per sample; 0 for none.",
-)
-@click.option("--max-domains", type=click.IntRange(min=1), default=100_000, show_default=True)
-@click.option("--memory", type=Finite(min=0), default=4.0, show_default=True, help="GiB of waiting domains.")
+@option("--time-limit", float, NOT_NEGATIVE, default=10.0, help="Seconds of branch and bound per sample; 0 for none.")
+@option("--max-domains", int, COUNT, default=100_000)
+@option("--memory", float, POSITIVE, default=4.0, help="GiB that waiting domains may take.")
 @click.option("--heuristic", type=click.Choice(["gap", "width", "area", "strong"]), default="gap", show_default=True)
 @click.option("--intermediate", type=click.Choice(["ibp", "crown", "alpha-crown"]), default="crown", show_default=True)
 @click.option("--image-box/--no-image-box", default=True, show_default=True, help="Only images in [0, 1].")
-@click.option("--limit", type=click.IntRange(min=1), default=5, show_default=True, help="Samples of the test set.")
+@option("--limit", int, COUNT, default=5, help="Samples of the test set.")
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
 @click.option("--state", type=click.Path(path_type=Path), help="File to keep branch and bound in, and to go on from.")
 @arch_options
 @click.option("--out", type=click.Path(path_type=Path), help="CSV file for the results, written row by row.")
-@click.option("--force", is_flag=True, help="Overwrite --out whatever it holds.")
+@click.option("--force", is_flag=True, help="Overwrite --out although it is no such table.")
 def lipschitz(checkpoint: Path, **options: Any) -> None:
     """Local Lipschitz constants of a trained network: CHECKPOINT is a run's folder, or one of its checkpoints.
 
@@ -89,17 +86,13 @@ def lipschitz(checkpoint: Path, **options: Any) -> None:
     from rich.console import Console
 
     from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
-    from lirpa_lip.training.data import load_data
-    from lirpa_lip.training.epsilon import parse_epsilon
-    from lirpa_lip.training.run_state import model_from
+    from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
+    from lirpa_lip.training.run_state import data_of, model_from
     from lirpa_lip.training.sources import first_of
 
-    eps, methods, console = float(parse_epsilon(options["eps"])), _chosen(options), Console()
+    eps, methods, console = rounded_up(parse_epsilon(options["eps"])), _chosen(options), Console()
     loaded = load_checkpoint(find_checkpoint(checkpoint))
-    config = loaded.state["config"]
-    data_dir = options["data_dir"] or config["data_dir"]
-    bundle = load_data(config["dataset"], data_dir, config["validation"], config["seed"], config["image_size"])
-    samples = first_of(bundle.test, options["limit"])
+    samples = first_of(data_of(loaded, options["data_dir"]).test, options["limit"])
     title = f"ℓ{options['norm']} constants over ℓ{options['region']} regions of radius {options['eps']}"
     table = Table(_COLUMNS, title, console)
     found: list[Constant] = []
@@ -126,10 +119,7 @@ def _file(path: Path | None, force: bool) -> Iterator[Any]:
         yield lambda constant: None
         return
     head = ",".join(column.name for column in _COLUMNS)
-    if path.exists() and path.stat().st_size and not force:
-        with path.open(encoding="utf-8", errors="replace") as existing:
-            if existing.readline().strip() != head:
-                raise click.UsageError(f"{path} holds something else than such a table: add --force to overwrite it.")
+    refuse_foreign([path], begins_with(head), force)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         file.write(head + "\n")
@@ -161,7 +151,7 @@ def _chosen(options: dict[str, Any]) -> list[str]:
                 raise click.BadParameter(f"{method!r}; choose from: {', '.join(_METHODS)}.", param_hint="--methods")
         return chosen
     both = options["norm"] == options["region"] == "2"
-    return [m for m in _METHODS if m != "local-lip" or both]
+    return [m for m in _METHODS if m not in _LOCAL or both]
 
 
 def bound_sample(
@@ -185,7 +175,7 @@ def bound_sample(
     kept: Path | None = options["state"]
     states = load_states(kept) if kept is not None and kept.exists() else {}
     key = (index, eps, options["region"], options["norm"], options["per_output"])
-    if method != "local-lip":
+    if method not in _LOCAL:
         extra["intermediate"] = options["intermediate"]
     if method == "clarke-jacobian" and options["time_limit"] > 0:
         extra |= {

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
-from lirpa_lip.cli.numbers import Finite
 from lirpa_lip.cli.tables import Cell, Column, say, show_table
+from lirpa_lip.cli.terminal import Number, begins_with, option, refuse_foreign
+from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, SEED
 from lirpa_lip.training.tabular import TABLES
 
+_HEAD = ("sample", "feature", "verdict", "slope_lower", "slope_upper")
 VERDICTS = {
     "increasing": "#2a9d8f",
     "decreasing": "#e76f51",
@@ -23,29 +25,27 @@ VERDICTS = {
 
 @click.command()
 @click.option("--data", type=click.Choice(list(TABLES)), default="diabetes", show_default=True, help="Which table.")
-@click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True, help="Test samples to look at.")
+@option("--samples", int, COUNT, default=20, help="Test samples to look at.")
 @click.option("--features", help="Columns, by name or number, separated by commas.  [default: all]")
 @click.option(
     "--range",
     "reach",
-    type=Finite(min=0),
+    type=Number(float, NOT_NEGATIVE),
     default=1.0,
     show_default=True,
     help="How much of its range the feature in question may move by, either way (the rest of the sample fixed).",
 )
-@click.option("--eps", type=Finite(min=0), default=0.0, show_default=True, help="How far the other features may move.")
-@click.option(
+@option("--eps", float, NOT_NEGATIVE, default=0.0, help="How far the other features may move.")
+@option(
     "--time-limit",
-    type=Finite(min=0),
+    float,
+    NOT_NEGATIVE,
     default=1.0,
-    show_default=True,
     help="Seconds of branch and bound for each feature, over all samples; 0 for none.",
 )
-@click.option(
-    "--hidden", type=click.IntRange(min=1), default=32, show_default=True, help="Width of the network's two layers."
-)
-@click.option("--epochs", type=click.IntRange(min=0), default=60, show_default=True, help="Epochs of its training.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@option("--hidden", int, COUNT, default=32, help="Width of the network's two layers.")
+@option("--epochs", int, COUNT, default=60, help="Epochs of its training.")
+@option("--seed", int, SEED, default=0)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -53,6 +53,7 @@ VERDICTS = {
     show_default=True,
     help="Folder for monotonicity.csv and monotonicity.png.",
 )
+@click.option("--force", is_flag=True, help="Overwrite files in --out that are no such results.")
 def monotonicity(data: str, samples: int, features: str | None, **options: Any) -> None:
     """Train a network on a table and certify, feature by feature, where it rises and where it falls.
 
@@ -61,6 +62,10 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
     """
     from lirpa_lip.training.tabular import load_table, train_mlp
 
+    out = options["out"]
+    refuse_foreign([out / "monotonicity.csv"], begins_with(",".join(_HEAD)), options["force"])
+    if not (out / "monotonicity.csv").exists():
+        refuse_foreign([out / "monotonicity.png"], lambda path: False, options["force"])
     table = load_table(data)
     net, score, held = train_mlp(table, options["hidden"], options["epochs"], options["seed"])
     chosen = _columns(table.features, features)
@@ -79,11 +84,10 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
         [name, *(found[v] / max(1, len(x)) for v in VERDICTS)] for name, found in counts.items()
     ]
     show_table(f"{len(x)} samples, share of samples per verdict", columns, shares)
-    out = options["out"]
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "monotonicity.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("sample", "feature", "verdict", "slope_lower", "slope_upper"))
+        writer.writerow(_HEAD)
         writer.writerows(rows)
     draw(
         counts,
