@@ -38,11 +38,11 @@ def steps_of(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> dict[str, tu
     """Name -> (the loss of one step, floats that it keeps from step to step)."""
     found: dict[str, tuple[Step, int]] = {"plain": (lambda: F.cross_entropy(model(x), y), 0)}
     variants = {
-        "global": ("gloro", "global", {}),
-        "local product": ("gloro", "local-lip", {}),
-        "local product, 1 iteration": ("gloro", "local-lip", {"iterations": 1}),
-        "local product, interval gradients": ("bcp", "local-lip", {}),
-        "composed": ("gloro", "composed", {}),
+        "global": ("gloro", "global-product", {}),
+        "local product": ("gloro", "local-product", {}),
+        "local product, 1 iteration": ("gloro", "local-product", {"iterations": 1}),
+        "local product, interval gradients": ("bcp", "local-product", {}),
+        "composed": ("gloro", "local-lip", {}),
     }
     for name, (loss, bound, options) in variants.items():
         objective = Objective(model, x[:1], loss, bound, **options).to(x.device)

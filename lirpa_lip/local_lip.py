@@ -19,12 +19,13 @@ from .lipschitz.product import product_plan
 from .lipschitz.sweep import planned_norms, sweep
 from .lirpa_call import double_input, in_float64
 from .margin import check_specification, output_upper, row_lipschitz, whole_lipschitz
+from .methods import names_at
 from .region import Region
 from .result import LipschitzResult
 
 #: Of bounds of outputs, and of Lipschitz constants.
-METHODS = ("local-lip", "local-lip-crown", "sdp-crown")
-CONSTANT_METHODS = ("local-lip", "local-lip-crown")
+METHODS = names_at("compute_bounds", "local")
+CONSTANT_METHODS = names_at("local_lipschitz", "local")
 
 
 def local_lip_bounds(
