@@ -50,9 +50,7 @@ class Line:
 @option("--seed", int, SEED, default=0, help="Of the norms' random starts, the same for every radius.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table to this CSV file, too, row by row.")
 @click.option("--force", is_flag=True, help="Overwrite --out.")
-def compare(
-    networks: tuple[str, ...], eps: str, methods: str, out: Path | None, force: bool, **options: Any
-) -> None:
+def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None, force: bool, **options: Any) -> None:
     """Compare bounds on the same networks and samples.
 
     NETWORK is a run's folder, one of its checkpoints, or `package.module:factory`, one's own network, called as

@@ -14,7 +14,7 @@ import yaml
 from lirpa_lip.errors import ConfigError, LirpaLipError, UnknownMethodError
 from lirpa_lip.losses import BOUNDS, LOSSES
 from lirpa_lip.methods import RENAMED, current_name, name_before
-from lirpa_lip.ranges import BETWEEN, COUNT, FINITE, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range
+from lirpa_lip.ranges import BETWEEN, COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range
 from lirpa_lip.training.data import DATASETS, DEFAULT_EPS
 from lirpa_lip.training.epsilon import parse_epsilon
 from lirpa_lip.training.models import ACTIVATIONS, ARCHITECTURES
@@ -100,8 +100,8 @@ class TrainConfig:
             if self.dataset not in DEFAULT_EPS:
                 raise ConfigError(f"eps is needed: {self.dataset!r} has no usual radius; write it as --eps 36/255.")
             object.__setattr__(self, "eps", DEFAULT_EPS[self.dataset])
-        parse_epsilon(self.eps)
-        parse_epsilon(self.train_eps or self.eps)
+        parse_epsilon(self.radius)
+        parse_epsilon(self.train_eps or self.radius)
 
     @property
     def radius(self) -> str:

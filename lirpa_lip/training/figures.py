@@ -7,7 +7,6 @@ from pathlib import Path
 
 from lirpa_lip.training.certification import Row
 
-
 _KNOWN = 0.02
 """A curve is drawn where the share of samples of which nothing is known is at most this."""
 
