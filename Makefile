@@ -1,14 +1,17 @@
 # make setup   builds .venv (nothing is redone while setup.py, TORCH, AUTO_LIRPA stay as they are)
 # make demo    trains, certifies and draws demo.png
 # make test    runs the tests;  make test AUTO_LIRPA=<pip requirement or path>  runs them on another auto_LiRPA
+# make fuzz    N random models, regions and settings against independent oracles (make fuzz N=10000 SEED=1)
 # make lint    ruff and mypy
-# make bench   runs every script of benchmarks/
+# make bench   runs every benchmark (benchmarks/README.md)
 # make clean   removes .venv and caches
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 AUTO_LIRPA ?= auto_LiRPA==0.3
+N ?= 1000
+SEED ?= 0
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 
 PY := $(VENV)/bin/python
@@ -25,7 +28,7 @@ DEPS_STAMP := $(VENV)/.dependencies
 # Threads of one process gain little on small networks, and the test workers would fight over the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test fuzz lint bench clean
 setup: $(LIRPA_STAMP) $(DEPS_STAMP)
 
 $(PY):
@@ -59,12 +62,15 @@ demo: setup
 test: setup
 	$(PY) -m pytest $(PYTEST_ARGS)
 
+fuzz: setup
+	cd tests && $(abspath $(PY)) -m fuzz $(N) --seed $(SEED)
+
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
 bench: setup
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+	@for script in $(addprefix benchmarks/,verify.py clarke.py norms.py train_step.py train_cpu.py); do echo "== $$script"; $(PY) $$script || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

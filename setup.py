@@ -41,7 +41,7 @@ setup(
         *AUTO_LIRPA_IMPORTS,
     ],
     extras_require={
-        "dev": ["pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"],
+        "dev": ["pytest>=7.4", "pytest-xdist>=3.5", "hypothesis>=6.90", "mpmath>=1.3", "ruff>=0.6", "mypy>=1.10", "types-PyYAML"],
     },
     entry_points={"console_scripts": ["lirpa-lip = lirpa_lip.cli:main"]},
     classifiers=[
