@@ -1,4 +1,4 @@
-"""What a run shows on the terminal: nothing, or a rich progress bar with a line per epoch; off it, a line now and then."""
+"""What a run shows: nothing, or a bar with a line per epoch on a terminal, and off it a line now and then."""
 
 from __future__ import annotations
 
