@@ -18,7 +18,7 @@ from .gate import check_traced
 from .live import model_of, refresh
 from .model import bounded_dtype, reference, training_dependent
 from .points import generator_of, region_point
-from .traced import restore_node, traced_spread
+from .traced import traced_spread
 
 #: Bounds are computed by more operations than values: their own rounding beside that of the values.
 _SAFETY, _FEW = 16.0, 32
@@ -49,27 +49,27 @@ class Values:
     at: Tensor
 
 
-def checked_bounds(bounded: Any, inherited: Callable, args: tuple, kwargs: dict, call: dict) -> Any:
-    """What ``inherited(*args, **kwargs)`` returns, if it is bounds.
+def checked_bounds(bounded: Any, call: dict, inherited: Callable[[], Any]) -> Any:
+    """What ``inherited()`` returns, if it is bounds.
+
+    Args:
+        call: the arguments of ``compute_bounds``, by name.
 
     Raises:
-        TraceMismatchError, UntraceableError, ConfigError: the graph is not the model (`lirpa_lip.trust`).
+        TraceMismatchError, UntraceableError, ConfigError: the graph is not the model (`lirpa_lip.trust.gate`).
         InvalidBoundError: NaN, a lower bound above the upper one, or a value of the model outside.
     """
     if getattr(bounded, "_inside_a_call", False) or model_of(bounded) is None:
-        return inherited(*args, **kwargs)
-    refresh(bounded)
-    values = _values(bounded, call)
-    before = [(node, dict(vars(node))) for node in (bounded, *bounded._modules.values())]
-    object.__setattr__(bounded, "_inside_a_call", True)
+        return inherited()
+    values = None
+    if not getattr(bounded, "_in_float64", False):  # a method of ours asks, and has compared graph and model
+        refresh(bounded)
+        values = _values(bounded, call)
+    bounded.__dict__["_inside_a_call"] = True
     try:
-        result = inherited(*args, **kwargs)
-    except Exception:
-        for node, attributes in before:  # a call that failed leaves nothing for the next one to stumble on
-            restore_node(node, attributes)
-        raise
+        result = inherited()
     finally:
-        object.__setattr__(bounded, "_inside_a_call", False)
+        bounded.__dict__.pop("_inside_a_call", None)
     restricted = any(call.get(name) is not None for name in _RESTRICTING)
     _check(bounded, call, result, values, restricted)
     return result
@@ -139,32 +139,34 @@ def _specified(at: Tensor, c: Tensor | None, samples: Tensor) -> Tensor:
 
 
 def check_overlap(graph: NetworkGraph, x: Tensor, rows: Tensor, ours: Sides, crown: Sides, dtype: torch.dtype) -> None:
-    """Refuses to intersect our bounds of ``C f`` with CROWN's where both cannot be right.
+    """Refuses to intersect our bounds of ``C f`` with CROWN's where both, or CROWN's own, cannot be right.
 
     Args:
         graph: in the precision of the computation, as ``x`` (batch, *shape) and ``rows`` (batch, specs, outputs).
         dtype: the model's.
 
     Raises:
-        InvalidBoundError: a lower bound of one lies above an upper bound of the other, by more than rounding.
+        InvalidBoundError: a lower bound lies above an upper bound, or the value at ``x``, by more than rounding.
     """
-    names = "local-lip", "CROWN"
-    for (low, high), (below, above) in (((ours[0], crown[1]), names), ((crown[0], ours[1]), names[::-1])):
+    value = torch.einsum("bso,bo->bs", rows, graph.values(x)[graph.output].flatten(1))
+    mine, theirs, centre = "local-lip's {} bound", "CROWN's {} bound", "the value at the centre"
+    pairs = [(ours[0], crown[1], mine, theirs), (crown[0], ours[1], theirs, mine), (crown[0], crown[1], theirs, theirs)]
+    pairs += [(crown[0], value, theirs, centre), (value, crown[1], centre, theirs)]
+    remedy = 'one of them is wrong: method="local-lip" does without CROWN'
+    for low, high, below, above in pairs:
         if low is None or high is None:
             continue
         low, high = low.flatten(1).to(graph.dtype), high.flatten(1).to(graph.dtype)
-        index = (low > high).nonzero()[:_MOST]
+        index = (~(low <= high)).nonzero()[:_MOST]  # NaN too
         if not len(index):
             continue
         sample, row = index.T
         allowed = _SAFETY * first_order(graph, x[sample], rows[sample, row], dtype, dtype)
-        over = index[(low - high)[sample, row] > allowed]
+        over = index[~((low - high)[sample, row] <= allowed)]
         if len(over):
             at = tuple(over[0].tolist())
-            ends = float(low[at]), float(high[at])
-            reason = f"{below}'s lower bound {ends[0]:.9g} lies above {above}'s upper bound {ends[1]:.9g}"
-            remedy = 'one of them is wrong: method="local-lip" does without CROWN; please report the network'
-            raise InvalidBoundError("local-lip-crown", reason, remedy)
+            texts = below.format("lower"), float(low[at]), above.format("upper"), float(high[at])
+            raise InvalidBoundError("local-lip-crown", "{} {:.9g} lies above {} {:.9g}".format(*texts), remedy)
 
 
 class _Allowance:
