@@ -79,6 +79,53 @@ class UnsupportedOperatorError(LirpaLipError, NotImplementedError):
         super().__init__(message + ".")
 
 
+class UntraceableError(LirpaLipError, NotImplementedError):
+    """The model's forward does something that no graph traced from one input can carry.
+
+    Args:
+        what: what it does, as in ``"it draws random numbers (aten::rand_like)"``.
+        remedy: what to do instead.
+        where: file, line and function of the model's own code, where known.
+    """
+
+    def __init__(self, what: str, remedy: str, where: str = "") -> None:
+        self.what, self.where = what, where
+        super().__init__(f"the model cannot be bounded: {what}{f' at {where}' if where else ''}; {remedy}.")
+
+
+class TraceMismatchError(LirpaLipError, RuntimeError):
+    """The traced graph does not compute what the model computes, so that its bounds would be about another function.
+
+    Args:
+        found, expected: the graph's and the model's value where they differ most.
+        tolerance: how far rounding may take them apart there.
+        node: name of the traced node where they part, if it was found.
+        reason: what is the likely cause, and what to do.
+    """
+
+    def __init__(self, found: float, expected: float, tolerance: float, node: str = "", reason: str = "") -> None:
+        self.found, self.expected, self.tolerance, self.node = found, expected, tolerance, node
+        at = f" They part at node {node}." if node else ""
+        super().__init__(
+            f"the traced graph is not the model: it computes {found:.9g} where the model computes {expected:.9g}, and "
+            f"rounding explains a difference of {tolerance:.2g} at most.{at} {reason}"
+        )
+
+
+class InvalidBoundError(LirpaLipError, ArithmeticError):
+    """A method returned bounds that are none: NaN, a lower bound above the upper one, or a value seen outside.
+
+    Args:
+        method: the method whose bounds they are.
+        reason: what is wrong with them, with numbers.
+        remedy: what does work.
+    """
+
+    def __init__(self, method: str, reason: str, remedy: str) -> None:
+        self.method, self.reason = method, reason
+        super().__init__(f"method={method!r} gave bounds that are not valid: {reason}; {remedy}.")
+
+
 class MethodFailedError(LirpaLipError, RuntimeError):
     """A method of auto_LiRPA failed on a network or a call it does not know how to handle.
 
