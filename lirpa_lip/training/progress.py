@@ -1,7 +1,8 @@
-"""What a run shows on the terminal: nothing, or a rich progress bar with a line per epoch; off it, a line now and then."""
+"""What a run shows: nothing, or on a terminal a bar with a line per epoch; off it, a line now and then."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -74,7 +75,7 @@ def counted(console: Any, verb: str, things: str, pace: Pace) -> Iterator[Callab
     The first line comes with the first call, others at most every half minute, the last with the last call.
     """
     if not console.is_terminal:
-        yield _lines(console, verb, things, pace)
+        yield pace.add if console.quiet else _lines(verb, things, pace)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -90,7 +91,8 @@ def counted(console: Any, verb: str, things: str, pace: Pace) -> Iterator[Callab
         yield advance
 
 
-def _lines(console: Any, verb: str, things: str, pace: Pace) -> Callable[[int], None]:
+def _lines(verb: str, things: str, pace: Pace) -> Callable[[int], None]:
+    """On standard error: standard output may be a table that goes into a pipe."""
     last: float | None = None
 
     def advance(count: int) -> None:
@@ -98,7 +100,7 @@ def _lines(console: Any, verb: str, things: str, pace: Pace) -> Callable[[int], 
         pace.add(count)
         now = time.monotonic()
         if last is None or now - last >= _SECONDS_BETWEEN_LINES or pace.done >= pace.total:
-            console.print(f"{verb}: {pace.done} of {pace.total} {things}, left {pace.left}", highlight=False)
+            print(f"{verb}: {pace.done} of {pace.total} {things}, left {pace.left}", file=sys.stderr, flush=True)
             last = now
 
     return advance
