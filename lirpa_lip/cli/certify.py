@@ -87,7 +87,8 @@ def certify(checkpoint: Path, **options: Any) -> None:
             certify_shard(model, data, settings, out, _identity(model, bundle, options["split"]), *place, advance)
         state.wait_for_everyone()
         if state.is_main_process:
-            _report(console, settings, out, len(data))
+            network = options["arch"] or config_of(loaded).arch
+            _report(console, settings, out, len(data), f"{network} ({path.name}), {bundle.name} {options['split']}")
 
 
 def _settings(options: dict[str, Any], eps: str) -> Any:
@@ -143,7 +144,7 @@ def _rows_are_kept(out: Path) -> Iterator[None]:
         raise stopped("another process was lost", int(signal.SIGTERM)) from error
 
 
-def _report(console: Any, settings: Any, out: Path, count: int) -> None:
+def _report(console: Any, settings: Any, out: Path, count: int, network: str) -> None:
     from lirpa_lip.training.certification import read_rows, write_merged
     from lirpa_lip.training.epsilon import parse_epsilon
     from lirpa_lip.training.figures import draw_certified_accuracy
@@ -155,5 +156,5 @@ def _report(console: Any, settings: Any, out: Path, count: int) -> None:
     show_table(title, (EPS, PGD, CERTIFIED, *WORTH), rows, console)
     attacked = {float(parse_epsilon(r["eps"])): r["pgd"] for r in summary["table"] if r["pgd"] is not None}
     curve = [row for row in read_rows(out) if row.index < count]
-    draw_certified_accuracy({settings.bound: curve}, out / "certified.png", {settings.bound: attacked})
+    draw_certified_accuracy({settings.bound: curve}, out / "certified.png", {settings.bound: attacked}, network)
     say(f"wrote {out / 'certificates.csv'}, summary.json and certified.png")
