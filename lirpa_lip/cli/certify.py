@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from lirpa_lip.cli.arch import arch_options
+from lirpa_lip.cli.tables import CERTIFIED, EPS, PGD, WORTH, say, show_table
 from lirpa_lip.cli.terminal import MethodName, option
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, PROBABILITY, SEED
 
@@ -43,6 +45,7 @@ from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, PROBABILITY, SEED
 @option("--limit", int, COUNT, help="Certify this many samples at most.")
 @option("--batch-size", int, COUNT, help="Samples at once.  [default: 10, on a GPU 100]")
 @option("--seed", int, SEED, default=0, help="Of the attack's and the norms' random starts.")
+@arch_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: in the run's folder]")
 def certify(checkpoint: Path, **options: Any) -> None:
     """Certify a trained network: CHECKPOINT is a run's folder, or one of its checkpoints.
@@ -67,14 +70,14 @@ def certify(checkpoint: Path, **options: Any) -> None:
     settings = _settings(options, config_of(loaded).radius)
     bundle = data_of(loaded, options["data_dir"])
     state = process_state()
-    model = model_from(loaded).to(state.device)
+    model = model_from(loaded, options["arch"], options["trust_arch"]).to(state.device)
     data = getattr(bundle, options["split"])
     data = data if options["limit"] is None else first_of(data, options["limit"])
     _check_data(data, bundle, settings, options["split"])
     out = options["out"] or path.parent.parent / "certificates" / f"{settings.bound}-{options['split']}"
     size = options["batch_size"] or (100 if state.device.type == "cuda" else 10)
     place = (size, state.process_index, state.num_processes)
-    console = Console(quiet=not state.is_main_process)
+    console = Console(stderr=True, quiet=not state.is_main_process)
     with FolderLock(out, wanted=state.is_main_process), _rows_are_kept(out):
         wanted = set(parse_epsilons(settings.eps).values())
         there = {row.index for row in read_rows(out) if wanted <= set(row.eps)}
@@ -84,7 +87,7 @@ def certify(checkpoint: Path, **options: Any) -> None:
             certify_shard(model, data, settings, out, _identity(model, bundle, options["split"]), *place, advance)
         state.wait_for_everyone()
         if state.is_main_process:
-            _report(console, settings, out, len(data))
+            _report(settings, out, len(data))
 
 
 def _settings(options: dict[str, Any], eps: str) -> Any:
@@ -140,23 +143,17 @@ def _rows_are_kept(out: Path) -> Iterator[None]:
         raise stopped("another process was lost", int(signal.SIGTERM)) from error
 
 
-def _report(console: Any, settings: Any, out: Path, count: int) -> None:
-    from rich.table import Table
-
+def _report(settings: Any, out: Path, count: int) -> None:
     from lirpa_lip.training.certification import read_rows, write_merged
     from lirpa_lip.training.epsilon import parse_epsilon
     from lirpa_lip.training.figures import draw_certified_accuracy
 
     summary = write_merged(out, settings, count)
-    kind = summary["certificate"]
-    kind += f", δ ≤ {summary['delta_per_sample']:.1g} per sample" if kind == "probabilistic" else ""
-    table = Table(title=f"{summary['samples']} samples, clean {summary['clean']:.2%}, bound {settings.bound} ({kind})")
-    for name in ("ε", "PGD", "certified"):
-        table.add_column(name, justify="right")
-    for row in summary["table"]:
-        table.add_row(row["eps"], "–" if row["pgd"] is None else f"{row['pgd']:.2%}", f"{row['certified']:.2%}")
-    console.print(table)
+    title = f"{summary['samples']} samples, clean {summary['clean']:.2%}, bound {settings.bound}"
+    worth = (summary["certificate"], summary["delta_per_sample"])
+    lines = [(r["eps"], r["pgd"], r["certified"], *worth) for r in summary["table"]]
+    show_table(title, (EPS, PGD, CERTIFIED, *WORTH), lines)
     attacked = {float(parse_epsilon(r["eps"])): r["pgd"] for r in summary["table"] if r["pgd"] is not None}
     rows = [row for row in read_rows(out) if row.index < count]
     draw_certified_accuracy({settings.bound: rows}, out / "certified.png", {settings.bound: attacked})
-    console.print(f"wrote {out / 'certificates.csv'}, summary.json and certified.png", highlight=False)
+    say(f"wrote {out / 'certificates.csv'}, summary.json and certified.png")

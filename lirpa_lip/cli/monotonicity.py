@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from lirpa_lip.cli.tables import Cell, Column, say, show_table
 from lirpa_lip.cli.terminal import Number, begins_with, option, refuse_foreign
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, SEED
 from lirpa_lip.training.tabular import TABLES
@@ -43,7 +44,7 @@ VERDICTS = {
     help="Seconds of branch and bound for each feature, over all samples; 0 for none.",
 )
 @option("--hidden", int, COUNT, default=32, help="Width of the network's two layers.")
-@option("--epochs", int, COUNT, default=60, help="Epochs of its training.")
+@option("--epochs", int, NOT_NEGATIVE, default=60, help="Epochs of its training.")
 @option("--seed", int, SEED, default=0)
 @click.option(
     "--out",
@@ -59,20 +60,17 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
     "increasing" and "decreasing" are certificates for every point of the sample's region; "neither" was refuted by
     slopes of both signs; "unknown" is neither proved nor refuted.
     """
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
     from lirpa_lip.training.tabular import load_table, train_mlp
 
     out = options["out"]
     refuse_foreign([out / "monotonicity.csv"], begins_with(",".join(_HEAD)), options["force"])
     if not (out / "monotonicity.csv").exists():
         refuse_foreign([out / "monotonicity.png"], lambda path: False, options["force"])
-    console, table = Console(), load_table(data)
+    table = load_table(data)
     net, score, held = train_mlp(table, options["hidden"], options["epochs"], options["seed"])
     chosen = _columns(table.features, features)
     x = table.x[held[:samples]]
-    console.print(f"{data}: {len(table.x)} rows, test {'accuracy' if table.classification else 'R²'} {score:.3f}")
+    say(f"{data}: {len(table.x)} rows, test {'accuracy' if table.classification else 'R²'} {score:.3f}")
     counts = {name: dict.fromkeys(VERDICTS, 0) for name in (table.features[j] for j in chosen)}
     rows = []
     for j in chosen:
@@ -81,12 +79,11 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
         ):
             counts[table.features[j]][verdict] += 1
             rows.append((int(held[k]), table.features[j], verdict, low, high))
-    shown = RichTable(title=f"{len(x)} samples, share of samples per verdict")
-    for column in ("feature", *VERDICTS):
-        shown.add_column(column, justify="left" if column == "feature" else "right")
-    for name, found in counts.items():
-        shown.add_row(name, *(f"{100 * found[v] / max(1, len(x)):.0f} %" for v in VERDICTS))
-    console.print(shown)
+    columns = (Column("feature", "feature"), *(Column(name, f"{name} %", ".0f", scale=100) for name in VERDICTS))
+    shares: list[list[Cell]] = [
+        [name, *(found[v] / max(1, len(x)) for v in VERDICTS)] for name, found in counts.items()
+    ]
+    show_table(f"{len(x)} samples, share of samples per verdict", columns, shares)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "monotonicity.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -97,7 +94,7 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
         out / "monotonicity.png",
         f"{data}: certified slopes of a {options['hidden']}-{options['hidden']} ReLU network",
     )
-    console.print(f"wrote {out / 'monotonicity.csv'} and monotonicity.png", highlight=False)
+    say(f"wrote {out / 'monotonicity.csv'} and monotonicity.png")
 
 
 def _columns(names: tuple[str, ...], wanted: str | None) -> list[int]:

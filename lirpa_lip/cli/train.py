@@ -10,11 +10,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from lirpa_lip.cli.groups import GroupedCommand
 from lirpa_lip.cli.terminal import MethodName, Number, refuse_foreign
 from lirpa_lip.errors import CheckpointError
 from lirpa_lip.training.checkpoint import checkpoints_in
 from lirpa_lip.training.config import TrainConfig, config_from, is_run_config, read_config, read_run_config
 from lirpa_lip.training.lock import FolderLock
+from lirpa_lip.training.models import refuse_code_of_a_file
 
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float}
 _NEWEST = ""
@@ -43,7 +45,7 @@ def _click_type(item: Field) -> Any:
     return kind if allowed is None else Number(kind, allowed)
 
 
-@click.command()
+@click.command(cls=GroupedCommand)
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), help="YAML file of settings; flags override it."
 )
@@ -55,10 +57,13 @@ def _click_type(item: Field) -> Any:
     metavar="[PATH]",
     help="Go on from a checkpoint, or from the newest one in --out, with the run's settings.",
 )
+@click.option("--trust-arch", is_flag=True, help="Import the network's module where a file names it: runs its code.")
 @click.option("--force", is_flag=True, help="Write to --out although files are there that no run wrote.")
 @_with_settings
 @click.pass_context
-def train(ctx: click.Context, config_file: Path | None, resume: str | None, force: bool, **flags: Any) -> None:
+def train(
+    ctx: click.Context, config_file: Path | None, resume: str | None, trust_arch: bool, force: bool, **flags: Any
+) -> None:
     """Train a network whose predictions can be certified.
 
     One process: as is. Several: `torchrun --nproc-per-node 4 -m lirpa_lip.cli train ...` or `accelerate launch`.
@@ -66,6 +71,8 @@ def train(ctx: click.Context, config_file: Path | None, resume: str | None, forc
     given = {n: v for n, v in flags.items() if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT}
     chosen = _checkpoint(resume, given, config_file)
     config = resolve(given, config_file, resume is not None)
+    if "arch" not in given and not trust_arch:
+        refuse_code_of_a_file(config.arch, str(config_file or Path(config.out) / "config.yaml"))
     from lirpa_lip.training.processes import process_state
     from lirpa_lip.training.progress import RichProgress
     from lirpa_lip.training.trainer import Trainer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from lirpa_lip.training.checkpoint import Checkpoint
 from lirpa_lip.training.config import TrainConfig, config_from
 from lirpa_lip.training.data import DataBundle, load_data
 from lirpa_lip.training.ema import WeightAverage
-from lirpa_lip.training.models import build_model
+from lirpa_lip.training.models import build_model, refuse_code_of_a_file
 from lirpa_lip.training.objective import Objective
 from lirpa_lip.training.processes import process_count
 
@@ -176,13 +176,21 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"mean": None, "std": None, "class_names": None, **data}
 
 
-def model_from(checkpoint: Checkpoint) -> torch.nn.Module:
+def model_from(checkpoint: Checkpoint, arch: str | None = None, trust_arch: bool = False) -> torch.nn.Module:
     """The trained network, in eval mode: the weights' moving average where the run kept one.
 
+    Args:
+        arch: the network, in place of the one the checkpoint names.
+        trust_arch: import the module that the checkpoint names, where it does: that runs whatever code it holds.
+
     Raises:
-        CheckpointError: the tensors do not fit the network that the configuration describes.
+        CheckpointError: the tensors do not fit the network, or the checkpoint names code that is not trusted.
     """
     config, data = config_of(checkpoint), _described(checkpoint)
+    if arch is not None:
+        config = replace(config, arch=arch)
+    elif not trust_arch:
+        refuse_code_of_a_file(config.arch, "the checkpoint")
     mean, std = (data["mean"], data["std"]) if config.normalize else (None, None)
     shape: tuple[int, int, int] = tuple(data["shape"])  # type: ignore[assignment]
     model = build_model(config.arch, shape, data["classes"], config.activation, mean, std, config.threshold)
