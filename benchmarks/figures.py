@@ -1,6 +1,6 @@
 """Figures of benchmark results.
 
-    python benchmarks/figures.py     # docs/figures/verify.png and training.png from results/*.csv
+python benchmarks/figures.py     # docs/figures/verify.png and training.png from results/*.csv
 """
 
 from __future__ import annotations

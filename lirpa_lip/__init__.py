@@ -29,8 +29,18 @@ __all__ = [
     "LocalLipConfig",
     "NormResult",
     "PerturbationLpNorm",
+    "certify",
     "masked_spectral_norm",
     "nn",
     "register",
     "unregister",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`certify` comes with its first use: what it takes to certify need not be imported to bound."""
+    if name == "certify":
+        from lirpa_lip.certifying import certify
+
+        return certify
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

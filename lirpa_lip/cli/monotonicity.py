@@ -44,7 +44,7 @@ VERDICTS = {
     help="Seconds of branch and bound for each feature, over all samples; 0 for none.",
 )
 @option("--hidden", int, COUNT, default=32, help="Width of the network's two layers.")
-@option("--epochs", int, COUNT, default=60, help="Epochs of its training.")
+@option("--epochs", int, NOT_NEGATIVE, default=60, help="Epochs of its training.")
 @option("--seed", int, SEED, default=0)
 @click.option(
     "--out",

@@ -1,4 +1,4 @@
-"""What all commands do alike: warnings as one line each, numbers checked by their range, files that are not ours left."""
+"""What all commands do alike: a warning is one line, numbers lie in their range, a user's files are left alone."""
 
 from __future__ import annotations
 

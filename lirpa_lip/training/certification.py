@@ -116,9 +116,7 @@ class _Work:
         self.single, self.model = copy.deepcopy(model).float(), copy.deepcopy(model).double()
         self._certifiers: dict[tuple[float, int], Certifier] = {}
 
-    def certify(
-        self, indices: Tensor, images: Tensor, labels: Tensor, digests: list[str], skip: set[int]
-    ) -> None:
+    def certify(self, indices: Tensor, images: Tensor, labels: Tensor, digests: list[str], skip: set[int]) -> None:
         """Certifies a whole chunk, so that its rows are the same ones always, and adds those that are missing."""
         images, labels = images.to(self.device), labels.to(self.device)
         wide = images.double()

@@ -100,8 +100,8 @@ class TrainConfig:
             if self.dataset not in DEFAULT_EPS:
                 raise ConfigError(f"eps is needed: {self.dataset!r} has no usual radius; write it as --eps 36/255.")
             object.__setattr__(self, "eps", DEFAULT_EPS[self.dataset])
-        parse_epsilon(self.eps)
-        parse_epsilon(self.train_eps or self.eps)
+        parse_epsilon(self.radius)
+        parse_epsilon(self.train_eps or self.radius)
 
     @property
     def radius(self) -> str:

@@ -61,7 +61,7 @@ DEFAULT_EPS = {
     "tiny-imagenet": "36/255",
     "imagefolder": "36/255",
 }
-"""Name -> the radius that is usual in the literature; the digits, with a tenth of MNIST's pixels, have a smaller one."""
+"""Name -> the radius that is usual in the literature; the digits, a tenth of MNIST's pixels, have a smaller one."""
 
 
 def default_data_dir() -> Path:

@@ -1,8 +1,7 @@
-"""What a run shows: nothing, or on a terminal a bar with a line per epoch; off it, a line now and then."""
+"""What a run shows: nothing, or a bar with a line per epoch on a terminal, and off it a line now and then."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -75,7 +74,7 @@ def counted(console: Any, verb: str, things: str, pace: Pace) -> Iterator[Callab
     The first line comes with the first call, others at most every half minute, the last with the last call.
     """
     if not console.is_terminal:
-        yield pace.add if console.quiet else _lines(verb, things, pace)
+        yield _lines(console, verb, things, pace)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -91,8 +90,7 @@ def counted(console: Any, verb: str, things: str, pace: Pace) -> Iterator[Callab
         yield advance
 
 
-def _lines(verb: str, things: str, pace: Pace) -> Callable[[int], None]:
-    """On standard error: standard output may be a table that goes into a pipe."""
+def _lines(console: Any, verb: str, things: str, pace: Pace) -> Callable[[int], None]:
     last: float | None = None
 
     def advance(count: int) -> None:
@@ -100,7 +98,7 @@ def _lines(verb: str, things: str, pace: Pace) -> Callable[[int], None]:
         pace.add(count)
         now = time.monotonic()
         if last is None or now - last >= _SECONDS_BETWEEN_LINES or pace.done >= pace.total:
-            print(f"{verb}: {pace.done} of {pace.total} {things}, left {pace.left}", file=sys.stderr, flush=True)
+            console.print(f"{verb}: {pace.done} of {pace.total} {things}, left {pace.left}", highlight=False)
             last = now
 
     return advance

@@ -1,4 +1,4 @@
-"""Certificates on disk: one CSV row per sample, complete or not counted, in a file for each process and set of radii."""
+"""Certificates on disk: one CSV row per sample, complete or not counted, a file per process and set of radii."""
 
 from __future__ import annotations
 

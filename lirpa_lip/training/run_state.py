@@ -149,7 +149,10 @@ def check_data(checkpoint: Checkpoint, found: DataBundle) -> None:
     here = list(found.class_names or ())
     if names is not None and here and here != names:
         missing, more = ([n for n in a if n not in b] for a, b in ((names, here), (here, names)))
-        parts = (f"missing: {', '.join(missing)}" if missing else "", f"unknown to it: {', '.join(more)}" if more else "")
+        parts = (
+            f"missing: {', '.join(missing)}" if missing else "",
+            f"unknown to it: {', '.join(more)}" if more else "",
+        )
         what = "; ".join(part for part in parts if part) or "they stand in another order"
         raise DataError(
             f"the data's {found.classes} classes are not the {count} that the network was trained on ({what}), so that "
@@ -165,8 +168,9 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         CheckpointError: the shape or the number of classes is not there.
     """
-    data = checkpoint.state.get("data")
-    missing = [n for n in ("shape", "classes") if not isinstance(data, dict) or n not in data]
+    found = checkpoint.state.get("data")
+    data: dict[str, Any] = found if isinstance(found, dict) else {}
+    missing = [n for n in ("shape", "classes") if n not in data]
     if missing:
         raise CheckpointError(f"the checkpoint does not say for which data its network is: no {', '.join(missing)}.")
     return {"mean": None, "std": None, "class_names": None, **data}

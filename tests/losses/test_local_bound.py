@@ -77,7 +77,9 @@ def test_order_of_the_bounds(activation: str):
     model, eps = small_network(activation), 0.2
     whole = GlobalBound(model, X, "deterministic")(X, eps, LABELS).pair_lipschitz
     local = super_product(model, eps)
-    composed = make_bound("local-lip", model, X, iterations=MANY, refinements=MANY).eval()(X, eps, LABELS).pair_lipschitz
+    composed = (
+        make_bound("local-lip", model, X, iterations=MANY, refinements=MANY).eval()(X, eps, LABELS).pair_lipschitz
+    )
     assert (local <= whole * (1 + 1e-6)).all()
     assert (composed <= local * (1 + 1e-9)).all()
     assert composed.mean() < 0.95 * local.mean()

@@ -99,7 +99,17 @@ def test_two_processes_train_and_certify_what_one_does(tmp_path):
     rows = [read_log(tmp_path / name / "metrics.csv")[-1] for name in ("one", "two")]
     assert float(rows[0]["clean"]) == pytest.approx(float(rows[1]["clean"]), abs=0.02)
 
-    common = [str(tmp_path / "one"), "--bound", "global-product", "--limit", "50", "--eps", "0.05,0.2", "--pgd-steps", "5"]
+    common = [
+        str(tmp_path / "one"),
+        "--bound",
+        "global-product",
+        "--limit",
+        "50",
+        "--eps",
+        "0.05,0.2",
+        "--pgd-steps",
+        "5",
+    ]
     run("certify", *common, "--out", str(tmp_path / "rows1"))
     text = run("certify", *common, "--out", str(tmp_path / "rows2"), "--batch-size", "7", processes=2)
     assert "50 samples" in text
