@@ -34,20 +34,20 @@ export OMP_NUM_THREADS ?= 1
 setup: $(LIRPA_STAMP) $(DEPS_STAMP)
 
 $(PY):
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 $(TORCH_STAMP): | $(PY)
 	@echo "installing $(TORCH)"
 	@rm -f $(VENV)/.torch-* $(DEPS_STAMP)
-	$(PIP) install '$(TORCH)' numpy
-	$(PY) -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(CONSTRAINTS)
+	@$(PIP) install '$(TORCH)' numpy
+	@$(PY) -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(CONSTRAINTS)
 	@touch $@
 
 # --no-deps: auto_LiRPA declares a torch older than the one it runs on here.
 $(LIRPA_STAMP): $(TORCH_STAMP)
 	@echo "installing $(AUTO_LIRPA)"
 	@rm -f $(VENV)/.auto_lirpa-*
-	$(PIP) install --no-deps --force-reinstall '$(AUTO_LIRPA)'
+	@$(PIP) install --no-deps --force-reinstall '$(AUTO_LIRPA)'
 	@touch $@
 
 # pip would report in red, at every installation, that torch is newer than auto_LiRPA declares. That is meant to be and
@@ -56,7 +56,7 @@ $(LIRPA_STAMP): $(TORCH_STAMP)
 # Where no wheel of it exists, only the kernel tests are skipped.
 $(DEPS_STAMP): pyproject.toml setup.py $(TORCH_STAMP) | $(LIRPA_STAMP)
 	@echo "installing lirpa_lip and what it needs"
-	$(PIP) install --no-warn-conflicts -c $(CONSTRAINTS) -e '.[dev]'
+	@$(PIP) install --no-warn-conflicts -c $(CONSTRAINTS) -e '.[dev]'
 	@$(PY) -c "import triton" 2>/dev/null || $(PIP) install --no-deps triton || echo "triton is not available here"
 	@! $(PY) -m pip --disable-pip-version-check check | grep -vi -e '^auto.lirpa ' -e '^No broken requirements'
 	@echo "(auto_LiRPA declares older versions of torch than it runs on here: lirpa_lip._compat fills the gaps)"
