@@ -114,7 +114,9 @@ def test_delta_is_divided_among_the_verdicts(network, data):
     certifier = make_certifier("local-lip", model, x[:1], "probabilistic", delta=1e-4, radius_steps=3)
     verdict = certifier(x, model(x).argmax(dim=1), [Fraction(1, 10), Fraction(1, 5)])
     assert verdict.kind == "probabilistic" and verdict.failure_probability == 1e-4
-    assert certifier._bounded.last_certificate[1] == pytest.approx(1e-4 / 7)  # two radii, three steps, two global bounds
+    assert certifier._bounded.last_certificate[1] == pytest.approx(
+        1e-4 / 7
+    )  # two radii, three steps, two global bounds
 
 
 def test_shards_and_resuming_give_the_same_rows(tmp_path, network, data):
