@@ -153,6 +153,7 @@ def compare_network(
     from lirpa_lip.training.epsilon import rounded_up
     from lirpa_lip.training.sampling import derived_seed
 
+    torch.manual_seed(derived_seed("compare", seed, "network"))  # a factory may draw its weights
     model, x, labels = _load(network, dataset, data_dir, limit, arch, trust_arch)
     config = LocalLipConfig(certificate=certificate, delta=delta)  # type: ignore[arg-type]
     with torch.no_grad():
