@@ -19,7 +19,7 @@ from auto_LiRPA.perturbations import PerturbationLpNorm as AutoLirpaPerturbation
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError
-from lirpa_lip.perturbation import PerturbationLpNorm
+from lirpa_lip.perturbation import PerturbationLpNorm, check_ball_and_box
 
 Interval = tuple[Tensor, Tensor]
 
@@ -45,7 +45,7 @@ class Ball:
 
     @property
     def is_cut(self) -> bool:
-        return self.perturbation.x_L is not None or self.perturbation.x_U is not None
+        return any(end is not None for end in _box(self.perturbation))
 
 
 def is_ball(node: Any) -> bool:
@@ -71,15 +71,25 @@ def input_ball(node: Any) -> Ball:
             perturbation class would broadcast the wrong way.
     """
     centre, perturbation = node.center, node.perturbation
+    if isinstance(perturbation, PerturbationLpNorm):
+        check_ball_and_box(perturbation, centre)
     radius = _radius(perturbation, centre.ndim)
     lower, upper = centre - radius, centre + radius
-    if perturbation.x_L is not None:
-        lower = torch.maximum(lower, perturbation.x_L)
-    if perturbation.x_U is not None:
-        upper = torch.minimum(upper, perturbation.x_U)
+    low, high = _box(perturbation)
+    if low is not None:
+        lower = torch.maximum(lower, low)
+    if high is not None:
+        upper = torch.minimum(upper, high)
     if (lower > upper).any():
         raise ConfigError("x_L and x_U leave nothing of the ball: they must hold a point within eps of the input.")
     return Ball(centre, torch.ones_like(centre), lower, upper, perturbation, shared=True)
+
+
+def _box(perturbation: AutoLirpaPerturbation) -> tuple[Tensor | None, Tensor | None]:
+    """The box that cuts the ball. auto_LiRPA's own class has none: there x_L and x_U mean nothing for finite p."""
+    if isinstance(perturbation, PerturbationLpNorm):
+        return perturbation.x_L, perturbation.x_U
+    return None, None
 
 
 def ball_at(module: Any, node: Any) -> Ball | None:

@@ -11,11 +11,21 @@ from typing import Any
 
 import auto_LiRPA
 import torch
+from auto_LiRPA.utils import unpack_inputs
 from torch import Tensor, nn
 
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
-from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError, UnsupportedOperatorError
+from .errors import (
+    ConfigError,
+    LirpaLipError,
+    TrainingModeError,
+    UnknownMethodError,
+    UnsupportedNormError,
+    UnsupportedOperatorError,
+    UntraceableError,
+)
+from .graph import build_graph
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
 from .lirpa_call import guarded
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
@@ -23,6 +33,11 @@ from .operators.registration import operators, unsupported_operators
 from .operators.table import ADAPTERS
 from .precision import true_float32
 from .result import LipschitzResult
+from .trust.audit import audited
+from .trust.gate import check_at_wrapping
+from .trust.inherited import checked_bounds
+from .trust.live import follow, remember
+from .trust.model import training_dependent
 
 #: What auto_LiRPA's own compute_bounds understands, in both supported versions.
 LIRPA_METHODS = (
@@ -39,7 +54,6 @@ LIRPA_METHODS = (
     "alpha-crown",
     "forward-optimized",
 )
-_TRAINING_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _SIGNATURE = inspect.signature(auto_LiRPA.BoundedModule.compute_bounds)
 _INIT = inspect.signature(auto_LiRPA.BoundedModule.__init__)
 
@@ -54,7 +68,7 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
         raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
         with _model_precision(bounded), _operator_named(name):
-            return guarded(bounded, method, lambda: inherited(*args, **kwargs))
+            return checked_bounds(bounded, call, lambda: guarded(bounded, method, lambda: inherited(*args, **kwargs)))
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")
@@ -111,20 +125,55 @@ def _check_mode(bounded) -> None:
         raise TrainingModeError(name, "BatchNorm or Dropout")
 
 
-def _note_training_mode(bounded, model) -> None:
-    modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    names = [name or "model" for name, m in modules if isinstance(m, _TRAINING_DEPENDENT) and m.training]
+def _before_wrapping(bounded, model, global_input) -> bool:
+    """Notes what is in training mode, and looks at what the model does, before it is traced; whether it ran."""
+    names = training_dependent(model)
     object.__setattr__(bounded, "_in_training_mode", names)
+    if names or isinstance(model, auto_LiRPA.BoundedModule) or not isinstance(model, nn.Module):
+        return False
+    try:
+        audited(model, _inputs_like(model, global_input))
+    except LirpaLipError:
+        raise
+    except Exception:
+        return False  # what the model itself fails with is left for auto_LiRPA to meet
+    return True
+
+
+def _after_wrapping(bounded, model, global_input) -> None:
+    """Remembers the model and compares it with what was traced of it."""
+    if isinstance(model, auto_LiRPA.BoundedModule):
+        return
+    remember(bounded, model)
+    if bounded._in_training_mode or not isinstance(model, nn.Module):
+        return
+    try:
+        graph = build_graph(bounded).to(torch.float64)
+    except Exception:  # an operator of auto_LiRPA's alone; methods of ours will name it
+        graph = None
+    with _model_precision(bounded):
+        check_at_wrapping(bounded, _inputs_like(model, global_input), graph)
+
+
+def _inputs_like(model: nn.Module, global_input) -> tuple[Tensor, ...]:
+    """The inputs a model is wrapped with, on its device."""
+    first = next(model.parameters(), None)
+    inputs = unpack_inputs(global_input)
+    return tuple(t.detach().as_subclass(Tensor).to(t.device if first is None else first.device) for t in inputs)
 
 
 def _convert(bounded, inherited: Callable, args: tuple, kwargs: dict) -> None:
-    """auto_LiRPA's ``__init__``, with our operators for this one module.
+    """auto_LiRPA's ``__init__``, with our operators for this one module; the model is audited before, compared after.
 
     Raises:
         UnsupportedOperatorError: naming the first operator that nobody knows.
+        UntraceableError: the model does what no trace can carry, or auto_LiRPA fails on it.
+        TraceMismatchError: the trace is not the model.
     """
     call = _INIT.bind(bounded, *args, **kwargs)
     model, custom = call.arguments["model"], call.arguments.get("custom_ops")
+    global_input = call.arguments["global_input"]
+    ran = _before_wrapping(bounded, model, global_input)
     call.arguments["custom_ops"] = operators(custom)
     try:
         with _model_precision(model):
@@ -132,11 +181,17 @@ def _convert(bounded, inherited: Callable, args: tuple, kwargs: dict) -> None:
     except NotImplementedError as error:
         if isinstance(error, UnsupportedOperatorError):
             raise
-        missing = unsupported_operators(model, call.arguments["global_input"], {"custom_ops": custom})
+        missing = unsupported_operators(model, global_input, {"custom_ops": custom})
         if not missing:
             raise
         raise UnsupportedOperatorError(*missing[0], ADAPTERS, "auto_LiRPA cannot trace it") from error
+    except (RuntimeError, LookupError, AttributeError, AssertionError) as error:
+        if not ran or isinstance(error, LirpaLipError):
+            raise  # the model itself fails, or was not asked
+        what = f"it runs, but auto_LiRPA fails on its trace ({type(error).__name__}: {str(error).strip()[:200]})"
+        raise UntraceableError(what, "write the part this is about by other operators") from error
     bounded.custom_ops = custom or {}  # needed no more, and ours could not be pickled
+    _after_wrapping(bounded, model, global_input)
 
 
 class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
@@ -147,8 +202,13 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
 
     def __init__(self, model, global_input, bound_opts=None, *args, **kwargs) -> None:
         LocalLipConfig.from_options(bound_opts)
-        _note_training_mode(self, model)
         _convert(self, super().__init__, (model, global_input, bound_opts, *args), kwargs)
+
+    def _apply(self, fn, *args, **kwargs):
+        """``.to()``, ``.double()`` and their kin: the model goes along."""
+        super()._apply(fn, *args, **kwargs)
+        follow(self, fn)
+        return self
 
     def check_incompatible_nodes(self, model) -> None:
         """auto_LiRPA would switch a model with dropout to training mode; in eval mode dropout is the identity."""
@@ -198,7 +258,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         return _local_lipschitz(self, x, C, method, norm, options)
 
 
-_REGISTERED = ("__init__", "check_incompatible_nodes", "compute_bounds", "local_lipschitz")
+_REGISTERED = ("__init__", "check_incompatible_nodes", "compute_bounds", "_apply", "local_lipschitz")
 
 
 def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
@@ -207,12 +267,17 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
         return
     own = {name: vars(cls)[name] for name in _REGISTERED if name in vars(cls)}
     install_ball_repair(cls)
-    init, check, compute = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds
+    init, check, compute, apply = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds, cls._apply
 
     @functools.wraps(init)
     def __init__(self, *args, **kwargs):
-        _note_training_mode(self, kwargs.get("model", args[0] if args else None))
         _convert(self, functools.partial(init, self), args, kwargs)
+
+    @functools.wraps(apply)
+    def _apply(self, fn, *args, **kwargs):
+        apply(self, fn, *args, **kwargs)
+        follow(self, fn)
+        return self
 
     @functools.wraps(check)
     def check_incompatible_nodes(self, model):
@@ -226,7 +291,7 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
     def local_lipschitz(self, x, C=None, method="local-lip", norm=2, **options):
         return _local_lipschitz(self, x, C, method, norm, options)
 
-    for function in (__init__, check_incompatible_nodes, compute_bounds, local_lipschitz):
+    for function in (__init__, check_incompatible_nodes, compute_bounds, _apply, local_lipschitz):
         setattr(cls, function.__name__, function)
     cls._before_lirpa_lip = own
 

@@ -90,7 +90,8 @@ class NetworkGraph:
         for node in self:
             if node.maps is not None:
                 bias = None if node.bias is None else node.bias.to(dtype)
-                node = replace(node, maps=tuple(m.to(dtype) for m in node.maps), bias=bias)
+                size = None if node.bias_size is None else node.bias_size.to(dtype)
+                node = replace(node, maps=tuple(m.to(dtype) for m in node.maps), bias=bias, bias_size=size)
             nodes[node.name] = node
         return NetworkGraph(nodes, self.input, self.output, dtype, self.device)
 
@@ -128,14 +129,15 @@ def build_graph(bounded) -> NetworkGraph:
     from .operators.table import ADAPTERS, REFUSED
 
     order, dependent, root = _walk(bounded)
+    traced = getattr(bounded, "_traced_shapes", {})  # a call of auto_LiRPA's changes those on its nodes
     first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
     reference = first if first is not None else root.value
     builder = GraphBuilder(reference.dtype, reference.device)
     emitted: dict[str, str] = {}
-    scalar = next((bound for bound in order if len(_shape(bound, root)) < 2), None)
+    scalar = next((bound for bound in order if len(_shape(bound, root, traced)) < 2), None)
     for bound in order:
         operator = type(bound).__name__
-        shape = torch.Size(_shape(bound, root)[1:])
+        shape = torch.Size(_shape(bound, root, traced)[1:])
         if bound is root:
             emitted[bound.name] = builder.add(Node(bound.name, operator, shape))
             continue
@@ -145,8 +147,9 @@ def build_graph(bounded) -> NetworkGraph:
         attr = bound.attr if isinstance(bound.attr, dict) else {}
         emitted[bound.name] = ADAPTERS[operator](builder, Traced(bound.name, operator, bound, attr, parents, shape))
     if scalar is not None:  # asked last, so that an unsupported operator (softmax) is named first
+        found = tuple(_shape(scalar, root, traced))
         raise ShapeError(
-            f"node {scalar.name!r} has shape {tuple(_shape(scalar, root))}; every value needs a batch axis first and "
+            f"node {scalar.name!r} has shape {found}; every value needs a batch axis first and "
             "one more axis: keep the reduced axis (keepdim=True)."
         )
     output = emitted[order[-1].name]
@@ -182,5 +185,7 @@ def _walk(bounded):
     return order, {n.name for n in order}, roots[0]
 
 
-def _shape(bound, root) -> torch.Size:
+def _shape(bound, root, traced: Mapping[str, torch.Size]) -> torch.Size:
+    if bound.name in traced:
+        return traced[bound.name]
     return root.value.shape if bound is root else bound.output_shape

@@ -19,7 +19,11 @@ from .lipschitz.clarke_region import InputSet
 from .lirpa_call import double_input, in_float64
 from .local_lip import network_graph, outward
 from .margin import check_specification
+from .perturbation import check_ball_and_box
 from .result import LipschitzResult
+from .trust.gate import check_graph
+from .trust.model import current_model
+from .trust.points import generator_of
 
 JACOBIAN_METHODS = METHODS
 
@@ -56,8 +60,11 @@ def jacobian_constants_of(bounded, x, c: Tensor | None, method: str, norm: float
 def prepare_region(bounded, x) -> tuple[NetworkGraph, InputSet, torch.dtype]:
     """The graph in float64, the closed region of ``x``, and the model's own precision."""
     config = LocalLipConfig.from_options(bounded.bound_opts)
+    current_model(bounded)
     graph = network_graph(bounded)
-    return graph.to(torch.float64), input_set(x, config, graph), graph.dtype
+    inputs, wide = input_set(x, config, graph), graph.to(torch.float64)
+    check_graph(bounded, wide, inputs.centre, inputs.sample(1, generator_of(bounded, inputs.centre.device))[:, 0])
+    return wide, inputs, graph.dtype
 
 
 def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
@@ -82,6 +89,7 @@ def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
     region, norm = x.ptb, getattr(x.ptb, "norm", None)
     if norm not in (2, math.inf):
         raise UnsupportedNormError(norm, "the region of a Jacobian bound", (math.inf, 2))
+    check_ball_and_box(region, x)
     centre = x.as_subclass(Tensor).detach().double()
     low, high = (
         None if t is None else torch.as_tensor(t, dtype=centre.dtype, device=centre.device)

@@ -105,6 +105,7 @@ def in_float64(module: nn.Module) -> Iterator[None]:
     Parameters are cast, not copied: what is computed is differentiable with respect to them.
     """
     before = _state(module)
+    module.__dict__["_in_float64"] = True  # the model's own tensors stay out of it
     try:
         for node in module.modules():
             for name, value in node._parameters.items():

@@ -12,19 +12,25 @@ from torch import Tensor
 from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
 from .graph import NetworkGraph, build_graph
-from .intermediate import Interval, linear_bound_rounding, lirpa_intervals
+from .intermediate import Interval, intersect, linear_bound_rounding, lirpa_intervals
 from .lipschitz.lower import sampled_rates
 from .lipschitz.oracle import NormOracle
 from .lipschitz.product import product_plan
 from .lipschitz.sweep import planned_norms, sweep
 from .lirpa_call import double_input, in_float64
 from .margin import check_specification, output_upper, row_lipschitz, whole_lipschitz
+from .methods import names_at
+from .perturbation import check_ball_and_box
 from .region import Region
 from .result import LipschitzResult
+from .trust.gate import check_graph
+from .trust.inherited import check_overlap
+from .trust.model import current_model
+from .trust.points import generator_of
 
 #: Of bounds of outputs, and of Lipschitz constants.
-METHODS = ("local-lip", "local-lip-crown", "sdp-crown")
-CONSTANT_METHODS = ("local-lip", "local-lip-crown")
+METHODS = names_at("compute_bounds", "local")
+CONSTANT_METHODS = names_at("local_lipschitz", "local")
 
 
 def local_lip_bounds(
@@ -54,10 +60,13 @@ def local_lip_bounds(
         above = output_upper(graph, region, rows, layers, config) if want_upper else None
     lower = None if below is None else -outward_upper(below, dtype)
     upper = None if above is None else outward_upper(above, dtype)
-    if crown[0] is not None and lower is not None:
-        lower = torch.maximum(lower, -outward_upper(-crown[0], dtype))
-    if crown[1] is not None and upper is not None:
-        upper = torch.minimum(upper, outward_upper(crown[1], dtype))
+    if crown != (None, None):
+        with torch.no_grad():
+            check_overlap(graph, region.centre, rows, (lower, upper), crown, dtype)
+        lower = None if lower is None else torch.maximum(lower, -outward_upper(-crown[0], dtype))
+        upper = None if upper is None else torch.minimum(upper, outward_upper(crown[1], dtype))
+        if lower is not None and upper is not None:
+            lower, upper = intersect((lower, upper), (lower, upper))  # rounding may have crossed them
     return lower, upper, norm.certificate, norm.failure_probability
 
 
@@ -116,11 +125,14 @@ def network_graph(bounded) -> NetworkGraph:
 
 def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
     """The graph and the region in the precision of the computation, and the precision of its results."""
+    current_model(bounded)
     graph = network_graph(bounded)
     region = region_of(x, config, graph)
     wide = config.precision == "float64" or (config.precision == "auto" and not config.is_estimate)
     dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else graph.dtype)
-    return graph.to(dtype), region.to(dtype), graph.dtype
+    wide_graph, own = graph.to(dtype), graph.dtype
+    check_graph(bounded, wide_graph, region.centre, region.sample(generator_of(bounded, region.centre.device)))
+    return wide_graph, region.to(dtype), own
 
 
 def _crown(bounded, x, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:
@@ -179,6 +191,7 @@ def region_of(x, config: LocalLipConfig, graph: NetworkGraph) -> Region:
             f"the input has shape {tuple(x[0].shape)}, expected (batch, *{tuple(expected)}), "
             "the shape the model was wrapped with."
         )
+    check_ball_and_box(ball, x[0])
     low, high = config.image_box or (None, None)
     low = ball.x_L if getattr(ball, "x_L", None) is not None else low
     high = ball.x_U if getattr(ball, "x_U", None) is not None else high

@@ -105,3 +105,37 @@ def _check_box(x_L: Tensor | None, x_U: Tensor | None) -> None:
             raise NonFiniteError(name, "give numbers, or leave it out")
     if x_L is not None and x_U is not None and (x_L > x_U).any():
         raise ConfigError("x_L exceeds x_U somewhere, so the box is empty; swap or correct them.")
+
+
+def check_ball_and_box(perturbation: Any, x: Tensor) -> None:
+    """Refuses a ball (finite p) whose box cannot be meant as one that cuts it.
+
+    auto_LiRPA ignores a box beside a ball, and its examples give ``x_L = x_U = x``, which would leave one point.
+
+    Raises:
+        ConfigError: the box beside a ball of positive radius is half given or has no width anywhere, or the class is
+            auto_LiRPA's own.
+    """
+    ends = [getattr(perturbation, name, None) for name in ("x_L", "x_U")]
+    norm, eps = getattr(perturbation, "norm", math.inf), getattr(perturbation, "eps", 0.0)
+    if math.isinf(norm) or all(end is None for end in ends):
+        return
+    if not isinstance(perturbation, PerturbationLpNorm):
+        raise ConfigError(
+            f"auto_LiRPA's own PerturbationLpNorm ignores x_L and x_U for norm={norm}; leave them out for the ball, or "
+            "use lirpa_lip.PerturbationLpNorm for the part of the ball inside that box."
+        )
+    radius = torch.as_tensor(eps, device=x.device).reshape(-1)
+    if any(end is None for end in ends):
+        if bool((radius > 0).any()):
+            raise ConfigError(
+                "of the box beside a ball only one of x_L and x_U is given; give both (-inf or inf where a side is "
+                "free), or neither."
+            )
+        return
+    low, high = (torch.as_tensor(end, device=x.device).expand_as(x).flatten(1) for end in ends)
+    if bool(((low == high).all(1) & (radius > 0)).any()):
+        raise ConfigError(
+            "x_L equals x_U everywhere, which leaves one point of a ball of positive radius; leave both out for the "
+            "whole ball, or set eps=0 for the point."
+        )

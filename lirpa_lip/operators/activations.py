@@ -66,7 +66,7 @@ def clipped(builder, traced) -> str:
         value = traced.attr.get(name)
         if value is None and index < len(traced.parents):
             value = traced.constant(index)
-        value = None if value is None else float(torch.as_tensor(value))
+        value = None if value is None else float(value)  # a double: a tensor would round it
         return None if value is None or math.isinf(value) or abs(value) > 1e38 else value
 
     low, high = end("min", 1), end("max", 2)

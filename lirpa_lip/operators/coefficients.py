@@ -116,12 +116,12 @@ def multiply(A, relaxations: list[Relaxation], side: int, groups: int):
         for signed, plane in ((part.clamp(min=0), relaxation[side]), (part.clamp(max=0), relaxation[1 - side])):
             plane = Plane(tuple(map(laid_out, plane.slopes)), laid_out(plane.bias))
             columns = [total + signed * slope for total, slope in zip(columns, plane.slopes, strict=True)]
-            bias = bias + _finite_product(signed, plane.bias).sum(dim=summed)
+            bias = bias + finite_product(signed, plane.bias).sum(dim=summed)
     product = torch.cat(columns, dim=channel)
     return (A.create_similar(product) if patches else product), bias
 
 
-def _finite_product(entries: Tensor, bias: Tensor) -> Tensor:
+def finite_product(entries: Tensor, bias: Tensor) -> Tensor:
     """entries · bias, with 0 · inf = 0: a row that does not use a neuron does not suffer from its lack of a bound."""
     product = entries * bias
     if not bool(torch.isinf(bias).any()):

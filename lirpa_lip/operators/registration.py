@@ -1,8 +1,8 @@
 """The operators auto_LiRPA's installed version cannot trace, or computes wrongly, for the modules that ask for them.
 
 `operators` is what our ``BoundedModule`` passes to auto_LiRPA as ``custom_ops``, per module: auto_LiRPA's own map,
-which all modules share, stays as it is. For every ONNX operator below, auto_LiRPA's own class is used wherever `native`
-says that it is right for the operator's attributes, and a class made from our adapter elsewhere.
+which all modules share, stays as it is. For every ONNX operator below, auto_LiRPA's own class is used wherever
+`native` says that it is right for the operator's attributes, and a class made from our adapter elsewhere.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from .clipped_relu_bound import BoundClippedRelu
 from .constant_operand import meets_a_constant
 from .convolution_bound import BoundConv
 from .emit import constant_value, depends_on_input
+from .max_pool_bound import BoundMaxPool
 from .maxmin_bound import BoundClippedMaxMin, BoundMaxMin
 from .table import ADAPTERS
 from .traced_activation import activation_class
@@ -115,9 +116,6 @@ MISSING: dict[str, Missing] = {
     # theirs always counts padding in, ignores ceil_mode, and its CROWN takes the stride for the kernel, and the height
     # for the width of what no window reaches
     "onnx::AveragePool": Missing("BoundAveragePool", False, _never),
-    # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap or leave a rest, and
-    # its forward bounds of such windows are violated; ours are tighter for small balls
-    "onnx::MaxPool": Missing("BoundMaxPool", False, _never),
     # theirs has invalid forward bounds, and in 0.3 fails in patches mode
     "onnx::LeakyRelu": Missing("BoundLeakyRelu", True, _never),
     "onnx::Gather": Missing("BoundGather", False, _in_shape_arithmetic_or(_one_position)),
@@ -203,6 +201,9 @@ def _build() -> dict[str, Callable[..., Bound]]:
         "lirpa_lip::ClippedRelu": BoundClippedRelu,
         "lirpa_lip::MaxMin": BoundMaxMin,
         "lirpa_lip::ClippedMaxMin": BoundClippedMaxMin,
+        # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap, puts slopes on
+        # the wrong pixels where there is padding, and its forward bounds are violated
+        "onnx::MaxPool": BoundMaxPool,
         "aten::ATen": _aten,
         "onnx::Unsqueeze": _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis),
     }

@@ -72,7 +72,8 @@ class TracedOperator(Bound):
         lines = {n.name: relaxations(n.activation, *intervals[n.parents[0]])[1] for n in nodes if n.activation}
         found, biases = [], []
         for side, A in enumerate((last_lA, last_uA)):
-            coefficients, bias = ({}, 0) if A is None else self._pull_back(nodes, lines, self._dense(A), side)
+            A = None if A is None else dense(A, self.output_shape[1:])
+            coefficients, bias = ({}, 0) if A is None else self._pull_back(nodes, lines, A, side)
             found.append(coefficients)
             biases.append(bias)
         pairs = [tuple(side.get(f"input{i}") for side in found) for i in range(len(x))]
@@ -99,9 +100,6 @@ class TracedOperator(Bound):
             for parent, part in zip(node.parents, parts, strict=True):
                 pending[parent] = pending[parent] + part if parent in pending else part
         return pending, constant
-
-    def _dense(self, A) -> Tensor:
-        return dense(A, self.output_shape[1:])
 
     # ---- forward mode ---------------------------------------------------------------------------------------------
     def bound_forward(self, dim_in: int, *x: LinearBound) -> LinearBound:
