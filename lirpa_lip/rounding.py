@@ -1,0 +1,190 @@
+"""What rounding can add to a number that was computed: γ-type error terms of maps, nodes and whole graphs.
+
+A sum of n products, in any order, differs from its exact value by at most ``γ_n Σ |terms|``,
+``γ_n = n u / (1 − n u)``, u half the distance from 1 to the next number (Higham, Accuracy and Stability of Numerical
+Algorithms, 2002, §3). Underflow adds at most the least normal number for each term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .graph import NetworkGraph
+from .norms.linear_map import (
+    ComposedMap,
+    ConvMap,
+    ConvTransposeMap,
+    DenseMap,
+    DiagonalMap,
+    FunctionMap,
+    LinearMap,
+    ReshapeMap,
+)
+from .norms.maps.compose import _Combination
+from .operators.node import Interval, Node
+from .operators.pairs import PairMap
+
+#: Rounding units that elementwise functions and the few operations around each sum may take.
+_FEW = 16
+
+
+def unit(dtype: torch.dtype) -> float:
+    """Unit roundoff u, half the distance from 1 to the next number."""
+    return torch.finfo(dtype).eps / 2
+
+
+def gamma_of(count: int, dtype: torch.dtype) -> float:
+    """``γ_n = n u / (1 − n u)``, infinite where it means nothing."""
+    share = count * unit(dtype)
+    return share / (1 - share) if share < 0.5 else float("inf")
+
+
+def terms(map_: LinearMap) -> int:
+    """Numbers that are summed for one entry of ``A x`` or of ``Aᵀ y``, at most; of compositions, one after the other."""
+    if isinstance(map_, DenseMap):
+        return max(map_.weight.shape)
+    if isinstance(map_, (ConvMap, ConvTransposeMap)):
+        conv = map_.conv if isinstance(map_, ConvTransposeMap) else map_
+        taps = conv.weight[0, 0].numel()
+        return taps * max(conv.weight.shape[1], conv.weight.shape[0] // conv.groups)
+    if isinstance(map_, PairMap):
+        return 4  # its entries are rounded, too
+    if isinstance(map_, ReshapeMap):
+        return 0
+    if isinstance(map_, DiagonalMap) or (isinstance(map_, FunctionMap) and map_.row_monomial and map_.column_monomial):
+        return 1
+    if isinstance(map_, _Combination):
+        return sum(terms(m) for m in map_.maps) + len(map_.maps)
+    return map_.in_numel + map_.out_numel
+
+
+def map_gamma(map_: LinearMap, extra: int = 8) -> float:
+    """γ of one application of a map, or of its adjoint, with some operations more."""
+    return gamma_of(terms(map_) + extra, map_.dtype)
+
+
+def positive_slack(count: int, dtype: torch.dtype) -> float:
+    """Relative error of a sum of ``count`` non-negative numbers, each the result of a few operations."""
+    return gamma_of(count + 2 * _FEW, dtype)
+
+
+def absolute(graph: NetworkGraph, map_: LinearMap) -> LinearMap:
+    """``|A|``, remembered."""
+    key = ("abs", id(map_))
+    if key not in graph._cache:
+        # the map is kept as well: its address is the key
+        graph._cache[key] = (map_.detach().abs(), map_)
+    return graph._cache[key][0]
+
+
+class NodeErrors:
+    """Error terms of every node over one region, in the order of a sweep.
+
+    The float numbers z̃ of a pass at the centre are the points that bounds expand around. At every affine node
+
+        |W h̃ + b − z̃|  +  |rounding of a row v W, as it meets h(x) − h̃|  <=  |v| · slack,
+
+    so that a row's error is a sum over nodes of ``|v| · slack``, with the rows v as they were pulled back: nothing is
+    multiplied up along paths. What the functions of the parents have rounded is in it as well.
+
+    Attributes:
+        slack: of each affine node, ``(batch, *shape)``; also what its interval is widened by.
+        chain: the same with what comes from the affine nodes before it, back to the activations.
+        rounded: what the function of each activation may have rounded.
+    """
+
+    def __init__(self, graph: NetworkGraph, values: Mapping[str, Tensor]) -> None:
+        self.graph, self.values = graph, values
+        self.slack: dict[str, Tensor] = {}
+        self.chain: dict[str, Tensor] = {}
+        self.rounded: dict[str, Tensor] = {}
+        self.tiny = torch.finfo(graph.dtype).tiny
+
+    @torch.no_grad()
+    def affine(self, node: Node, intervals: Mapping[str, Interval]) -> Tensor:
+        """Notes and returns the slack of an affine node, from the intervals of its parents."""
+        assert node.maps is not None
+        total = chain = self.tiny * (sum(map(terms, node.maps)) + 4)
+        for map_, parent in zip(node.maps, node.parents, strict=True):
+            source = 4 * map_gamma(map_, 8 + len(node.maps)) * self._size(parent, intervals[parent])
+            if parent in self.rounded:
+                source = source + self.rounded[parent]
+            before = self.chain.get(parent)
+            both = source if before is None else torch.cat([source, before])
+            passed = absolute(self.graph, map_).forward(both)
+            total = total + passed[: len(source)]
+            chain = chain + (0 if before is None else passed[len(source) :])
+        if node.bias is not None:
+            total = total + _FEW * unit(self.graph.dtype) * node.bias.detach().abs()
+        self.slack[node.name] = total
+        self.chain[node.name] = total + chain
+        return total
+
+    @torch.no_grad()
+    def activation(self, node: Node, steepest: Tensor, before: Interval, after: Interval) -> Tensor:
+        """Notes and returns what an activation's values may be off by, on the whole interval.
+
+        Args:
+            steepest: largest slope on the interval.
+            before, after: bounds of the pre-activation and of the value.
+        """
+        assert node.activation is not None
+        size = torch.maximum(after[0].abs(), after[1].abs())
+        reach = self._size(node.parents[0], before)
+        steepest = steepest if node.activation.exact else steepest.clamp(min=1)
+        self.rounded[node.name] = _FEW * unit(self.graph.dtype) * (size + steepest * reach)
+        return self.rounded[node.name]
+
+    def _size(self, name: str, interval: Interval) -> Tensor:
+        """``|z̃|`` and how far ``z`` may be from it."""
+        value, (low, high) = self.values[name], interval
+        return value.abs() + torch.maximum(high - value, value - low).clamp(min=0)
+
+
+def gamma(map_: LinearMap) -> float:
+    """Relative rounding error of one application of a map, beside the sum of the absolute values that enter it.
+
+    With room for sums over all entries of either side.
+    """
+    return 4 * (map_.in_numel + map_.out_numel + _FEW) * torch.finfo(map_.dtype).eps
+
+
+def widen(node: Node, interval: Interval, intervals: Mapping[str, Interval]) -> Interval:
+    """An affine node's or activation's interval, widened by the rounding of the arithmetic that gave it."""
+    lower, upper = interval
+    if node.maps is None:
+        slack = _FEW * torch.finfo(lower.dtype).eps * torch.maximum(lower.abs(), upper.abs())
+        return lower - slack, upper + slack
+    slack = 0
+    for map_, parent in zip(node.maps, node.parents):
+        low, high = intervals[parent]
+        slack = slack + gamma(map_) * map_.abs().forward(torch.maximum(low.abs(), high.abs()))
+    if node.bias is not None:
+        slack = slack + _FEW * torch.finfo(lower.dtype).eps * node.bias.abs()
+    return lower - slack, upper + slack
+
+
+def absolute_sizes(graph: NetworkGraph, size: Tensor) -> dict[str, Tensor]:
+    """``Σ over paths of |weights| |x|`` at every node, for inputs of absolute values up to ``size``."""
+    sizes = {graph.input: size}
+    for node in graph:
+        if node.maps is not None:
+            total = sum(absolute(graph, m).forward(sizes[p]) for m, p in zip(node.maps, node.parents))
+            sizes[node.name] = total if node.bias is None else total + node.bias.abs()
+        elif node.activation is not None:
+            size = sizes[node.parents[0]]
+            everywhere = node.activation.slope_range(-size, size, closed=True).magnitude
+            at_zero = node.activation.value(torch.zeros_like(size)).abs()
+            sizes[node.name] = at_zero + everywhere.clamp(min=1.0) * size * 3
+    return sizes
+
+
+def total_gamma(graph: NetworkGraph) -> float:
+    """Relative rounding error of a chain of applications through the whole graph."""
+    key = ("gamma",)
+    if key not in graph._cache:
+        graph._cache[key] = 4 * sum(gamma(m) for node in graph if node.maps is not None for m in node.maps)
+    return graph._cache[key]
