@@ -90,7 +90,8 @@ class NetworkGraph:
         for node in self:
             if node.maps is not None:
                 bias = None if node.bias is None else node.bias.to(dtype)
-                node = replace(node, maps=tuple(m.to(dtype) for m in node.maps), bias=bias)
+                size = None if node.bias_size is None else node.bias_size.to(dtype)
+                node = replace(node, maps=tuple(m.to(dtype) for m in node.maps), bias=bias, bias_size=size)
             nodes[node.name] = node
         return NetworkGraph(nodes, self.input, self.output, dtype, self.device)
 

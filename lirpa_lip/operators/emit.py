@@ -31,10 +31,11 @@ class GraphBuilder:
         self.nodes[node.name] = node
         return node.name
 
-    def affine(self, name, operator, parents, maps, bias=None, shortcut=None) -> str:
+    def affine(self, name, operator, parents, maps, bias=None, shortcut=None, bias_size=None) -> str:
         """Emits ``z = sum_p A_p z_p + bias``."""
-        shape = maps[0].out_shape
-        return self.add(Node(name, operator, shape, tuple(parents), maps=tuple(maps), bias=bias, shortcut=shortcut))
+        shape, maps = maps[0].out_shape, tuple(maps)
+        node = Node(name, operator, shape, tuple(parents), maps, bias, shortcut=shortcut, bias_size=bias_size)
+        return self.add(node)
 
     def activation(self, name, operator, parent, activation: Activation, isometry_of=None) -> str:
         """Emits an elementwise function."""

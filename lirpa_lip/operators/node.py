@@ -31,6 +31,7 @@ class Node:
             than a walk through the nodes between would (the rewritten operator's own interval rule).
         isometry_of: of an activation that clips the outputs of a pairwise sort, where that sort's input is; see
             `lirpa_lip.lipschitz.product`.
+        bias_size: of a bias that is a difference of larger numbers, their sizes; ``None`` for ``|bias|``.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Node:
     activation: Activation | None = None
     shortcut: tuple[str, Enclosure] | None = None
     isometry_of: SortedInput | None = None
+    bias_size: Tensor | None = None
 
     @property
     def is_input(self) -> bool:

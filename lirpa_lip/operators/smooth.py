@@ -96,7 +96,9 @@ def softplus(beta: float = 1.0) -> Smooth:
 
     PyTorch's own jumps down by 2e-9 / beta where it turns into the identity, at ``beta z = 20``.
     """
-    return Smooth(lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta, lambda z: torch.sigmoid(beta * z))
+    found = Smooth(lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta, lambda z: torch.sigmoid(beta * z))
+    found.value_slack = 2.1e-9 / beta
+    return found
 
 
 def elu(alpha: float = 1.0) -> Smooth:

@@ -71,7 +71,12 @@ class Activation(ABC):
     """An elementwise function ``f`` with enough knowledge of its shape for sound bounds.
 
     Tensors are ``(batch, *shape)``; ``lower`` and ``upper`` are pre-activation bounds with ``lower <= upper``.
+
+    Attributes:
+        value_slack: how far PyTorch's own function departs from ``f``, beyond rounding.
     """
+
+    value_slack: float = 0.0
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
