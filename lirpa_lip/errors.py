@@ -76,6 +76,10 @@ class UnsupportedOperatorError(LirpaLipError, NotImplementedError):
         super().__init__(message + ".")
 
 
+class InvalidBoundError(LirpaLipError, ArithmeticError):
+    """A number that should be a bound contradicts another bound, or a value that was seen."""
+
+
 class CertificateError(LirpaLipError, ValueError):
     """An estimate, which is not a bound, was asked for where a certificate is needed."""
 

@@ -26,6 +26,7 @@ from .norms.linear_map import (
 from .norms.maps.compose import _Combination
 from .operators.node import Interval, Node
 from .operators.pairs import PairMap
+from .operators.piecewise_linear import PiecewiseLinear
 
 #: Rounding units that elementwise functions and the few operations around each sum may take.
 _FEW = 16
@@ -42,7 +43,7 @@ def gamma_of(count: int, dtype: torch.dtype) -> float:
     return share / (1 - share) if share < 0.5 else float("inf")
 
 
-def terms(map_: LinearMap) -> int:
+def summands(map_: LinearMap) -> int:
     """Numbers that are summed for one entry of ``A x`` or of ``Aᵀ y``, at most; of compositions, one after the other."""
     if isinstance(map_, DenseMap):
         return max(map_.weight.shape)
@@ -57,13 +58,13 @@ def terms(map_: LinearMap) -> int:
     if isinstance(map_, DiagonalMap) or (isinstance(map_, FunctionMap) and map_.row_monomial and map_.column_monomial):
         return 1
     if isinstance(map_, _Combination):
-        return sum(terms(m) for m in map_.maps) + len(map_.maps)
+        return sum(summands(m) for m in map_.maps) + len(map_.maps)
     return map_.in_numel + map_.out_numel
 
 
 def map_gamma(map_: LinearMap, extra: int = 8) -> float:
     """γ of one application of a map, or of its adjoint, with some operations more."""
-    return gamma_of(terms(map_) + extra, map_.dtype)
+    return gamma_of(summands(map_) + extra, map_.dtype)
 
 
 def positive_slack(count: int, dtype: torch.dtype) -> float:
@@ -91,7 +92,8 @@ class NodeErrors:
     multiplied up along paths. What the functions of the parents have rounded is in it as well.
 
     Attributes:
-        slack: of each affine node, ``(batch, *shape)``; also what its interval is widened by.
+        slack: of each affine node, ``(batch, *shape)``; also what its interval is widened by. Of an activation only
+            where no affine node reads it.
         chain: the same with what comes from the affine nodes before it, back to the activations.
         rounded: what the function of each activation may have rounded.
     """
@@ -102,14 +104,15 @@ class NodeErrors:
         self.chain: dict[str, Tensor] = {}
         self.rounded: dict[str, Tensor] = {}
         self.tiny = torch.finfo(graph.dtype).tiny
+        self._read_by_activations = {node.parents[0] for node in graph.activations}
 
     @torch.no_grad()
     def affine(self, node: Node, intervals: Mapping[str, Interval]) -> Tensor:
         """Notes and returns the slack of an affine node, from the intervals of its parents."""
         assert node.maps is not None
-        total = chain = self.tiny * (sum(map(terms, node.maps)) + 4)
+        total = chain = self.tiny * (sum(map(summands, node.maps)) + 4)
         for map_, parent in zip(node.maps, node.parents, strict=True):
-            source = 4 * map_gamma(map_, 8 + len(node.maps)) * self._size(parent, intervals[parent])
+            source = 2 * map_gamma(map_, 12 + len(node.maps)) * self._size(parent, intervals[parent])
             if parent in self.rounded:
                 source = source + self.rounded[parent]
             before = self.chain.get(parent)
@@ -134,14 +137,56 @@ class NodeErrors:
         assert node.activation is not None
         size = torch.maximum(after[0].abs(), after[1].abs())
         reach = self._size(node.parents[0], before)
-        steepest = steepest if node.activation.exact else steepest.clamp(min=1)
-        self.rounded[node.name] = _FEW * unit(self.graph.dtype) * (size + steepest * reach)
-        return self.rounded[node.name]
+        steepest = steepest if isinstance(node.activation, PiecewiseLinear) else steepest.clamp(min=1)
+        rounded = _FEW * unit(self.graph.dtype) * (size + steepest * reach)
+        self.rounded[node.name] = rounded
+        if node.name == self.graph.output or node.name in self._read_by_activations:
+            self.slack[node.name] = rounded
+        return rounded
+
+    def of_anchor(self, name: str) -> Tensor:
+        """What the value of a pre-activation may be off by, beside what comes from its sources."""
+        return self.chain[name] if name in self.chain else self.rounded[name]
 
     def _size(self, name: str, interval: Interval) -> Tensor:
         """``|z̃|`` and how far ``z`` may be from it."""
         value, (low, high) = self.values[name], interval
         return value.abs() + torch.maximum(high - value, value - low).clamp(min=0)
+
+
+class RowErrors:
+    """Sums ``|v_k| · slack_k`` over the nodes that rows v pass; `visit` is for `pull_back`.
+
+    Args:
+        slack: ``(samples or 1, *shape)`` by node.
+        samples: of the rows, ``(samples · specs, *shape)``.
+    """
+
+    def __init__(self, slack: Mapping[str, Tensor], samples: int) -> None:
+        self.slack, self.samples = slack, samples
+        self.total: Tensor | float = 0.0
+
+    @torch.no_grad()
+    def visit(self, name: str, rows: Tensor) -> None:
+        slack = self.slack.get(name)
+        if slack is not None:
+            size = rows.detach().abs().reshape(self.samples, -1, slack[0].numel())
+            self.total = self.total + (size @ slack.flatten(1).unsqueeze(2)).squeeze(2)
+
+    def added(self, bound: Tensor, graph: NetworkGraph) -> Tensor:
+        """``bound``, a sum of non-negative parts ``(samples, specs)``, with its rounding and the rows'; as it was
+        where there is no slack, of an estimate."""
+        if not self.slack:
+            return bound
+        return (bound + self.total) * (1 + positive_slack(widest(graph), graph.dtype))
+
+
+def widest(graph: NetworkGraph) -> int:
+    """Entries of the largest node."""
+    key = ("widest",)
+    if key not in graph._cache:
+        graph._cache[key] = max(node.shape.numel() for node in graph)
+    return graph._cache[key]
 
 
 def gamma(map_: LinearMap) -> float:
@@ -152,19 +197,25 @@ def gamma(map_: LinearMap) -> float:
     return 4 * (map_.in_numel + map_.out_numel + _FEW) * torch.finfo(map_.dtype).eps
 
 
-def widen(node: Node, interval: Interval, intervals: Mapping[str, Interval]) -> Interval:
-    """An affine node's or activation's interval, widened by the rounding of the arithmetic that gave it."""
+def widened(node: Node, interval: Interval) -> Interval:
+    """An activation's interval, widened by the rounding of its function."""
     lower, upper = interval
+    slack = _FEW * torch.finfo(lower.dtype).eps * torch.maximum(lower.abs(), upper.abs())
+    return lower - slack, upper + slack
+
+
+def affine_slack(node: Node, intervals: Mapping[str, Interval]) -> Tensor | None:
+    """What rounding may add to an affine node's interval; ``None`` of an activation."""
     if node.maps is None:
-        slack = _FEW * torch.finfo(lower.dtype).eps * torch.maximum(lower.abs(), upper.abs())
-        return lower - slack, upper + slack
-    slack = 0
+        return None
+    slack: Tensor | float = 0.0
     for map_, parent in zip(node.maps, node.parents):
         low, high = intervals[parent]
         slack = slack + gamma(map_) * map_.abs().forward(torch.maximum(low.abs(), high.abs()))
     if node.bias is not None:
-        slack = slack + _FEW * torch.finfo(lower.dtype).eps * node.bias.abs()
-    return lower - slack, upper + slack
+        slack = slack + _FEW * unit(node.bias.dtype) * 2 * node.bias.abs()
+    assert isinstance(slack, Tensor)
+    return slack
 
 
 def absolute_sizes(graph: NetworkGraph, size: Tensor) -> dict[str, Tensor]:

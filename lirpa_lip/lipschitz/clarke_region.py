@@ -78,6 +78,14 @@ class InputSet:
         return replace(self, low=torch.maximum(self.low, low), high=torch.minimum(self.high, high))
 
     @property
+    def size(self) -> Tensor:
+        """Largest absolute values of the inputs, and of the numbers that bounds of them are computed from."""
+        size = torch.maximum(self.low.abs(), self.high.abs())
+        if self.radius is None:
+            return size
+        return torch.maximum(size, self.centre.abs() + self.radius.reshape(-1, *[1] * (self.centre.ndim - 1)))
+
+    @property
     def empty(self) -> Tensor:
         """Samples whose box is empty, or misses the ball: certainly no point is left, ``(batch,)``."""
         low, high = self.low.flatten(1), self.high.flatten(1)

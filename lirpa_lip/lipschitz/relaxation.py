@@ -26,7 +26,6 @@ from torch import Tensor
 from lirpa_lip.operators.traits import Piece
 
 from .layers import Layer
-from .product import times
 
 #: Steps towards the best multiplier; any number of them gives a valid bound.
 _STEPS = 6
@@ -104,7 +103,7 @@ class OpenNeurons:
             Piece(*(take(t) for t in (p.slope, p.offset, p.low, p.high)))
             for p in layer.activation.pieces(layer.anchor, layer.lower, layer.upper, layer.slopes)
         ]
-        radius = times(eps, layer.spread).unsqueeze(1)
+        radius = layer.inner_reach(eps).unsqueeze(1)
         return cls(index, pieces, take(layer.slopes.radius), radius, open_.gather(1, index).unsqueeze(1))
 
     def take(self, rows: Tensor) -> Tensor:
