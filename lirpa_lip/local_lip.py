@@ -93,7 +93,7 @@ def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzR
     stable, eliminated = (sum(t.flatten(1).sum(1) for t in kind) for kind in zip(*counts)) if counts else (None, None)
     return LipschitzResult(
         upper=outward_upper(upper, dtype),
-        lower=-outward_upper(-sampled_rates(graph, region, rows), dtype),
+        lower=-outward_upper(-sampled_rates(graph, region, rows, layers), dtype),
         certificate=norm.certificate,
         failure_probability=norm.failure_probability,
         stable=stable,
@@ -116,10 +116,12 @@ def network_graph(bounded) -> NetworkGraph:
 def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
     """The graph and the region in the precision of the computation, and the precision of its results."""
     graph = network_graph(bounded)
-    region = region_of(x, config, graph)
     wide = config.precision == "float64" or (config.precision == "auto" and not config.is_estimate)
     dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else graph.dtype)
-    return graph.to(dtype), region.to(dtype), graph.dtype
+    if not config.is_estimate and torch.finfo(dtype).eps > torch.finfo(graph.dtype).eps:
+        # weights rounded to less than they are would be another network's
+        dtype = graph.dtype
+    return graph.to(dtype), region_of(x, config, graph, dtype), graph.dtype
 
 
 def _crown(bounded, x, c: Tensor, graph: NetworkGraph, dtype: torch.dtype) -> tuple[dict[str, Interval], tuple]:
@@ -129,13 +131,15 @@ def _crown(bounded, x, c: Tensor, graph: NetworkGraph, dtype: torch.dtype) -> tu
 
 
 def outward_upper(upper: Tensor, dtype: torch.dtype) -> Tensor:
-    """Upper bounds in another precision, rounded up."""
-    if upper.dtype == dtype:
-        return upper
+    """Upper bounds in a precision, rounded up; by one unit at least, for the last operation. 0 stays 0 where it is exact.
+
+    Bounds that are 0 are so because nothing that varies is left: what is computed and not zero never becomes 0.
+    """
     high = upper.to(dtype)
     above = torch.nextafter(high, torch.full_like(high, torch.inf)).detach()
     # an infinite bound stays one: inf − inf would be NaN
-    return torch.where(torch.isfinite(high), high + (above - high.detach()), high)
+    moved = torch.where(torch.isfinite(high), high + (above - high.detach()), high)
+    return torch.where(upper == 0, high, moved)
 
 
 def outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -151,8 +155,8 @@ def _gradients_where_needed(graph: NetworkGraph, region: Region):
         yield
 
 
-def region_of(x, config: LocalLipConfig, graph: NetworkGraph) -> Region:
-    """The ℓ₂ region of ``x``, a ``BoundedTensor`` or a tuple with one.
+def region_of(x, config: LocalLipConfig, graph: NetworkGraph, dtype: torch.dtype) -> Region:
+    """The ℓ₂ region of ``x``, a ``BoundedTensor`` or a tuple with one, in ``dtype``.
 
     Raises:
         ShapeError: no ``BoundedTensor``, or not of the shape the model was wrapped with.
@@ -174,4 +178,4 @@ def region_of(x, config: LocalLipConfig, graph: NetworkGraph) -> Region:
     low = ball.x_L if getattr(ball, "x_L", None) is not None else low
     high = ball.x_U if getattr(ball, "x_U", None) is not None else high
     centre = x[0].as_subclass(Tensor)
-    return Region.make(centre, ball.eps, low, high)
+    return Region.make(centre, ball.eps, low, high, dtype)

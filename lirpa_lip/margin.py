@@ -12,7 +12,8 @@ from .lipschitz.composed import composed_rate, composed_rows
 from .lipschitz.deviation import Deviation
 from .lipschitz.layers import Layers
 from .lipschitz.oracle import NormOracle
-from .lipschitz.product import layer_gains, local_rows, product_norms, product_rows, rate_of, rate_slack
+from .lipschitz.product import layer_gains, local_rows, product_norms, product_rows, rate_of
+from .lipschitz.rate_errors import raised, rate_errors
 from .region import Region
 from .rounding import RowErrors, positive_slack
 
@@ -105,19 +106,16 @@ def _by_interval(c: Tensor, layers: Layers) -> Tensor:
 def row_lipschitz(graph: NetworkGraph, c: Tensor, layers: Layers, config: LocalLipConfig) -> Tensor:
     """Upper bounds of ``Lip(c_s · f)`` for each specification row, ``(batch, specs)``."""
     found = []
-    slack = {} if config.is_estimate else rate_slack(graph, layers)
+    errors = None if config.is_estimate else rate_errors(graph, layers)
     for part in _chunks(graph, c):
         rows = part.reshape(*part.shape[:2], *graph[graph.output].shape)
         value = torch.full(part.shape[:2], torch.inf, dtype=graph.dtype, device=graph.device)
-        if config.bound != "composed":
-            errors = RowErrors(slack, len(part))
-            found_rate = product_rows(graph, graph.output, rows, layers, visit=errors.visit)
-            value = torch.minimum(value, errors.added(found_rate, graph))
-        if config.bound != "product":
-            errors = RowErrors(slack, len(part))
-            found_rate = composed_rows(graph, graph.output, rows, layers, visit=errors.visit)
-            value = torch.minimum(value, errors.added(found_rate, graph))
-        found.append(value)
+        for kind, rates in (("product", product_rows), ("composed", composed_rows)):
+            if config.bound in ("auto", kind):
+                own = RowErrors({} if errors is None else errors.slack, len(part))
+                rate = rates(graph, graph.output, rows, layers, visit=own.visit)
+                value = torch.minimum(value, own.added(rate, graph))
+        found.append(value if errors is None else raised(graph, rows, value, layers, errors))
     return torch.cat(found, dim=1)
 
 

@@ -89,6 +89,8 @@ def _composition_error(
     values: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}
     zero = torch.zeros_like(weights[:, 0])
+    # what underflow takes from each entry
+    lost = (1 << 20) * torch.finfo(weights.dtype).tiny
 
     def of(table: Mapping[str, Gain]) -> tuple[Tensor, Tensor]:
         value = error = zero
@@ -96,6 +98,7 @@ def _composition_error(
             size = values.get(name, zero) + entering.get(name, zero)
             value = value + times(gain.norm, size)
             error = error + times(gain.norm, errors.get(name, zero)) + 4 * gain.gamma * times(gain.size, size)
+            error = error + torch.where((gain.size > 0) & (size > 0), lost, 0.0)
         return value, error
 
     for name in layers:

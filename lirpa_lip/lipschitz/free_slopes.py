@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lirpa_lip.graph import NetworkGraph
 from lirpa_lip.operators.traits import Piece
-from lirpa_lip.region import Region
+from lirpa_lip.region import Region, safe_square
 from lirpa_lip.rounding import RowErrors
 
 from .layers import Layer, Layers
@@ -71,7 +71,7 @@ class FreeNeurons:
 
     def multipliers(self, c: Tensor, slope: Tensor) -> Tensor:
         """Logarithms of multipliers to start from, ``(rows, 1, 2)``."""
-        found = [ball.multiplier(c, slope, ball.radius.square()) for ball in self.balls]
+        found = [ball.multiplier(c, slope, safe_square(ball.radius)) for ball in self.balls]
         return (_SHARE * torch.stack(found, dim=-1)).log()
 
     def dual(self, c: Tensor, slope: Tensor, logs: Tensor, fixed: bool) -> Tensor:
@@ -84,7 +84,7 @@ class FreeNeurons:
         radii, weights = (first.radius, second.radius), (first.weight, second.weight)
         if fixed:
             radii, weights = (tuple(t.detach() for t in pair) for pair in (radii, weights))
-        cost = multiplier[..., 0] * radii[0].square() + multiplier[..., 1] * radii[1].square()
+        cost = multiplier[..., 0] * safe_square(radii[0]) + multiplier[..., 1] * safe_square(radii[1])
         curvature = multiplier[..., :1] * weights[0] + multiplier[..., 1:] * weights[1]
         if not fixed:
             return cost + maxima(first.pieces, first.present, c, slope, curvature).value.sum(-1)

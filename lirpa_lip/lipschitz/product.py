@@ -176,29 +176,3 @@ def _absolute_adjoint(graph: NetworkGraph, source: str, target: str, y: Tensor) 
         return y
     parts = (_absolute_adjoint(graph, source, p, m.adjoint(y)) for m, p in _parents_from(graph, source, target))
     return sum(parts, torch.zeros((), dtype=y.dtype, device=y.device))
-
-
-@torch.no_grad()
-def rate_slack(graph: NetworkGraph, layers: Layers) -> dict[str, Tensor]:
-    """Error terms of rows whose rate is asked for: a row v that meets node k is off by ``|v| · slack`` in its rate.
-
-    A value h_i of activation j moves no faster than ``S_i^½ Lip(S^½ z_j)``, so that rounding of ``v A`` adds at most
-    ``γ |v| |A| S^½ Lip(S^½ z_j)``.
-    """
-    start = graph[graph.input].shape
-    speed = {graph.input: torch.ones(1, *start, dtype=graph.dtype, device=graph.device)}
-    slack = {}
-    for node in graph:
-        if node.name in layers:
-            layer = layers[node.name]
-            rate = layer.magnitude.reshape(-1, *[1] * len(node.shape))
-            speed[node.name] = times(safe_sqrt(layer.slopes.magnitude), rate.expand_as(layer.anchor))
-        elif node.maps is not None:
-            total: Tensor | float = 0.0
-            slack_here: Tensor | float = 0.0
-            for map_, parent in zip(node.maps, node.parents):
-                passed = absolute(graph, map_).forward(speed[parent])
-                total, slack_here = total + passed, slack_here + 4 * map_gamma(map_) * passed
-            assert isinstance(total, Tensor) and isinstance(slack_here, Tensor)
-            speed[node.name], slack[node.name] = total, slack_here
-    return slack

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.operators.traits import Piece
+from lirpa_lip.region import safe_square
 
 from .layers import Layer
 
@@ -147,7 +148,7 @@ class OpenNeurons:
         finite = torch.isfinite(self.radius)
         if not bool(finite.any()):
             return box
-        budget = torch.where(finite, self.radius, torch.zeros_like(self.radius)).square()
+        budget = safe_square(torch.where(finite, self.radius, torch.zeros_like(self.radius)))
         multiplier = self.multiplier(c, slope, budget)
         ball = multiplier * budget + self._maxima(c, slope, multiplier).value.sum(-1)
         usable = finite & torch.isfinite(ball)
