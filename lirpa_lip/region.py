@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, NonFiniteError, ShapeError
+from .precision import next_above, next_below, rounded_up
 
 #: Steps towards the best multiplier in `box_ball_support`; any number of them gives a valid bound.
 _STEPS = 8
@@ -105,16 +106,6 @@ class Region:
         return box_ball_support(flat, low.flatten(1), high.flatten(1), self.eps)
 
 
-def rounded_up(value, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
-    """A number or tensor as a tensor of ``dtype``, no entry smaller than it was."""
-    exact = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-    exact = exact.to(device=device)
-    near = exact.to(dtype)
-    with torch.no_grad():
-        lost = torch.where(near.double() < exact.double(), next_above(near) - near, 0.0)
-    return near + lost
-
-
 def box_ends(x: Tensor, low, high, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Ends of a box, infinite where they are ``None``, in ``dtype``, rounded outward and expanded to ``x``.
 
@@ -129,16 +120,6 @@ def box_ends(x: Tensor, low, high, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         as_input = exact.to(x.dtype).to(dtype)
         found.append(sign * torch.maximum(sign * outward, sign * as_input).expand_as(x))
     return found[0], found[1]
-
-
-def next_above(x: Tensor) -> Tensor:
-    """The next number above, with the gradient of x."""
-    return x + (torch.nextafter(x, torch.full_like(x, torch.inf)) - x).detach()
-
-
-def next_below(x: Tensor) -> Tensor:
-    """The next number below, with the gradient of x."""
-    return -next_above(-x)
 
 
 def safe_norm(x: Tensor, dim: int = -1) -> Tensor:

@@ -136,14 +136,16 @@ def _intercepts(knots: tuple, slopes: tuple, at_first_knot) -> list:
                    for t in parts]  # fmt: skip
         knots, slopes, at_first_knot = bounded[: len(knots)], bounded[len(knots) : -1], bounded[-1]
     else:
-        far = torch.finfo(torch.float64).max
-        knots = [k.clamp(-far, far) if isinstance(k, Tensor) else min(max(k, -far), far) for k in knots]
-        if isinstance(at_first_knot, Tensor):
-            at_first_knot = at_first_knot.clamp(-far, far)
+        knots, at_first_knot = [_finite(k) for k in knots], _finite(at_first_knot)
     found = [at_first_knot - slopes[0] * knots[0]]
     for knot, left, right in zip(knots, slopes, slopes[1:]):
         found.append(found[-1] + (left - right) * knot)
     return [float(c) for c in found] if exact else found
+
+
+def _finite(value):
+    info = torch.finfo(value.dtype if isinstance(value, Tensor) and value.dtype.is_floating_point else torch.float64)
+    return value.clamp(info.min, info.max) if isinstance(value, Tensor) else min(max(value, info.min), info.max)
 
 
 def relu() -> PiecewiseLinear:
