@@ -17,7 +17,7 @@ from .lipschitz.lower import sampled_rates
 from .lipschitz.oracle import NormOracle
 from .lipschitz.product import product_plan
 from .lipschitz.sweep import planned_norms, sweep
-from .margin import check_specification, output_upper, row_lipschitz, whole_lipschitz
+from .margin import check_specification, inference_error, output_upper, row_lipschitz, whole_lipschitz
 from .region import Region
 from .result import LipschitzResult
 
@@ -49,6 +49,9 @@ def local_lip_bounds(
     norm = NormOracle(config, planned_norms(graph, config))
     with _gradients_where_needed(graph, region):
         layers = sweep(graph, region, config, norm, given)
+        spread = inference_error(graph, rows, layers, config, dtype)
+        # what rounding may take must be reached as well
+        limit = None if limit is None else limit - spread
         below = output_upper(graph, region, -rows, layers, config, limit) if want_lower else None
         above = output_upper(graph, region, rows, layers, config) if want_upper else None
     lower = None if below is None else -outward_upper(below, dtype)
@@ -57,6 +60,9 @@ def local_lip_bounds(
         lower = torch.maximum(lower, crown[0].flatten(1))
     if crown[1] is not None and upper is not None:
         upper = torch.minimum(upper, crown[1].flatten(1))
+    if config.inference is not None:
+        lower = None if lower is None else -outward_upper(spread - lower.to(spread.dtype), dtype)
+        upper = None if upper is None else outward_upper(spread + upper.to(spread.dtype), dtype)
     return lower, upper, norm.certificate, norm.failure_probability
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .config import LocalLipConfig
 from .errors import NonFiniteError, ShapeError
+from .forward_error import forward_error
 from .graph import NetworkGraph
 from .lipschitz.composed import composed_rate, composed_rows
 from .lipschitz.deviation import Deviation
@@ -72,7 +73,7 @@ def _output_upper(graph, region: Region, c: Tensor, layers: Layers, config, thre
     centre = graph.values(region.centre)[graph.output].flatten(1)
     at = torch.einsum("bso,bo->bs", c, centre)
     rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)
-    upper = _by_interval(c, layers)
+    upper = _by_interval(graph, c, layers)
     if config.bound != "composed":
         errors = RowErrors(layers.slack, len(c))
         reach = product_rows(graph, graph.output, rows, layers, region.eps, errors.visit)
@@ -91,16 +92,35 @@ def _output_upper(graph, region: Region, c: Tensor, layers: Layers, config, thre
     return upper + positive_slack(c.shape[2], c.dtype) * (size + (upper.detach() - at.detach()).abs())
 
 
-def _by_interval(c: Tensor, layers: Layers) -> Tensor:
+def _by_interval(graph: NetworkGraph, c: Tensor, layers: Layers) -> Tensor:
     """``max c · z`` over the output's interval: ``Σ c⁺ u + c⁻ l``."""
-    if layers.output is None:
+    if graph.output not in layers.intervals:
         return torch.full(c.shape[:2], torch.inf, dtype=c.dtype, device=c.device)
-    low, high = (t.flatten(1) for t in layers.output)
+    low, high = (t.flatten(1) for t in layers.intervals[graph.output])
     ends = torch.einsum("bso,bo->bs", c.clamp(min=0), high) + torch.einsum("bso,bo->bs", c.clamp(max=0), low)
     if not layers.slack:
         return ends
     size = torch.einsum("bso,bo->bs", c.detach().abs(), torch.maximum(low.abs(), high.abs()).detach())
     return ends + positive_slack(2 * c.shape[2], c.dtype) * size
+
+
+@torch.no_grad()
+def inference_error(graph: NetworkGraph, c: Tensor, layers: Layers, config: LocalLipConfig, own: torch.dtype) -> Tensor:
+    """How far ``C f(x)``, run in ``config.inference``, can be from its exact value, anywhere in the region.
+
+    ``(batch, specs)``: 0 where no such precision is set, infinite where values may overflow it.
+
+    Args:
+        own: the model's own precision, in which inputs come.
+    """
+    if config.inference is None:
+        return torch.zeros(c.shape[:2], dtype=c.dtype, device=c.device)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.inference]
+    rounded = torch.finfo(dtype).eps > torch.finfo(own).eps
+    error = forward_error(graph, layers.intervals, dtype, rounded_input=rounded)[graph.output].flatten(1).unsqueeze(1)
+    used = c != 0
+    total = torch.where(used, c.abs() * torch.where(used, error, 0.0), 0.0).sum(2)
+    return total * (1 + positive_slack(c.shape[2], c.dtype))
 
 
 def row_lipschitz(graph: NetworkGraph, c: Tensor, layers: Layers, config: LocalLipConfig) -> Tensor:

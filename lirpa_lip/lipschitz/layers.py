@@ -73,14 +73,14 @@ class Layers(dict[str, Layer]):
     Attributes:
         slack: error terms of affine nodes, `lirpa_lip.rounding.NodeErrors.slack`; empty for estimates.
         gains: of each layer, by source, for the error of compositions; empty for estimates.
-        output: bounds of the network's output by interval arithmetic.
+        intervals: bounds of every node's value.
     """
 
     def __init__(self, layers: Mapping[str, Layer] | None = None) -> None:
         super().__init__(layers or {})
         self.slack: dict[str, Tensor] = {}
         self.gains: dict[str, dict[str, Gain]] = {}
-        self.output: Interval | None = None
+        self.intervals: dict[str, Interval] = {}
 
     def select(self, index: Tensor) -> Layers:
         """The samples at ``index``, alone."""

@@ -72,7 +72,7 @@ class _Sweep:
                 self._activation(node)
             elif not node.is_input:
                 self._affine(node, node.name in wanted)
-        self.layers.output = self.intervals[self.graph.output]
+        self.layers.intervals = self.intervals
         if self.errors is not None:
             self.layers.slack = self.errors.slack
         return self.layers
