@@ -55,7 +55,7 @@ def train(robust: bool, epochs: int, x: Tensor, y: Tensor) -> nn.Module:
     """Adam on plain cross-entropy, or on the GloRo loss with the composed local bound, its radius ramped up."""
     torch.manual_seed(0)
     model = build_model("cnn-tiny", tuple(x.shape[1:]), classes=10, activation="maxmin")
-    bound, loss = (make_bound("composed", model, x[:1]), GloRoLoss()) if robust else (None, None)
+    bound, loss = (make_bound("local-lip", model, x[:1]), GloRoLoss()) if robust else (None, None)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     name = "certifiably" if robust else "plainly"
     for epoch in track(range(epochs), description=f"training {name}", console=console):

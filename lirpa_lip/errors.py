@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+INSTALL_AUTO_LIRPA = "pip install --no-deps auto_LiRPA==0.3"
+
 
 class LirpaLipError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -40,6 +42,7 @@ class UnknownMethodError(ConfigError):
 
     def __init__(self, name: object, choices: Iterable[str], kind: str = "method") -> None:
         self.name = name
+        self.kind = kind
         self.choices = tuple(choices)
         super().__init__(f"unknown {kind} {name!r}; choose one of: {', '.join(map(repr, self.choices))}.")
 
@@ -80,6 +83,27 @@ class InvalidBoundError(LirpaLipError, ArithmeticError):
     """A number that should be a bound contradicts another bound, or a value that was seen."""
 
 
+class MethodFailedError(LirpaLipError, RuntimeError):
+    """A method of auto_LiRPA failed on a network or a call it does not know how to handle.
+
+    Args:
+        method: which.
+        reason: what it raised.
+        node: name of the node in the traced graph where it did, if it was at one.
+        operator: class name of that node.
+    """
+
+    def __init__(self, method: object, reason: str, node: str = "", operator: str = "") -> None:
+        self.method = method
+        self.node = node
+        self.operator = operator
+        where = f" at {operator} node {node!r}" if node else ""
+        super().__init__(
+            f"auto_LiRPA's method {method!r} failed{where} ({reason}); check the shapes of x and C, or use "
+            "method='local-lip' or 'ibp', which need none of what failed."
+        )
+
+
 class CertificateError(LirpaLipError, ValueError):
     """An estimate, which is not a bound, was asked for where a certificate is needed."""
 
@@ -102,6 +126,47 @@ class DataError(LirpaLipError, ValueError):
 
 class CheckpointError(LirpaLipError, ValueError):
     """A checkpoint is absent, damaged, or belongs to another model or configuration."""
+
+
+class UntrustedCodeError(CheckpointError):
+    """A file names a module of somebody's own, and importing it, which runs its code, was not allowed.
+
+    Args:
+        arch: the ``module:factory`` in the file.
+        file: which file, as in "the checkpoint".
+    """
+
+    def __init__(self, arch: str, file: str) -> None:
+        self.arch = arch
+        super().__init__(
+            f"{file} names code of its own as the network: {arch!r}. Importing it would run it; if you trust it, add "
+            f"--trust-arch (in Python: trust_arch=True), or name the network yourself: --arch {arch}"
+        )
+
+
+class LockedError(LirpaLipError, RuntimeError):
+    """Another process works in a folder.
+
+    Args:
+        owner: who, as in "process 12 on host".
+        file: the lock, where it must be removed by hand if that process is gone.
+    """
+
+    def __init__(self, folder: str, owner: str, file: str | None = None) -> None:
+        hand = "" if file is None else f" If it is gone for certain, delete {file}."
+        super().__init__(f"{owner} is at work in {folder}: wait for it, or choose another --out.{hand}")
+
+
+class RunInterruptedError(LirpaLipError, RuntimeError):
+    """Somebody, or the system, stopped a run; the message says what is kept and how to go on.
+
+    Args:
+        signal_number: the signal that stopped it.
+    """
+
+    def __init__(self, message: str, signal_number: int = 2) -> None:
+        self.signal_number = signal_number
+        super().__init__(message)
 
 
 class DivergedError(LirpaLipError, ArithmeticError):

@@ -26,7 +26,7 @@ from lirpa_lip.training.figures import certified_curve, draw_certified_accuracy
 from lirpa_lip.training.models import build_model
 from lirpa_lip.training.sources import TensorSource
 
-SETTINGS = CertifySettings("0.05,36/255", bound="global", pgd_steps=0)
+SETTINGS = CertifySettings("0.05,36/255", bound="global-product", pgd_steps=0)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def linear_network(bias: float) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["global", "local-lip", "composed", "crown"])
+@pytest.mark.parametrize("name", ["global-product", "local-product", "local-lip", "crown"])
 def test_radius_of_a_known_network(name):
     x = torch.tensor([0.5, 0.25, 0.0]).double().reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     certifier = make_certifier(name, linear_network(0.0), x[:1], radius_steps=12)
@@ -101,7 +101,7 @@ def test_order_of_the_certificates(network, data):
     model, x = network.double(), data.images[:6].double()
     predictions = model(x).argmax(dim=1)
     found = []
-    for name in ("global", "local-lip", "composed"):
+    for name in ("global-product", "local-product", "local-lip"):
         certifier = make_certifier(name, model, x[:1], "deterministic", radius_steps=5)
         found.append(certifier(x, predictions, [Fraction(1, 20)]).radius.clamp(min=0))
     resolution = 0.05 / 2**5
@@ -111,10 +111,10 @@ def test_order_of_the_certificates(network, data):
 
 def test_delta_is_divided_among_the_verdicts(network, data):
     model, x = network.double(), data.images[:4].double()
-    certifier = make_certifier("composed", model, x[:1], "probabilistic", delta=1e-4, radius_steps=3)
+    certifier = make_certifier("local-lip", model, x[:1], "probabilistic", delta=1e-4, radius_steps=3)
     verdict = certifier(x, model(x).argmax(dim=1), [Fraction(1, 10), Fraction(1, 5)])
     assert verdict.kind == "probabilistic" and verdict.failure_probability == 1e-4
-    assert certifier._bounded.last_certificate[1] == pytest.approx(1e-4 / 5)
+    assert certifier._bounded.last_certificate[1] == pytest.approx(1e-4 / 6)  # two radii, three steps, the global bound
 
 
 def test_shards_and_resuming_give_the_same_rows(tmp_path, network, data):
@@ -160,7 +160,7 @@ def test_identity(network):
 
 
 def test_summary_and_files(tmp_path, network, data):
-    settings = CertifySettings("0.05,36/255", bound="local-lip", pgd_steps=3)
+    settings = CertifySettings("0.05,36/255", bound="local-product", pgd_steps=3)
     certify_shard(network, data, settings, tmp_path, "id")
     summary = write_merged(tmp_path, settings)
     rows = read_rows(tmp_path)
@@ -189,8 +189,8 @@ def test_weakest_kind_is_reported():
 def test_errors(network, data):
     x = data.images[:1]
     with pytest.raises(CertificateError, match="certifies nothing"):
-        make_certifier("composed", network, x, "estimate")
-    with pytest.raises(UnknownMethodError, match="composed"):
+        make_certifier("local-lip", network, x, "estimate")
+    with pytest.raises(UnknownMethodError, match="local-product"):
         make_certifier("nonsense", network, x)
     with pytest.raises(ConfigError, match="no certified samples"):
         summarise([], SETTINGS)

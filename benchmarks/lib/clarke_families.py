@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from networks import SHARED
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.networks import SHARED
 from lirpa_lip.errors import DataError
 
 Split = tuple[Tensor, Tensor, Tensor]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lirpa_lip.training.models import Normalize
 
-SHARED = Path(os.environ.get("LIRPA_LIP_SHARED", Path(__file__).resolve().parents[1].parent / "shared"))
+SHARED = Path(os.environ.get("LIRPA_LIP_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
 
 _COMMON = {"mean": (0.485, 0.456, 0.406), "std": (0.225, 0.225, 0.225)}
 _RESNET = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)}

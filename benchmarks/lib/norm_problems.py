@@ -8,10 +8,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from networks import SHARED
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.networks import SHARED
 from lirpa_lip.errors import DataError
 from lirpa_lip.norms.linear_map import Conv2dMap, DenseMap, LinearMap
 from lirpa_lip.training.data import DataBundle, load_data

@@ -17,9 +17,9 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 @pytest.fixture
 def bench(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import bench_verify
+    import verify
 
-    yield bench_verify
+    yield verify
     for name in [n for n, m in sys.modules.items() if str(getattr(m, "__file__", "")).startswith(str(BENCHMARKS))]:
         del sys.modules[name]
 
@@ -88,7 +88,7 @@ def test_violations_are_found(bench):
 
 
 def test_attack_stays_in_the_ball_and_finds_what_random_points_do_not(bench):
-    from attack import sampled_points, strongest
+    from lib.attack import sampled_points, strongest
 
     model, x, y = toy("toy", 6, None)
     worst = strongest(model, x, y, 0.5, steps=30)

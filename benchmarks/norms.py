@@ -3,10 +3,10 @@
 Every figure is a ratio to the published power method, or to the converged value, of the same run on the same machine.
 Rows are appended to a CSV (long form: one measurement a row), plots drawn from it by ``--plot``.
 
-    python benchmarks/bench_norms.py --quick                       # a minute: does it run?
-    python benchmarks/bench_norms.py                               # everything the machine has data and devices for
-    python benchmarks/bench_norms.py --networks 4c3f --sections speed,bounds
-    python benchmarks/bench_norms.py --plot                        # docs/figures/norms_*.png from the CSV
+    python benchmarks/norms.py --quick                       # a minute: does it run?
+    python benchmarks/norms.py                               # everything the machine has data and devices for
+    python benchmarks/norms.py --networks 4c3f --sections speed,bounds
+    python benchmarks/norms.py --plot                        # docs/figures/norms_*.png from the CSV
 
 ``seconds`` is processor time of this process on a CPU (with one thread: the time on an idle machine), and elapsed time
 on a GPU; medians over ``--repeats``.
@@ -14,7 +14,6 @@ on a GPU; medians over ``--repeats``.
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +25,11 @@ from statistics import median
 
 import click
 import torch
-from hardware import stamp
-from norm_problems import SHAPES, Layer, active_layers, images, layers, network
-from norm_starts import starts
-from norm_steps import kernel_rows, step_rows, training_rows
-from norm_tools import peak_activations, plot
+from lib.norm_problems import SHAPES, Layer, active_layers, images, layers, network
+from lib.norm_starts import starts
+from lib.norm_steps import kernel_rows, step_rows, training_rows
+from lib.norm_tools import peak_activations, plot
+from lib.table import Table
 from torch import Tensor
 
 from lirpa_lip.norms import NormResult, masked_spectral_norm
@@ -40,8 +39,7 @@ from lirpa_lip.norms.problem import prepare
 
 RESULTS = Path(__file__).parent / "results" / "norms.csv"
 COLUMNS = (
-    "section network weights eliminated samples method setting iterations seconds mean_error worst_error value note "
-    "hardware versions date"
+    "section network weights eliminated samples method setting iterations seconds mean_error worst_error value note"
 ).split()
 
 #: Samples per network, so that a step of the power method takes some tens of milliseconds on one core.
@@ -299,17 +297,11 @@ def main(networks: str, sections: str, quick: bool, repeats: int, threads: int, 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     out = out.with_suffix(".quick.csv") if quick else out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    new = not out.exists()
-    with out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if new:
-            writer.writeheader()
-        for row in measured(networks.split(","), sections.split(","), quick, 1 if quick else repeats):
-            shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
-            writer.writerow({**shown, **stamp()})
-            file.flush()
-            click.echo("  ".join(str(shown[key]) for key in COLUMNS if key in shown))
+    table = Table(out, COLUMNS)
+    for row in measured(networks.split(","), sections.split(","), quick, 1 if quick else repeats):
+        shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in row.items()}
+        table.append(shown)
+        click.echo("  ".join(str(shown[key]) for key in COLUMNS if key in shown))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What one training step costs, as a multiple of a plain cross-entropy step on the same batch.
 
-    python benchmarks/bench_train.py                              # MNIST 4C3F and CIFAR 6C2F, on what is there
-    python benchmarks/bench_train.py --arch 4c3f --batch-size 64
+    python benchmarks/train_step.py                              # MNIST 4C3F and CIFAR 6C2F, on what is there
+    python benchmarks/train_step.py --arch 4c3f --batch-size 64
 
 Plain, global, local product and composed bounds in the GloRo loss, the local product with interval gradients (BCP, or
 a sparsity loss), and our own rendering of the published step with its vectors per image; all in turn within one run, so
@@ -10,7 +10,6 @@ that a busy machine slows them alike. On a CPU seconds are processor seconds. Ro
 
 from __future__ import annotations
 
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -18,19 +17,20 @@ from pathlib import Path
 
 import click
 import torch
-from hardware import COLUMNS, stamp
-from published_step import PublishedStep
+from lib.published_step import PublishedStep
+from lib.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lirpa_lip.training.models import build_model
 from lirpa_lip.training.objective import Objective
 
+RESULTS = Path(__file__).parent / "results" / "train_step.csv"
 INPUTS = {"4c3f": (1, 28, 28), "6c2f": (3, 32, 32), "8c2f": (3, 64, 64), "cnn-small": (1, 28, 28)}
 #: Rounds that are not counted: at first, norms are checked often against better ones, later every fifty steps.
 WARM_UP = 10
 FIELDS = ("arch", "activation", "batch", "step", "seconds", "quartile_low", "quartile_high", "times_plain",
-          "kept_floats", "peak_gib", *COLUMNS)  # fmt: skip
+          "kept_floats", "peak_gib")  # fmt: skip
 Step = Callable[[], Tensor]
 
 
@@ -38,11 +38,11 @@ def steps_of(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> dict[str, tu
     """Name -> (the loss of one step, floats that it keeps from step to step)."""
     found: dict[str, tuple[Step, int]] = {"plain": (lambda: F.cross_entropy(model(x), y), 0)}
     variants = {
-        "global": ("gloro", "global", {}),
-        "local product": ("gloro", "local-lip", {}),
-        "local product, 1 iteration": ("gloro", "local-lip", {"iterations": 1}),
-        "local product, interval gradients": ("bcp", "local-lip", {}),
-        "composed": ("gloro", "composed", {}),
+        "global": ("gloro", "global-product", {}),
+        "local product": ("gloro", "local-product", {}),
+        "local product, 1 iteration": ("gloro", "local-product", {"iterations": 1}),
+        "local product, interval gradients": ("bcp", "local-product", {}),
+        "composed": ("gloro", "local-lip", {}),
     }
     for name, (loss, bound, options) in variants.items():
         objective = Objective(model, x[:1], loss, bound, **options).to(x.device)
@@ -77,13 +77,11 @@ def timed(step: Step, model: nn.Module, device: torch.device) -> tuple[float, fl
 @click.option("--activation", default="clipped_relu", show_default=True)
 @click.option("--batch-size", default=None, type=int, help="[default: 64, on CUDA 256]")
 @click.option("--repeats", default=7, show_default=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("benchmarks/results/train_step.csv"), show_default=True
-)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(arch: tuple[str, ...], activation: str, batch_size: int | None, repeats: int, out: Path) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     batch = batch_size or (256 if device.type == "cuda" else 64)
-    rows = []
+    table = Table(out, FIELDS)
     for name in arch:
         torch.manual_seed(0)
         model = build_model(name, INPUTS[name], 10, activation).to(device)
@@ -109,17 +107,10 @@ def main(arch: tuple[str, ...], activation: str, batch_size: int | None, repeats
                 f"{high:.5f}",
                 f"{middle / plain:.2f}",
             )
-            rows.append(dict(zip(FIELDS, (*values, steps[label][1], f"{peak:.2f}"), strict=False)) | stamp())
+            table.append(dict(zip(FIELDS, (*values, steps[label][1], f"{peak:.2f}"), strict=True)))
             click.echo(
                 f"{name:10s} {label:36s} {middle:8.4f} s  {middle / plain:5.2f} ×  keeps {steps[label][1]:,} floats"
             )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not out.exists()
-    with out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from norm_problems import Layer, active_layers, images, network
 from torch import Tensor
 
+from lib.norm_problems import Layer, active_layers, images, network
 from lirpa_lip.norms import SharedStart, masked_spectral_norm
 from lirpa_lip.norms.linear_map import MaskedMap
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -12,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from lib.table import read
 
 
 class _Peak(TorchDispatchMode):
@@ -58,12 +59,11 @@ def plot(results: Path, folder: Path) -> None:
     from matplotlib import pyplot, ticker
 
     curves: dict[tuple[str, str, str], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
-    with results.open(newline="") as file:
-        for row in csv.DictReader(file):
-            # no error where a layer is dead in every sample: the product is 0, exactly, in every method
-            if row["section"] == "speed" and row["mean_error"] not in ("", "nan"):
-                key = (row["network"], row["weights"], row["eliminated"])
-                curves[key][row["method"]].append((float(row["seconds"]), float(row["mean_error"])))
+    for row in read(results):
+        # no error where a layer is dead in every sample: the product is 0, exactly, in every method
+        if row["section"] == "speed" and row["mean_error"] not in ("", "nan"):
+            key = (row["network"], row["weights"], row["eliminated"])
+            curves[key][row["method"]].append((float(row["seconds"]), float(row["mean_error"])))
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted({key[0] for key in curves}):
         keys = [key for key in curves if key[0] == name]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from statistics import median
 
 import torch
-from norm_problems import SHAPES, Layer, active_layers, layers, network
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.norm_problems import SHAPES, Layer, active_layers, layers, network
 from lirpa_lip.losses.warm_norm import WarmStarts
 from lirpa_lip.norms import SharedStart, masked_spectral_norm
 from lirpa_lip.norms.kernels import reference

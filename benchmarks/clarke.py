@@ -1,16 +1,15 @@
 """Local Lipschitz constants by every method on the published families: value, gap to the lower bound, time.
 
-    python benchmarks/bench_clarke.py                 # all families, about a quarter of an hour on two cores
-    python benchmarks/bench_clarke.py --quick         # two small networks, for continuous integration
-    python benchmarks/bench_clarke.py --given         # also cifar_cnn_a_adv and cifar_resnet2b, trained by others
-    python benchmarks/bench_clarke.py --heuristics    # branch and bound by every splitting heuristic
+    python benchmarks/clarke.py                 # all families, about a quarter of an hour on two cores
+    python benchmarks/clarke.py --quick         # two small networks, for continuous integration
+    python benchmarks/clarke.py --given         # also cifar_cnn_a_adv and cifar_resnet2b, trained by others
+    python benchmarks/clarke.py --heuristics    # branch and bound by every splitting heuristic
 
 Rows are appended to a CSV file. ``exact`` is the enumeration of linear regions, on networks small enough.
 """
 
 from __future__ import annotations
 
-import csv
 import math
 import resource
 import time
@@ -19,9 +18,9 @@ from pathlib import Path
 
 import click
 import torch
-from clarke_families import Member, load, members, train
-from hardware import COLUMNS, stamp
-from networks import load_given
+from lib.clarke_families import Member, load, members, train
+from lib.networks import load_given
+from lib.table import Table
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
@@ -30,6 +29,7 @@ from lirpa_lip.lipschitz.clarke_exact import chain_of, enumerate_constant
 from lirpa_lip.lipschitz.clarke_options import HEURISTICS
 from lirpa_lip.local_lip import network_graph
 
+RESULTS = Path(__file__).parent / "results" / "clarke.csv"
 FIELDS = (
     "family",
     "network",
@@ -45,7 +45,6 @@ FIELDS = (
     "visited",
     "stopped",
     "peak_gib",
-    *COLUMNS,
 )
 
 
@@ -143,26 +142,21 @@ def cases(quick: bool, given: bool, only: str | None) -> Iterator[tuple[str, str
 @click.option(
     "--time-limit", type=float, default=10.0, show_default=True, help="Seconds of branch and bound per region."
 )
-@click.option("--out", type=click.Path(path_type=Path), default=Path("bench_clarke.csv"), show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def main(
     quick: bool, given: bool, heuristics: bool, only: str | None, samples: int, time_limit: float, out: Path
 ) -> None:
     """Appends to OUT and prints the medians over samples."""
     if quick:
         samples, time_limit = 1, 1.0
-    marks, new = stamp(), not out.exists()
-    with open(out, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, FIELDS, restval="")
-        if new:
-            writer.writeheader()
-        for family, name, net, x, eps in cases(quick, given, only):
-            found: dict[tuple[str, str], list[dict]] = {}
-            for index in range(samples):
-                for row in rows_of(net, x[index : index + 1], eps, time_limit, heuristics):
-                    writer.writerow({"family": family, "network": name, "eps": eps, "sample": index, **row, **marks})
-                    file.flush()
-                    found.setdefault((row["norm"], row["method"]), []).append(row)
-            summarise(name, found)
+    table = Table(out, FIELDS)
+    for family, name, net, x, eps in cases(quick, given, only):
+        found: dict[tuple[str, str], list[dict]] = {}
+        for index in range(samples):
+            for row in rows_of(net, x[index : index + 1], eps, time_limit, heuristics):
+                table.append({"family": family, "network": name, "eps": eps, "sample": index, **row})
+                found.setdefault((row["norm"], row["method"]), []).append(row)
+        summarise(name, found)
 
 
 def summarise(name: str, found: dict[tuple[str, str], list[dict]]) -> None:

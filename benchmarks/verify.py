@@ -4,9 +4,9 @@ One CSV row per network, radius and method; rows that the CSV holds already are 
 checked for soundness: the margins at random and attacked points of the balls must not fall below their certified
 bounds, nor gradients of margins there exceed Lipschitz bounds. ``violations`` counts them and must be 0.
 
-    python benchmarks/bench_verify.py --quick                     # a few images: does it run?
-    python benchmarks/bench_verify.py --images 100                # everything, as far as the files are there
-    python benchmarks/bench_verify.py --networks cifar_base --methods crown,local-lip --images 20 --fresh
+    python benchmarks/verify.py --quick                     # a few images: does it run?
+    python benchmarks/verify.py --images 100                # everything, as far as the files are there
+    python benchmarks/verify.py --networks cifar_base --methods crown,local-lip --images 20 --fresh
 
 ``seconds_per_image`` is wall-clock time, ``cpu_seconds_per_image`` the processor time of this process (with one
 thread the time on an idle machine); both are medians over batches. A method stops after ``--row-seconds`` of processor
@@ -16,7 +16,6 @@ methods can be compared on the images they share.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import time
 import warnings
@@ -26,9 +25,9 @@ from statistics import median
 
 import click
 import torch
-from attack import sampled_points, strongest
-from hardware import stamp
-from networks import GIVEN, load_given
+from lib.attack import sampled_points, strongest
+from lib.networks import GIVEN, load_given
+from lib.table import Table, read
 from small_lipschitz import load_trained
 from torch import Tensor, nn
 
@@ -41,7 +40,7 @@ from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
 
 COLUMNS = (
     "network eps images method clean pgd certified mean_worst_margin seconds_per_image cpu_seconds_per_image "
-    "certificate delta samples_checked violations note verdicts hardware versions date"
+    "certificate delta samples_checked violations note verdicts"
 ).split()
 
 #: Network -> radii, in the order in which they are run.
@@ -152,26 +151,6 @@ def load(name: str, images: int, cache: Path) -> tuple[nn.Module, Tensor, Tensor
     return model, x[:images], y[:images]
 
 
-def rows_of(path: Path) -> list[dict]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def rewrite(path: Path, rows: list[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def append(path: Path, row: dict) -> None:
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n").writerow(row)
-
-
 def not_run(reason: str) -> dict:
     return {"images": 0, "note": f"not run: {reason}", "certified": "", "violations": 0}
 
@@ -199,8 +178,9 @@ def main(images, networks, methods, eps, steps, batch, row_seconds, cost_limit, 
     if quick:
         images, networks, eps, steps = 4, networks.split(",")[0], eps or "0.1", 1
     asked = set(itertools.product(cases(networks.split(","), eps), methods.split(",")))
-    kept = [r for r in rows_of(out) if not (fresh and ((r["network"], r["eps"]), r["method"]) in asked)]
-    rewrite(out, kept)
+    table = Table(out, COLUMNS)
+    kept = [r for r in table.rows() if not (fresh and ((r["network"], r["eps"]), r["method"]) in asked)]
+    table.rewrite(kept)
     done = {(r["network"], r["eps"], r["method"]) for r in kept}
     for name, radius in cases(networks.split(","), eps):
         wanted = [m for m in methods.split(",") if (name, radius, m) not in done]
@@ -213,14 +193,14 @@ def main(images, networks, methods, eps, steps, batch, row_seconds, cost_limit, 
             continue
         for method in wanted:
             row = _row(case, method, batch, row_seconds, cost_limit, steps)
-            append(out, {"network": name, "eps": radius, "method": method, **row, **stamp()})
+            table.append({"network": name, "eps": radius, "method": method, **row})
             shown = "images certified pgd cpu_seconds_per_image violations note".split()
             text = " ".join(f"{key}={row[key]}" for key in shown if row.get(key) not in (None, ""))
             console.print(f"{name} {radius} {method} {text}", highlight=False, soft_wrap=True)
     if figure is not None:
         from figures import draw_verification
 
-        draw_verification(rows_of(out), figure)
+        draw_verification(read(out), figure)
 
 
 def _row(case: Case, method: str, batch: int, row_seconds: float, cost_limit: float, steps: int) -> dict:
