@@ -62,7 +62,7 @@ class LocalLipConfig:
     def __post_init__(self) -> None:
         if isinstance(self.optimize, bool):
             object.__setattr__(self, "optimize", _OPTIMIZE_STEPS if self.optimize else 0)
-        settings = (
+        settings: tuple[tuple[str, tuple[str | None, ...]], ...] = (
             ("bound", BOUNDS),
             ("certificate", CERTIFICATES),
             ("precision", PRECISIONS),
@@ -70,7 +70,7 @@ class LocalLipConfig:
         )
         for name, choices in settings:
             if getattr(self, name) not in choices:
-                raise UnknownMethodError(getattr(self, name), choices, kind=name)
+                raise UnknownMethodError(getattr(self, name), map(str, choices), kind=name)
         if not 0 < self.delta < 1:
             raise ConfigError(f"delta={self.delta} must lie strictly between 0 and 1: it is a failure probability.")
         if self.norm_iterations is not None and self.norm_iterations < 1:

@@ -80,7 +80,17 @@ class UnsupportedOperatorError(LirpaLipError, NotImplementedError):
 
 
 class InvalidBoundError(LirpaLipError, ArithmeticError):
-    """A number that should be a bound contradicts another bound, or a value that was seen."""
+    """A method returned bounds that are none: NaN, a lower bound above the upper one, or a value seen outside.
+
+    Args:
+        method: the method whose bounds they are.
+        reason: what is wrong with them, with numbers.
+        remedy: what does work.
+    """
+
+    def __init__(self, method: str, reason: str, remedy: str) -> None:
+        self.method, self.reason = method, reason
+        super().__init__(f"method={method!r} gave bounds that are not valid: {reason}; {remedy}.")
 
 
 class MethodFailedError(LirpaLipError, RuntimeError):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ _COEFFICIENT = 8
 #: Unit roundoffs that a library's exp, tanh, erf or a formula of a few operations may be off by.
 _FUNCTION = 16
 
-Range = Tensor | Interval
+Range: TypeAlias = Tensor | Interval
 
 
 def forward_error(
@@ -59,25 +60,58 @@ def difference(graph: NetworkGraph, ranges: Mapping[str, Range], *dtypes: torch.
 
 
 def _errors(graph: NetworkGraph, ranges: Mapping[str, Range], dtypes: list[torch.dtype], rounded_input: bool) -> dict:
-    """Both kinds at once: the errors of several evaluations add up, and they are linear in what is rounded."""
-    units = [_Precision(d) for d in dtypes]
+    """Both kinds at once: the errors of several evaluations add up."""
     largest = min(torch.finfo(d).max for d in dtypes)
     errors: dict[str, Tensor] = {}
     with torch.no_grad():
         for node in graph:
             low, high = _ends(ranges[node.name])
-            if node.activation is not None:
-                parent = node.parents[0]
-                unit = sum(p.unit for p in units)
-                error = _activation_error(node.activation, _ends(ranges[parent]), errors[parent], unit)
-            elif node.maps is not None:
-                error = _affine_error(node, ranges, errors, units)
+            size = torch.maximum(low.abs(), high.abs())
+            if node.is_input:
+                error = size * (sum(_Precision(d).unit for d in dtypes) if rounded_input else 0.0)
             else:
-                error = torch.maximum(low.abs(), high.abs()) * (sum(p.unit for p in units) if rounded_input else 0.0)
-            size = torch.maximum(low.abs(), high.abs()) + error
-            bad = torch.isnan(error) | ~(size <= largest)
+                error = node_error(node, ranges, errors, *dtypes)
+            bad = torch.isnan(error) | ~(size + error <= largest)
             errors[node.name] = torch.where(bad, torch.inf, error)
     return errors
+
+
+def first_order(graph: NetworkGraph, x: Tensor, rows: Tensor, *dtypes: torch.dtype) -> Tensor:
+    """How far two evaluations of ``c · f`` at a point can lie apart, to first order in the roundoffs.
+
+    ``Σ_k |∂f/∂z_k| · (error made at node k)``: errors are carried on by the network's own derivatives, with their
+    signs, and not by |A| layer after layer, which in a deep network would leave nothing to be found.
+
+    Args:
+        graph: the network; the computation is in its precision.
+        x: points ``(n, *shape)``.
+        rows: ``(n, outputs)``, the c of each point.
+        dtypes: of the two evaluations.
+
+    Returns:
+        ``(n,)``.
+    """
+    with torch.enable_grad():
+        values = graph.values(x.detach().to(graph.dtype).requires_grad_())
+        output = (values[graph.output].flatten(1) * rows.to(graph.dtype)).sum()
+        moved = torch.autograd.grad(output, list(values.values()), allow_unused=True)
+    ranges: dict[str, Range] = {name: (v.detach(), v.detach()) for name, v in values.items()}
+    exact = {name: torch.zeros_like(v) for name, v in values.items()}
+    total = torch.zeros(len(x), dtype=graph.dtype, device=x.device)
+    for node, slope in zip(graph, moved, strict=True):
+        if slope is not None and not node.is_input:
+            made = node_error(node, ranges, exact, *dtypes)
+            total = total + torch.where(slope == 0, 0.0, slope.abs() * made).flatten(1).sum(1)
+    return total
+
+
+def node_error(node: Node, ranges: Mapping[str, Range], errors: Mapping[str, Tensor], *dtypes: torch.dtype) -> Tensor:
+    """Error at one node from those of the nodes before it, for the sum of evaluations in ``dtypes``."""
+    units = [_Precision(d) for d in dtypes]
+    if node.activation is not None:
+        parent = node.parents[0]
+        return _activation_error(node.activation, _ends(ranges[parent]), errors[parent], sum(p.unit for p in units))
+    return _affine_error(node, ranges, errors, units)
 
 
 class _Precision:

@@ -88,8 +88,8 @@ def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
     given = x.as_subclass(Tensor).detach()
 
     def ends(low, high) -> tuple[Tensor | None, Tensor | None]:
-        found = box_ends(given, low, high, torch.float64)
-        return tuple(None if end is None else t for end, t in zip((low, high), found))
+        least, most = box_ends(given, low, high, torch.float64)
+        return None if low is None else least, None if high is None else most
 
     low, high = getattr(region, "x_L", None), getattr(region, "x_U", None)
     image = config.image_box

@@ -147,9 +147,9 @@ def _crown(bounded, x, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[
 
 
 def outward_upper(upper: Tensor, dtype: torch.dtype) -> Tensor:
-    """Upper bounds in a precision, rounded up; by one unit at least, for the last operation. 0 stays 0 where it is exact.
+    """Upper bounds in a precision, rounded up; by one unit at least, for the last operation.
 
-    Bounds that are 0 are so because nothing that varies is left: what is computed and not zero never becomes 0.
+    0 stays 0: a bound is 0 only where nothing that varies is left, since what is computed comes with its error.
     """
     high = upper.to(dtype)
     above = torch.nextafter(high, torch.full_like(high, torch.inf)).detach()

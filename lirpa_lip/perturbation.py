@@ -37,7 +37,9 @@ class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
         NonFiniteError: eps is NaN or infinite, the box holds a NaN, or the input does.
     """
 
-    eps: Any  # auto_LiRPA assigns it
+    eps: Any  # auto_LiRPA assigns these
+    x_L: Any
+    x_U: Any
 
     def __init__(
         self,

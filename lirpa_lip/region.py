@@ -74,9 +74,10 @@ class Region:
     def interval(self) -> tuple[Tensor, Tensor]:
         """The box that encloses the region, rounded outward."""
         eps = self.eps.reshape(-1, *[1] * (self.centre.ndim - 1))
-        low, high = (torch.where(eps == 0, self.centre, end) for end in (
-            next_below(self.centre - eps), next_above(self.centre + eps)
-        ))
+        low, high = (
+            torch.where(eps == 0, self.centre, end)
+            for end in (next_below(self.centre - eps), next_above(self.centre + eps))
+        )
         if self.low is not None:
             low, high = torch.maximum(low, self.low), torch.minimum(high, self.high)
         return low, high

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .graph import NetworkGraph
 from .norms.linear_map import (
-    ComposedMap,
     ConvMap,
     ConvTransposeMap,
     DenseMap,
@@ -44,7 +43,7 @@ def gamma_of(count: int, dtype: torch.dtype) -> float:
 
 
 def summands(map_: LinearMap) -> int:
-    """Numbers that are summed for one entry of ``A x`` or of ``Aᵀ y``, at most; of compositions, one after the other."""
+    """Numbers that are summed for an entry of ``A x`` or of ``Aᵀ y``, at most; of compositions, one after another."""
     if isinstance(map_, DenseMap):
         return max(map_.weight.shape)
     if isinstance(map_, (ConvMap, ConvTransposeMap)):

@@ -1,4 +1,4 @@
-"""``inference=``: bounds that hold for the network as it runs, in any order of summation, not only in real arithmetic."""
+"""``inference=``: bounds that hold for the network as it runs, in any order of summation."""
 
 from __future__ import annotations
 

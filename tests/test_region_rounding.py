@@ -32,7 +32,8 @@ EPS = pytest.mark.parametrize("eps", [0.7, *DOWN[:3]])
 @pytest.mark.parametrize("precision", ["auto", "float32"])
 def test_a_radius_that_float32_rounds_down(method, eps, precision):
     assert float(torch.tensor(eps)) < eps
-    bounded = BoundedModule(hinge(eps), torch.zeros(1, 1), bound_opts={"local_lip": LocalLipConfig(precision=precision)})
+    settings = {"local_lip": LocalLipConfig(precision=precision)}
+    bounded = BoundedModule(hinge(eps), torch.zeros(1, 1), bound_opts=settings)
     ball = (BoundedTensor(torch.zeros(1, 1), PerturbationLpNorm(norm=2, eps=eps)),)
     assert bounded.local_lipschitz(x=ball, method=method).upper.item() >= 1
     if method.startswith("local-lip"):
@@ -46,7 +47,7 @@ def test_a_box_that_float32_rounds_down(method, kind):
     box = {"image_box": (-1.0, 0.7)} if kind == "image_box" else {}
     ends = {}
     if kind == "x_U":
-        ends = {"x_L": torch.full((1, 1), -1.0, dtype=torch.float64), "x_U": torch.full((1, 1), 0.7, dtype=torch.float64)}
+        ends = {name: torch.tensor([[end]], dtype=torch.float64) for name, end in (("x_L", -1.0), ("x_U", 0.7))}
     bounded = BoundedModule(hinge(0.7), torch.zeros(1, 1), bound_opts={"local_lip": LocalLipConfig(**box)})
     ball = (BoundedTensor(torch.zeros(1, 1), PerturbationLpNorm(norm=2, eps=5.0, **ends)),)
     if method == "local-lip-crown" and kind == "x_U":
@@ -118,5 +119,6 @@ def test_norms_at_any_scale(dtype):
     zero = torch.zeros(2, 3, dtype=dtype, requires_grad=True)
     (gradient,) = torch.autograd.grad(safe_norm(zero).sum(), zero)
     assert (gradient == 0).all() and (safe_norm(zero) == 0).all()
-    mixed = torch.stack([torch.full((5,), 1e-30, dtype=dtype), torch.zeros(5, dtype=dtype), torch.ones(5, dtype=dtype)])
-    assert torch.allclose(safe_norm(mixed).double(), torch.tensor([1e-30, 0.0, 1.0], dtype=torch.float64) * 5**0.5, rtol=1e-5, atol=0.0)
+    mixed = torch.tensor([1e-30, 0.0, 1.0], dtype=torch.float64)
+    found = safe_norm(mixed.to(dtype).unsqueeze(1).expand(3, 5)).double()
+    assert torch.allclose(found, mixed * 5**0.5, rtol=1e-5, atol=0.0)

@@ -16,9 +16,7 @@ from .rate_errors import RateErrors, rate_errors
 
 
 @torch.no_grad()
-def sampled_rates(
-    graph: NetworkGraph, region: Region, c: Tensor | None, layers: Layers, samples: int = 8
-) -> Tensor:
+def sampled_rates(graph: NetworkGraph, region: Region, c: Tensor | None, layers: Layers, samples: int = 8) -> Tensor:
     """Largest Jacobian norm found: row norms ``(batch, specs)``, or spectral norms ``(batch,)`` for ``c=None``.
 
     The points are the centre and random ones of the region. Where a network is differentiable the norm of its Jacobian,
@@ -60,9 +58,7 @@ def _jacobian(graph: NetworkGraph, x: Tensor, c: Tensor, layers: Layers, known: 
     for node in graph.activations:
         assert node.activation is not None
         parent = node.parents[0]
-        slopes = node.activation.slope_range(
-            values[parent] - off[parent], values[parent] + off[parent], closed=True
-        )
+        slopes = node.activation.slope_range(values[parent] - off[parent], values[parent] + off[parent], closed=True)
         slack[node.name] = slopes.radius * known.speed[parent]
         centres[node.name] = slopes.centre.repeat_interleave(specs, dim=0)
     errors = RowErrors(slack, batch)

@@ -54,10 +54,12 @@ def sweep(
 class _Sweep:
     """The state of one pass. Estimates bound nothing, and so count no rounding."""
 
-    def __init__(self, graph: NetworkGraph, region: Region, config: LocalLipConfig, norm: Norm, given, anchored) -> None:
+    def __init__(
+        self, graph: NetworkGraph, region: Region, config: LocalLipConfig, norm: Norm, given, anchored: bool
+    ) -> None:
         self.graph, self.region, self.config, self.norm = graph, region, config, norm
         self.given: Mapping[str, Interval] = given
-        self.anchored: bool = anchored
+        self.anchored = anchored
         self.values = graph.values(region.centre)
         self.errors = None if config.is_estimate else NodeErrors(graph, self.values)
         self.layers = Layers()

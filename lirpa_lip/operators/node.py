@@ -96,7 +96,7 @@ def node_interval(
 
 
 def own_interval(node: Node, intervals: Mapping[str, Interval]) -> Interval:
-    """`node_interval` by the shortcut alone where there is one: exact, where the walk has rounding that nobody counts."""
+    """`node_interval` by the shortcut alone where there is one: exact, where the walk has rounding nobody counts."""
     if node.shortcut is None:
         return node_interval(node, intervals)
     ancestor, enclose = node.shortcut
@@ -117,10 +117,8 @@ def intersect(a: Interval, b: Interval, between: tuple[str, str, str] | None = N
     if between is not None and bool(crossed.any()):
         node, first, second = between
         gap = float((lower - upper)[crossed].max())
-        raise InvalidBoundError(
-            f"bounds of node {node!r} contradict each other: {first} and {second} are {gap:.3g} apart, so one of them "
-            "is no bound. Leave one of them out, and please report the model."
-        )
+        reason = f"{first} and {second} at node {node!r} are {gap:.3g} apart, so that one of the two is no bound"
+        raise InvalidBoundError(second, reason, "leave one of them out, and please report the model")
     return torch.where(crossed, torch.minimum(lower, upper), lower), torch.where(
         crossed, torch.maximum(lower, upper), upper
     )

@@ -126,7 +126,7 @@ def _full(value, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
 
 
-def _intercepts(knots: tuple, slopes: tuple, at_first_knot) -> list:
+def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot) -> list:
     """``c_0 = f(k_0) − s_0 k_0`` and ``c_{i+1} = c_i + (s_i − s_{i+1}) k_i``."""
     parts = (*knots, *slopes, at_first_knot)
     exact = not any(isinstance(t, Tensor) for t in parts)

@@ -81,9 +81,7 @@ def test_linear_networks_over_a_ball(precision):
         net = random_net(seed, [3, 4, 2], False, dtype, scale=10.0 ** (seed % 13 - 6))
         x, eps = torch.randn(1, 3, dtype=dtype) * 10.0 ** (seed % 5), [0.1, 0.7, 3e-8][seed % 3]
         bounded = wrap(net, x, precision=precision)
-        first, second = (
-            [[Fraction(v) for v in row] for row in layer.weight.tolist()] for layer in net
-        )
+        first, second = ([[Fraction(v) for v in row] for row in layer.weight.tolist()] for layer in net)
         lower, upper = bounded.compute_bounds(x=ball(x, eps), method="local-lip")
         rates = bounded.local_lipschitz(x=ball(x, eps), C=torch.eye(2, dtype=dtype).unsqueeze(0))
         for i, value in enumerate(exact(net, x[0])):
