@@ -17,7 +17,7 @@ from torch import Tensor
 from .coefficients import dense
 from .emit import GraphBuilder, Traced, depends_on_input
 from .lines import relaxations
-from .node import Interval, Node, affine_value, node_interval
+from .node import Interval, Node, affine_value, own_interval
 from .planes import Plane, Relaxation
 
 Adapter = Callable[[GraphBuilder, Traced], str]
@@ -124,7 +124,7 @@ class TracedOperator(Bound):
 
 def _intervals(nodes: list[Node], intervals: dict[str, Interval]) -> dict[str, Interval]:
     for node in nodes:
-        intervals[node.name] = node_interval(node, intervals)
+        intervals[node.name] = own_interval(node, intervals)
     return intervals
 
 
