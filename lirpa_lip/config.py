@@ -38,6 +38,8 @@ class LocalLipConfig:
         optimize: steps of descent on the slopes of each specification, of stable neurons too, and on the multipliers
             of the layers' balls; ``True`` for 30 of them, 0 or ``False`` for none. ``bound="product"`` takes none.
         precision: of the computation. ``"auto"`` is float64 for certificates and the model's own for estimates.
+        seed: of the random starts of norms, as an earlier run's ``details["seed"]`` or ``last_seed`` gives it, to
+            repeat that run; ``None`` draws one from the operating system's entropy, and only then does ``delta`` hold.
     """
 
     bound: Literal["auto", "product", "composed"] = "auto"
@@ -52,6 +54,7 @@ class LocalLipConfig:
     tighten: int = 0
     optimize: int | bool = 0
     precision: Literal["auto", "float32", "float64"] = "auto"
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.optimize, bool):
@@ -65,6 +68,8 @@ class LocalLipConfig:
             raise ConfigError(f"norm_iterations={self.norm_iterations} must be at least 1, or None.")
         if not 0 < self.norm_tolerance < 1:
             raise ConfigError(f"norm_tolerance={self.norm_tolerance} must lie strictly between 0 and 1.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} must be an integer from 0 to 2^63 - 1, as results hold them.")
         if self.tighten < -1 or self.optimize < 0:
             raise ConfigError("tighten must be -1, 0 or a number of layers, and optimize a number of steps, >= 0.")
         if self.image_box is not None:

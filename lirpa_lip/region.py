@@ -104,8 +104,18 @@ class Region:
 
 
 def safe_norm(x: Tensor, dim: int = -1) -> Tensor:
-    """Euclidean norm along one axis, with gradient zero (not NaN) where it is zero."""
+    """Euclidean norm along one axis, with gradient zero (not NaN) where it is zero; of any scale."""
     squares = x.square().sum(dim)
+    info = torch.finfo(x.dtype)
+    if bool(((squares < info.tiny / info.eps**2) | (squares == torch.inf)).any()):
+        # squares leave the range where the values may not
+        size = x.detach().abs().amax(dim, keepdim=True)
+        size = torch.where((size > 0) & torch.isfinite(size), size, 1.0)
+        return _root((x / size).square().sum(dim)) * size.squeeze(dim)
+    return _root(squares)
+
+
+def _root(squares: Tensor) -> Tensor:
     positive = squares > 0
     return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
 

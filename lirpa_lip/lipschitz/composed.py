@@ -37,15 +37,13 @@ def composed_rate(graph: NetworkGraph, target: str, mask: Tensor | None, layers:
     sources, radii = _sources(graph, target, layers, batch)
     slopes = centres(layers)
     out_scale = None if mask is None else safe_sqrt(mask)
-    weights = _weights(StackedMap(graph, target, slopes, sources, out_scale), radii)
+    roots = _root_weights(StackedMap(graph, target, slopes, sources, out_scale), radii)
     weighted = {}
     for index, (name, scale) in enumerate(sources.items()):
-        root = weights[:, index].sqrt().reshape(-1, *[1] * (scale.ndim - 1))
-        weighted[name] = root * scale
+        weighted[name] = roots[:, index].reshape(-1, *[1] * (scale.ndim - 1)) * scale
     value = norm(StackedMap(graph, target, slopes, weighted, out_scale))
-    positive = weights > 0
-    budget = torch.where(positive, radii.square() / torch.where(positive, weights, 1.0), 0.0).sum(1).sqrt()
-    return times(value, budget)
+    positive = roots > 0
+    return times(value, safe_norm(torch.where(positive, radii / torch.where(positive, roots, 1.0), 0.0)))
 
 
 def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -62,10 +60,11 @@ def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tu
 
 
 @torch.no_grad()
-def _weights(map_: StackedMap, radii: Tensor) -> Tensor:
-    """Weights ``r_j / ‖M_jᵀ u‖`` at an approximate leading left vector u, ``(batch, sources)``.
+def _root_weights(map_: StackedMap, radii: Tensor) -> Tensor:
+    """``√w_j``, ``w_j = r_j / ‖M_jᵀ u‖``, at an approximate leading left vector u, ``(batch, sources)``.
 
-    A source that cannot move (r = 0) gets weight 0. Any positive weights are valid; these balance the terms.
+    A source that cannot move (r = 0) gets weight 0. Any positive weights are valid; these balance the terms. (The
+    weights themselves may leave the range of float64 where rates do not.)
     """
     usable = torch.isfinite(radii)
     radii = torch.where(usable, radii, torch.zeros_like(radii))
@@ -74,17 +73,25 @@ def _weights(map_: StackedMap, radii: Tensor) -> Tensor:
     map_ = cast(StackedMap, map_.detach())
     # any start serves: these weights are no certificate, and a fixed one makes results repeatable
     start = torch.randn(map_.in_shape, dtype=map_.dtype, generator=torch.Generator().manual_seed(0))
-    left = map_.forward(start.to(map_.device).expand(map_.batch_size, -1))
+    left = map_.forward(_spread(radii, map_) * start.to(map_.device))
     for _ in range(_WEIGHT_STEPS):
-        left = left / safe_norm(left.flatten(1)).clamp(min=1e-30).reshape(-1, *[1] * (left.ndim - 1))
-        right = map_.adjoint(left)
+        size = safe_norm(left.flatten(1)).reshape(-1, *[1] * (left.ndim - 1))
+        right = map_.adjoint(left / torch.where(size > 0, size, 1.0))
         sizes = torch.stack([safe_norm(p) for p in right.split(map_.sizes, dim=1)], dim=1)
-        floor = 1e-3 * sizes.amax(1, keepdim=True).clamp(min=1e-30)
-        weights = radii / torch.maximum(sizes, floor)
-        spread = torch.cat([w.unsqueeze(1).expand(-1, n) for w, n in zip(weights.T, map_.sizes)], dim=1)
-        left = map_.forward(spread * right)
+        # no term counts for less than a thousandth of the largest: that depends on the units of no layer
+        shares = sizes * radii
+        largest = shares.amax(1, keepdim=True)
+        shares = torch.maximum(shares, 1e-3 * torch.where(largest > 0, largest, 1.0))
+        roots = radii / shares.sqrt()
+        spread = _spread(roots, map_)
+        left = map_.forward(spread * (spread * right))
     # an infinite radius keeps the bound infinite: its weight must not be 0
-    return torch.where(usable, weights, torch.ones_like(weights))
+    return torch.where(usable, roots, torch.ones_like(roots))
+
+
+def _spread(values: Tensor, map_: StackedMap) -> Tensor:
+    """A number for each source, ``(batch, sources)``, at every one of its coordinates, ``(batch, numel)``."""
+    return torch.cat([v.unsqueeze(1).expand(-1, n) for v, n in zip(values.T, map_.sizes)], dim=1)
 
 
 def composed_rows(graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers) -> Tensor:

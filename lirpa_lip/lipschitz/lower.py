@@ -23,19 +23,25 @@ def jacobian_rows(graph: NetworkGraph, x: Tensor, c: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sampled_rates(graph: NetworkGraph, region: Region, c: Tensor | None, samples: int = 8) -> Tensor:
+def sampled_rates(
+    graph: NetworkGraph, region: Region, c: Tensor | None, samples: int = 8, seed: int | None = None
+) -> Tensor:
     """Largest Jacobian norm found: row norms ``(batch, specs)``, or spectral norms ``(batch,)`` for ``c=None``.
 
     The points are the centre and random ones of the region; a network is differentiable at almost all of them, and
     there the Jacobian's norm is a limit of rates of change, so it never exceeds the constant.
+
+    Args:
+        seed: of the random points; ``None`` takes them from torch's global generator.
     """
+    generator = None if seed is None else torch.Generator(graph.device).manual_seed(seed)
     whole = c is None
     if whole:
         outputs = graph[graph.output].shape.numel()
         c = torch.eye(outputs, dtype=graph.dtype, device=graph.device).expand(len(region.eps), -1, -1)
     best = None
     for index in range(samples):
-        x = region.centre if index == 0 else region.sample()
+        x = region.centre if index == 0 else region.sample(generator)
         rows = jacobian_rows(graph, x, c).flatten(2)
         value = torch.linalg.matrix_norm(rows, 2) if whole else safe_norm(rows)
         best = value if best is None else torch.maximum(best, value)

@@ -55,8 +55,14 @@ def product_rate(graph: NetworkGraph, node: Node | None, mask: Tensor | None, la
 
 
 def times(norm: Tensor, rate: Tensor) -> Tensor:
-    """``norm * rate`` with 0 * inf = 0: a map that is zero passes nothing on, however fast its input."""
-    return torch.where(norm == 0, torch.zeros_like(norm), norm * rate)
+    """``norm * rate`` with 0 * inf = 0: a map that is zero passes nothing on, however fast its input.
+
+    What underflows is not zero, but at most the least normal number.
+    """
+    product = norm * rate
+    least = torch.finfo(product.dtype).tiny
+    lost = (product.detach() < least) & (norm.detach() != 0) & (rate.detach() != 0)
+    return torch.where(norm == 0, torch.zeros_like(norm), torch.where(lost, product + least, product))
 
 
 def product_rows(graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers) -> Tensor:
