@@ -75,7 +75,8 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     _check_mode(bounded)
     wanted = (want_lower, want_upper, call.get("decision_thresh"))
     bounds = local_lip_bounds(bounded, call.get("x"), call.get("C"), name, *wanted)
-    object.__setattr__(bounded, "last_certificate", bounds[2:])
+    object.__setattr__(bounded, "last_certificate", bounds[2:4])
+    object.__setattr__(bounded, "last_seed", bounds[4])
     return bounds[:2]
 
 
@@ -230,7 +231,8 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         All are for one input in an ℓ₂ ball, ``x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``, and
         return ``(lower, upper)``, each ``(batch, specs)``, with ``None`` for what ``bound_lower=False`` or
         ``bound_upper=False`` leaves out. They hold as the certificate kind says, which is afterwards in
-        ``last_certificate`` as ``(kind, failure probability)``.
+        ``last_certificate`` as ``(kind, failure probability)``; ``LocalLipConfig(seed=bounded.last_seed)`` repeats
+        the run.
 
         Raises:
             UnknownMethodError: no such method.

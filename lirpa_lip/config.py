@@ -43,6 +43,8 @@ class LocalLipConfig:
         inference: precision the network runs in, ``"float32"`` or ``"bfloat16"`` (weights and inputs rounded to it,
             sums in float32). Bounds of outputs then hold for what it computes, in any order of summation, and not only
             for the network in real arithmetic, which is what ``None`` speaks of.
+        seed: of the random starts of norms, as an earlier run's ``details["seed"]`` or ``last_seed`` gives it, to
+            repeat that run; ``None`` draws one from the operating system's entropy, and only then does ``delta`` hold.
     """
 
     bound: Literal["auto", "product", "composed"] = "auto"
@@ -58,6 +60,7 @@ class LocalLipConfig:
     optimize: int | bool = 0
     precision: Literal["auto", "float32", "float64"] = "auto"
     inference: Literal["float32", "bfloat16"] | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.optimize, bool):
@@ -77,6 +80,8 @@ class LocalLipConfig:
             raise ConfigError(f"norm_iterations={self.norm_iterations} must be at least 1, or None.")
         if not 0 < self.norm_tolerance < 1:
             raise ConfigError(f"norm_tolerance={self.norm_tolerance} must lie strictly between 0 and 1.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} must be an integer from 0 to 2^63 - 1, as results hold them.")
         if self.tighten < -1 or self.optimize < 0:
             raise ConfigError("tighten must be -1, 0 or a number of layers, and optimize a number of steps, >= 0.")
         if self.image_box is not None:

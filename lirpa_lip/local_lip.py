@@ -41,8 +41,8 @@ def local_lip_bounds(
     want_lower: bool = True,
     want_upper: bool = True,
     threshold: float | Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, str, float]:
-    """Bounds of ``C f`` over the region: ``(lower, upper)``, each ``(batch, specs)``, certificate kind and delta.
+) -> tuple[Tensor | None, Tensor | None, str, float, int]:
+    """Bounds of ``C f`` over the region: ``(lower, upper)``, each ``(batch, specs)``, certificate kind, delta and seed.
 
     A bound that is not wanted is ``None`` and costs nothing. Lower bounds are not optimised beyond ``threshold``.
     """
@@ -73,7 +73,7 @@ def local_lip_bounds(
     if config.inference is not None:
         lower = None if lower is None else -outward_upper(spread - lower.to(spread.dtype), dtype)
         upper = None if upper is None else outward_upper(spread + upper.to(spread.dtype), dtype)
-    return lower, upper, norm.certificate, norm.failure_probability
+    return lower, upper, norm.certificate, norm.failure_probability, norm.seed
 
 
 def _threshold(threshold: float | Tensor, rows: Tensor) -> Tensor:
@@ -109,12 +109,13 @@ def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzR
     stable, eliminated = (sum(t.flatten(1).sum(1) for t in kind) for kind in zip(*counts)) if counts else (None, None)
     return LipschitzResult(
         upper=outward_upper(upper, dtype),
-        lower=-outward_upper(-sampled_rates(graph, region, rows, layers), dtype),
+        lower=-outward_upper(-sampled_rates(graph, region, rows, layers, seed=norm.seed), dtype).clamp(max=0),
         certificate=norm.certificate,
         failure_probability=norm.failure_probability,
         stable=stable,
         eliminated=eliminated,
         neurons=sum(layer.lower[0].numel() for layer in layers.values()),
+        details={"seed": norm.seed},
     )
 
 

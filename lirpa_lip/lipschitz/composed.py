@@ -48,18 +48,16 @@ def composed_rate(
     sources, radii = _sources(graph, target, layers, batch)
     slopes = centres(layers)
     out_scale = None if mask is None else safe_sqrt(mask)
-    weights = _weights(StackedMap(graph, target, slopes, sources, out_scale), radii)
+    roots = _root_weights(StackedMap(graph, target, slopes, sources, out_scale), radii)
     weighted = {}
     for index, (name, scale) in enumerate(sources.items()):
-        root = weights[:, index].sqrt().reshape(-1, *[1] * (scale.ndim - 1))
-        weighted[name] = root * scale
+        weighted[name] = roots[:, index].reshape(-1, *[1] * (scale.ndim - 1)) * scale
     value = norm(StackedMap(graph, target, slopes, weighted, out_scale))
     if gains is not None:
         map_size = min(sum(s[0].numel() for s in sources.values()), graph[target].shape.numel())
-        value = value + map_size**0.5 * _composition_error(layers, gains, sources, weights)
-    positive = weights > 0
-    budget = torch.where(positive, radii.square() / torch.where(positive, weights, 1.0), 0.0).sum(1).sqrt()
-    return times(value, budget)
+        value = value + map_size**0.5 * _composition_error(layers, gains, sources, roots)
+    positive = roots > 0
+    return times(value, safe_norm(torch.where(positive, radii / torch.where(positive, roots, 1.0), 0.0)))
 
 
 def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -77,20 +75,23 @@ def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tu
 
 @torch.no_grad()
 def _composition_error(
-    layers: Layers, gains: Mapping[str, Gain], sources: Mapping[str, Tensor], weights: Tensor
+    layers: Layers, gains: Mapping[str, Gain], sources: Mapping[str, Tensor], roots: Tensor
 ) -> Tensor:
     """How far the stacked map of a target, as its steps are computed, can be from the exact one on a unit vector.
 
     With A the gains of one layer on the next, n_l bounds the values at layer l, e_l their error:
 
         n_l = Σ_j A_lj (n_j + √w_j),        e_l = Σ_j A_lj e_j + γ ‖|A_lj|‖ (n_j + √w_j).
+
+    Args:
+        roots: ``√w``, ``(batch, sources)``.
     """
-    entering = {name: weights[:, index].sqrt() for index, name in enumerate(sources)}
+    entering = {name: roots[:, index] for index, name in enumerate(sources)}
     values: dict[str, Tensor] = {}
     errors: dict[str, Tensor] = {}
-    zero = torch.zeros_like(weights[:, 0])
+    zero = torch.zeros_like(roots[:, 0])
     # what underflow takes from each entry
-    lost = (1 << 20) * torch.finfo(weights.dtype).tiny
+    lost = (1 << 20) * torch.finfo(roots.dtype).tiny
 
     def of(table: Mapping[str, Gain]) -> tuple[Tensor, Tensor]:
         value = error = zero
@@ -108,10 +109,11 @@ def _composition_error(
 
 
 @torch.no_grad()
-def _weights(map_: StackedMap, radii: Tensor) -> Tensor:
-    """Weights ``r_j / ‖M_jᵀ u‖`` at an approximate leading left vector u, ``(batch, sources)``.
+def _root_weights(map_: StackedMap, radii: Tensor) -> Tensor:
+    """``√w_j``, ``w_j = r_j / ‖M_jᵀ u‖``, at an approximate leading left vector u, ``(batch, sources)``.
 
-    A source that cannot move (r = 0) gets weight 0. Any positive weights are valid; these balance the terms.
+    A source that cannot move (r = 0) gets weight 0. Any positive weights are valid; these balance the terms. (The
+    weights themselves may leave the range of float64 where rates do not.)
     """
     usable = torch.isfinite(radii)
     radii = torch.where(usable, radii, torch.zeros_like(radii))
@@ -120,17 +122,25 @@ def _weights(map_: StackedMap, radii: Tensor) -> Tensor:
     map_ = cast(StackedMap, map_.detach())
     # any start serves: these weights are no certificate, and a fixed one makes results repeatable
     start = torch.randn(map_.in_shape, dtype=map_.dtype, generator=torch.Generator().manual_seed(0))
-    left = map_.forward(start.to(map_.device).expand(map_.batch_size, -1))
+    left = map_.forward(_spread(radii, map_) * start.to(map_.device))
     for _ in range(_WEIGHT_STEPS):
-        left = left / safe_norm(left.flatten(1)).clamp(min=1e-30).reshape(-1, *[1] * (left.ndim - 1))
-        right = map_.adjoint(left)
+        size = safe_norm(left.flatten(1)).reshape(-1, *[1] * (left.ndim - 1))
+        right = map_.adjoint(left / torch.where(size > 0, size, 1.0))
         sizes = torch.stack([safe_norm(p) for p in right.split(map_.sizes, dim=1)], dim=1)
-        floor = 1e-3 * sizes.amax(1, keepdim=True).clamp(min=1e-30)
-        weights = radii / torch.maximum(sizes, floor)
-        spread = torch.cat([w.unsqueeze(1).expand(-1, n) for w, n in zip(weights.T, map_.sizes)], dim=1)
-        left = map_.forward(spread * right)
+        # no term counts for less than a thousandth of the largest: that depends on the units of no layer
+        shares = sizes * radii
+        largest = shares.amax(1, keepdim=True)
+        shares = torch.maximum(shares, 1e-3 * torch.where(largest > 0, largest, 1.0))
+        roots = radii / shares.sqrt()
+        spread = _spread(roots, map_)
+        left = map_.forward(spread * (spread * right))
     # an infinite radius keeps the bound infinite: its weight must not be 0
-    return torch.where(usable, weights, torch.ones_like(weights))
+    return torch.where(usable, roots, torch.ones_like(roots))
+
+
+def _spread(values: Tensor, map_: StackedMap) -> Tensor:
+    """A number for each source, ``(batch, sources)``, at every one of its coordinates, ``(batch, numel)``."""
+    return torch.cat([v.unsqueeze(1).expand(-1, n) for v, n in zip(values.T, map_.sizes)], dim=1)
 
 
 def composed_rows(

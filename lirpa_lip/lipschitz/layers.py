@@ -90,13 +90,14 @@ class Layers(dict[str, Layer]):
 
 
 def times(norm: Tensor, rate: Tensor) -> Tensor:
-    """``norm * rate`` with 0 * inf = 0: a map that is zero passes nothing on, however fast its input."""
+    """``norm * rate`` with 0 * inf = 0: a map that is zero passes nothing on, however fast its input.
+
+    What underflows is not zero, but at most the least normal number.
+    """
     product = norm * rate
-    if norm.dtype.is_floating_point:
-        # a product that underflows is not zero
-        lost = (product == 0) & (norm != 0) & (rate != 0)
-        product = torch.where(lost, torch.finfo(product.dtype).tiny, product)
-    return torch.where(norm == 0, torch.zeros_like(product), product)
+    least = torch.finfo(product.dtype).tiny
+    lost = (product.detach() < least) & (norm.detach() != 0) & (rate.detach() != 0)
+    return torch.where(norm == 0, torch.zeros_like(product), torch.where(lost, product + least, product))
 
 
 def centres(layers: Layers) -> dict[str, Tensor]:

@@ -16,7 +16,9 @@ from .rate_errors import RateErrors, rate_errors
 
 
 @torch.no_grad()
-def sampled_rates(graph: NetworkGraph, region: Region, c: Tensor | None, layers: Layers, samples: int = 8) -> Tensor:
+def sampled_rates(
+    graph: NetworkGraph, region: Region, c: Tensor | None, layers: Layers, samples: int = 8, seed: int | None = None
+) -> Tensor:
     """Largest Jacobian norm found: row norms ``(batch, specs)``, or spectral norms ``(batch,)`` for ``c=None``.
 
     The points are the centre and random ones of the region. Where a network is differentiable the norm of its Jacobian,
@@ -25,7 +27,9 @@ def sampled_rates(graph: NetworkGraph, region: Region, c: Tensor | None, layers:
 
     Args:
         layers: of a sweep over the region for all pairs of points, which bound how fast values can change.
+        seed: of the random points; ``None`` takes them from torch's global generator.
     """
+    generator = None if seed is None else torch.Generator(graph.device).manual_seed(seed)
     whole = c is None
     if whole:
         outputs = graph[graph.output].shape.numel()
@@ -35,7 +39,7 @@ def sampled_rates(graph: NetworkGraph, region: Region, c: Tensor | None, layers:
     moves = ((low < high) | (region.eps.reshape(-1, *[1] * (low.ndim - 1)) == 0)).flatten(1).unsqueeze(1)
     best: Tensor | None = None
     for index in range(samples):
-        x = region.centre if index == 0 else region.sample()
+        x = region.centre if index == 0 else region.sample(generator)
         rows, unknown = _jacobian(graph, x, c, layers, errors)
         rows = rows * moves
         room = 1 - positive_slack(4 * (rows.shape[1] + rows.shape[2]), graph.dtype)
