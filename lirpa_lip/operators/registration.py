@@ -19,10 +19,11 @@ from auto_LiRPA.parse_graph import parse_module
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 
 from .clipped_relu_bound import BoundClippedRelu
-from .emit import constant_value, depends_on_input
+from .emit import constant_value, depends_on_input, may_vary
 from .max_pool_bound import BoundMaxPool
 from .maxmin_bound import BoundClippedMaxMin, BoundMaxMin
-from .table import ADAPTERS
+from .quotient_bound import BoundDiv
+from .table import ADAPTERS, RELAXED
 from .traced_activation import activation_class
 from .traced_operator import Adapter, operator_class
 from .unsqueeze_bound import BoundUnsqueeze, one_axis
@@ -70,6 +71,32 @@ def _step_one(attr: Attributes, inputs: list) -> bool:
     return len(inputs) < 5 or bool((torch.as_tensor(constant_value(inputs[4])) == 1).all())
 
 
+def _constant(attr: Attributes, inputs: list) -> bool:
+    """Where theirs computes numbers, not bounds."""
+    return not any(may_vary(bound) for bound in inputs)
+
+
+def _odd_power(attr: Attributes, inputs: list) -> bool:
+    """Theirs knows even powers in some forms only, and, before 0.7, hardly any other; fractional ones in 0.7."""
+    if _constant(attr, inputs) or may_vary(inputs[1]):
+        return not may_vary(inputs[1])
+    exponent = torch.as_tensor(constant_value(inputs[1]))
+    shaped = hasattr(bound_ops, "BoundSShaped") and issubclass(bound_ops.BoundPow, bound_ops.BoundSShaped)
+    return shaped and exponent.numel() == 1 and float(exponent) > 1 and float(exponent) % 2 != 0
+
+
+def _positive_divisor(attr: Attributes, inputs: list) -> bool:
+    """Theirs refuses others, in 0.3 takes bounds of x / c and c / x for those of positive x and c, and every division
+    by a square root for layer normalisation; 0.7 makes products of them, which are right for positive divisors."""
+    if may_vary(inputs[1]):
+        return hasattr(bound_ops, "BoundSShaped") and not _is_root(inputs[1])
+    return bool((torch.as_tensor(constant_value(inputs[1])) > 0).all()) and not _is_root(inputs[1])
+
+
+def _is_root(bound: Any) -> bool:
+    return isinstance(bound, bound_ops.BoundSqrt)
+
+
 #: By ONNX name.
 MISSING: dict[str, Missing] = {
     # the ends are attributes before opset 11, where 0.7's class fails, and 0.3 has none
@@ -98,6 +125,13 @@ MISSING: dict[str, Missing] = {
     "onnx::Slice": Missing("BoundSlice", False, _in_shape_arithmetic_or(_step_one)),
     "onnx::ReduceMax": Missing("BoundReduceMax", False, _never),
     "onnx::ReduceMin": Missing("BoundReduceMin", False, _never),
+    # theirs gives numbers outside the domain (0.3's square root inside, too: its tangent falls), or no clear error
+    "onnx::Sqrt": Missing("BoundSqrt", True, _constant),
+    "onnx::Log": Missing("BoundLog", True, _constant),
+    "onnx::Reciprocal": Missing("BoundReciprocal", True, _constant),
+    "onnx::Pow": Missing("BoundPow", True, _odd_power),
+    # theirs is violated by intervals around 0, in 0.7
+    "onnx::Tan": Missing("BoundTan", True, _constant),
     "onnx::Max": Missing("BoundMax", False),
     "onnx::Min": Missing("BoundMin", False),
 }
@@ -112,10 +146,14 @@ ATEN: dict[str, str] = {
 
 
 def _maker(theirs: type[Bound] | None, ours: type[Bound], native: Native) -> Callable[..., Bound]:
-    """What is called in place of a class: theirs where it is right and accepts the attributes, else ours."""
+    """What is called in place of a class: theirs where it is right and accepts the attributes, else ours.
+
+    With ``loss_fusion`` auto_LiRPA's classes for exp, log and the like are parts of one loss, and stay.
+    """
 
     def make(attr=None, inputs=None, output_index=0, options=None) -> Bound:
-        if theirs is not None and native(attr, inputs):
+        fused = bool((options or {}).get("loss_fusion", False))
+        if theirs is not None and (fused or native(attr, inputs)):
             try:
                 return theirs(attr, inputs, output_index, options)
             except (AssertionError, IndexError, KeyError, NotImplementedError):
@@ -132,6 +170,9 @@ def _aten(attr=None, inputs=None, output_index=0, options=None) -> Bound:
     theirs = getattr(bound_ops, f"BoundATen{operator.capitalize()}", None)
     if operator in ATEN:
         return operator_class(ATEN[operator], ADAPTERS[ATEN[operator]])(attr, inputs, output_index, options)
+    if operator == "heaviside":  # theirs takes the value at 0 for 1
+        key = "BoundATenHeaviside"
+        return activation_class(key, RELAXED[key])(attr, inputs, output_index, options)
     if theirs is not None:
         return theirs(attr, inputs, output_index, options)
     raise UnsupportedOperatorError(f"aten::{operator}", f"aten::{operator}", ADAPTERS)
@@ -181,11 +222,12 @@ def _build() -> dict[str, Callable[..., Bound]]:
         # the wrong pixels where there is padding, and its forward bounds are violated
         "onnx::MaxPool": BoundMaxPool,
         "aten::ATen": _aten,
+        "onnx::Div": _maker(bound_ops.BoundDiv, BoundDiv, _positive_divisor),
         "onnx::Unsqueeze": _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis),
     }
     for onnx, (key, elementwise, native) in MISSING.items():
         theirs = bound_op_map.get(onnx) or getattr(bound_ops, key, None)
-        ours = (activation_class if elementwise else operator_class)(key, ADAPTERS[key])
+        ours = (activation_class if elementwise else operator_class)(key, {**ADAPTERS, **RELAXED}[key])
         found[onnx] = _maker(theirs, ours, native)
     return found
 
