@@ -94,6 +94,27 @@ class DomainError(LirpaLipError, ValueError):
         )
 
 
+class MethodFailedError(LirpaLipError, RuntimeError):
+    """A method of auto_LiRPA failed on a network or a call it does not know how to handle.
+
+    Args:
+        method: which.
+        reason: what it raised.
+        node: name of the node in the traced graph where it did, if it was at one.
+        operator: class name of that node.
+    """
+
+    def __init__(self, method: object, reason: str, node: str = "", operator: str = "") -> None:
+        self.method = method
+        self.node = node
+        self.operator = operator
+        where = f" at {operator} node {node!r}" if node else ""
+        super().__init__(
+            f"auto_LiRPA's method {method!r} failed{where} ({reason}); check the shapes of x and C, or use "
+            "method='local-lip' or 'ibp', which need none of what failed."
+        )
+
+
 class CertificateError(LirpaLipError, ValueError):
     """An estimate, which is not a bound, was asked for where a certificate is needed."""
 

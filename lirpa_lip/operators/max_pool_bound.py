@@ -30,11 +30,10 @@ from torch import Tensor
 
 from lirpa_lip.errors import UnsupportedOperatorError
 
-from .coefficients import finite_product, unfold
+from .coefficients import dense, finite_product, unfold
 from .planes import ratio
 from .pooling import window_index
 from .relaxed_bound import RelaxedActivation, tell_patch_size
-from .traced_operator import dense
 
 _POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 
@@ -55,7 +54,8 @@ class BoundMaxPool(RelaxedActivation):
             raise UnsupportedOperatorError("", "BoundMaxPool", reason=f"padding {pads} differs between two sides")
         square = axes == 2 and len(set(self.kernel)) == len(set(self.padding)) == 1
         apart = self.stride == self.kernel and set(self.dilation) == {1} and not self.ceil_mode
-        self.needs_matrix = not (square and apart)
+        self.knows_patches = square and apart
+        self.needs_matrix = not self.knows_patches
         self.theirs_is_right = square and apart and not any(pads)
 
     def thresholds(self) -> tuple[Tensor, ...]:
@@ -99,7 +99,7 @@ class BoundMaxPool(RelaxedActivation):
             if A is None:
                 return None, 0
             if isinstance(A, Patches) and (self.needs_matrix or A.inserted_zeros):
-                A = dense(self, A)
+                A = dense(A, self.output_shape[1:])
             mix = self._mix(name, lower, upper, side, A, unstable_idx)
             through = _through_patches if isinstance(A, Patches) else _through_matrix
             return through(self, A, side, lines, mix, lower.shape[1:])

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from lirpa_lip.errors import DomainError
 
+from .coefficients import dense
 from .curved import reciprocal
 from .planes import Plane, Relaxation
-from .traced_operator import dense
 
 Interval = tuple[Tensor, Tensor]
 
@@ -65,7 +65,7 @@ class BoundDiv(Bound):
                 found[1].append(None)
                 biases.append(0)
                 continue
-            A = dense(self, A)
+            A = dense(A, self.output_shape[1:])
             parts = ((A.clamp(min=0), planes[side]), (A.clamp(max=0), planes[1 - side]))
             bias = sum((entries * plane.bias).flatten(2).sum(2) for entries, plane in parts)
             for i, operand in enumerate((x, y)):

@@ -18,7 +18,10 @@ from auto_LiRPA.parse_graph import parse_module
 
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 
+from . import constant_operand
 from .clipped_relu_bound import BoundClippedRelu
+from .constant_operand import meets_a_constant
+from .convolution_bound import BoundConv
 from .emit import constant_value, depends_on_input, may_vary
 from .max_pool_bound import BoundMaxPool
 from .maxmin_bound import BoundClippedMaxMin, BoundMaxMin
@@ -39,21 +42,29 @@ class Missing(NamedTuple):
         key: name of its adapter in the operator table, and of its class.
         elementwise: whether it is one activation.
         native: whether auto_LiRPA's own class, where there is one, is right for these attributes and inputs.
+        own: the class used elsewhere, if it is not made from the adapter.
     """
 
     key: str
     elementwise: bool
     native: Native = lambda attr, inputs: True
+    own: Callable[..., Bound] | None = None
 
 
 def _never(attr: Attributes, inputs: list) -> bool:
     return False
 
 
-def _plain_convolution(attr: Attributes, inputs: list) -> bool:
-    """Theirs takes one axis' dilation for both; one axis is known to 0.7 only, and three to neither."""
-    dilations = attr.get("dilations", [1])
-    return len(attr["kernel_shape"]) == 2 and all(d == dilations[0] for d in dilations)
+def _convolution(attr=None, inputs=None, output_index=0, options=None) -> Bound:
+    """Over images the class that knows patches; along one axis or three, which patches do not know, the adapter's."""
+    pads = attr["pads"]
+    if len(attr["kernel_shape"]) == 2 and pads[:2] == pads[2:]:
+        return BoundConv(attr, inputs, output_index, options)
+    return operator_class("BoundConv", ADAPTERS["BoundConv"])(attr, inputs, output_index, options)
+
+
+def _no_constant(attr: Attributes, inputs: list) -> bool:
+    return not meets_a_constant(inputs)
 
 
 def _in_shape_arithmetic_or(plain: Native) -> Native:
@@ -85,12 +96,17 @@ def _odd_power(attr: Attributes, inputs: list) -> bool:
     return shaped and exponent.numel() == 1 and float(exponent) > 1 and float(exponent) % 2 != 0
 
 
-def _positive_divisor(attr: Attributes, inputs: list) -> bool:
-    """Theirs refuses others, in 0.3 takes bounds of x / c and c / x for those of positive x and c, and every division
-    by a square root for layer normalisation; 0.7 makes products of them, which are right for positive divisors."""
-    if may_vary(inputs[1]):
-        return hasattr(bound_ops, "BoundSShaped") and not _is_root(inputs[1])
-    return bool((torch.as_tensor(constant_value(inputs[1])) > 0).all()) and not _is_root(inputs[1])
+def _division(attr: Attributes, inputs: list) -> bool:
+    """0.3 takes bounds of x / y for those of positive x and y, and both take every division by a square root for layer
+    normalisation; else 0.7 makes products of them, which it knows for positive divisors."""
+    if _is_root(inputs[1]) or (meets_a_constant(inputs) and not may_vary(inputs[1])):
+        return False
+    return hasattr(bound_ops, "BoundSShaped") or _constant(attr, inputs)
+
+
+def _own_division(attr=None, inputs=None, output_index=0, options=None) -> Bound:
+    scales = depends_on_input(inputs[0]) and not may_vary(inputs[1])
+    return (constant_operand.BoundDiv if scales else BoundDiv)(attr, inputs, output_index, options)
 
 
 def _is_root(bound: Any) -> bool:
@@ -114,8 +130,17 @@ MISSING: dict[str, Missing] = {
     "onnx::Pad": Missing("BoundPad", False, lambda attr, inputs: "pads" not in attr and attr["mode"] == "constant"),
     "onnx::Resize": Missing("BoundResize", False, _never),
     "onnx::Upsample": Missing("BoundResize", False, _never),
-    "onnx::Conv": Missing("BoundConv", False, _plain_convolution),
-    "onnx::ConvTranspose": Missing("BoundConvTranspose", False, lambda attr, _: len(attr["kernel_shape"]) == 2),
+    # theirs has invalid patches for groups and dilation, and takes one axis' dilation for both; one axis is known to
+    # 0.7 only, and three to neither
+    "onnx::Conv": Missing("BoundConv", False, _never, _convolution),
+    # theirs knows square kernels without padding only, and loses its inserted zeros in patches
+    "onnx::ConvTranspose": Missing("BoundConvTranspose", False, _never),
+    # theirs mistakes the axes of a constant for those of the samples
+    "onnx::Add": Missing("BoundAdd", False, _no_constant, constant_operand.BoundAdd),
+    "onnx::Sub": Missing("BoundSub", False, _no_constant, constant_operand.BoundSub),
+    "onnx::Mul": Missing("BoundMul", False, _no_constant, constant_operand.BoundMul),
+    "onnx::Div": Missing("BoundDiv", False, _division, _own_division),
+    "onnx::Concat": Missing("BoundConcat", False, _no_constant, constant_operand.BoundConcat),
     # theirs always counts padding in, ignores ceil_mode, and its CROWN takes the stride for the kernel, and the height
     # for the width of what no window reaches
     "onnx::AveragePool": Missing("BoundAveragePool", False, _never),
@@ -145,7 +170,7 @@ ATEN: dict[str, str] = {
 }
 
 
-def _maker(theirs: type[Bound] | None, ours: type[Bound], native: Native) -> Callable[..., Bound]:
+def _maker(theirs: type[Bound] | None, ours: Callable[..., Bound], native: Native) -> Callable[..., Bound]:
     """What is called in place of a class: theirs where it is right and accepts the attributes, else ours.
 
     With ``loss_fusion`` auto_LiRPA's classes for exp, log and the like are parts of one loss, and stay.
@@ -222,12 +247,11 @@ def _build() -> dict[str, Callable[..., Bound]]:
         # the wrong pixels where there is padding, and its forward bounds are violated
         "onnx::MaxPool": BoundMaxPool,
         "aten::ATen": _aten,
-        "onnx::Div": _maker(bound_ops.BoundDiv, BoundDiv, _positive_divisor),
         "onnx::Unsqueeze": _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis),
     }
-    for onnx, (key, elementwise, native) in MISSING.items():
+    for onnx, (key, elementwise, native, own) in MISSING.items():
         theirs = bound_op_map.get(onnx) or getattr(bound_ops, key, None)
-        ours = (activation_class if elementwise else operator_class)(key, {**ADAPTERS, **RELAXED}[key])
+        ours = own or (activation_class if elementwise else operator_class)(key, {**ADAPTERS, **RELAXED}[key])
         found[onnx] = _maker(theirs, ours, native)
     return found
 

@@ -12,9 +12,9 @@ import torch
 from auto_LiRPA.linear_bound import LinearBound
 from torch import Tensor
 
-from lirpa_lip.errors import DomainError
+from lirpa_lip.errors import DomainError, UnsupportedOperatorError
 
-from .emit import GraphBuilder, Traced
+from .emit import GraphBuilder, Traced, depends_on_input
 from .lines import blend_three, relaxations
 from .node import Node
 from .piecewise_linear import PiecewiseLinear
@@ -53,6 +53,10 @@ class TracedActivation(RelaxedActivation):
         return activation
 
     def _parents(self) -> tuple[str | None, ...]:
+        varying = [i for i, bound in enumerate(self.inputs[1:], start=1) if depends_on_input(bound)]
+        if varying:
+            reason = f"only its first input may depend on the network's input, and input {varying[0]} does"
+            raise UnsupportedOperatorError(self.name or "", type(self).__name__, reason=reason)
         return ("input", *[None] * (len(self.inputs) - 1))
 
     def thresholds(self) -> tuple[Tensor, ...]:
