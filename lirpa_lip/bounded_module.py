@@ -19,6 +19,7 @@ from .config import LocalLipConfig
 from .errors import (
     ConfigError,
     LirpaLipError,
+    MethodFailedError,
     TrainingModeError,
     UnknownMethodError,
     UnsupportedNormError,
@@ -39,7 +40,9 @@ from .trust.inherited import checked_bounds
 from .trust.live import follow, remember
 from .trust.model import training_dependent
 
-#: What auto_LiRPA's own compute_bounds understands, in both supported versions.
+_HAS_DYNAMIC_FORWARD = "dynamic-forward" in (auto_LiRPA.BoundedModule.compute_bounds.__doc__ or "")
+
+#: What auto_LiRPA's own compute_bounds understands, in both supported versions; each knows more, and is asked.
 LIRPA_METHODS = (
     "ibp",
     "crown-ibp",
@@ -53,6 +56,7 @@ LIRPA_METHODS = (
     "crown-optimized",
     "alpha-crown",
     "forward-optimized",
+    *(("dynamic-forward", "dynamic-forward+backward", "dynamic-forward+crown") if _HAS_DYNAMIC_FORWARD else ()),
 )
 _SIGNATURE = inspect.signature(auto_LiRPA.BoundedModule.compute_bounds)
 _INIT = inspect.signature(auto_LiRPA.BoundedModule.__init__)
@@ -64,10 +68,8 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     call = _SIGNATURE.bind(bounded, *args, **kwargs).arguments
     method = call.get("method", _SIGNATURE.parameters["method"].default)
     name = method.lower() if isinstance(method, str) else method
-    if isinstance(name, str) and name not in METHODS + LIRPA_METHODS:
-        raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
-        with _model_precision(bounded), _operator_named(name):
+        with _model_precision(bounded), _operator_named(name), _known_to_auto_lirpa(name):
             return checked_bounds(bounded, call, lambda: guarded(bounded, method, lambda: inherited(*args, **kwargs)))
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):
@@ -90,6 +92,18 @@ def _model_precision(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def _known_to_auto_lirpa(name: object) -> Iterator[None]:
+    """A method in no list of ours is auto_LiRPA's to know; where it fails on one, the lists are what to choose from."""
+    try:
+        yield
+    except Exception as error:
+        listed = not isinstance(name, str) or name in LIRPA_METHODS
+        if listed or (isinstance(error, LirpaLipError) and not isinstance(error, MethodFailedError)):
+            raise
+        raise UnknownMethodError(name, METHODS + LIRPA_METHODS) from error
 
 
 @contextmanager

@@ -104,3 +104,17 @@ def depends_on_input(bound) -> bool:
             return True
         pending.extend(node.inputs)
     return False
+
+
+def may_vary(bound) -> bool:
+    """Whether a traced node depends on the network's input, or on a perturbed parameter."""
+    pending, seen = [bound], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if getattr(node, "perturbation", None) is not None:
+            return True
+        pending.extend(node.inputs)
+    return depends_on_input(bound)
