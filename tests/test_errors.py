@@ -16,7 +16,7 @@ EXAMPLES = {
     errors.TraceMismatchError: (1.0, 2.0, 1e-6, "/conv1", "Wrap the model again."),
     errors.InvalidBoundError: ("CROWN", "they contain NaN", 'use method="local-lip"'),
     errors.DomainError: ("/log", "BoundLog", "its input may lie in [-1, 1]"),
-    errors.MethodFailedError: ("crown", "KeyError: 'axes'", "/mean", "BoundReduceMean"),
+    errors.MethodFailedError: ("crown", "IndexError: tuple index out of range", "/conv1", "BoundConv"),
     errors.CertificateError: ("anything",),
     errors.TrainingModeError: ("bn1", "BatchNorm"),
     errors.DataError: ("anything",),
@@ -62,6 +62,7 @@ def test_is_caught_as_ours_and_as_the_builtin(kind):
     [
         (errors.UnknownMethodError, ["'loca-lip'", "'local-lip'", "'CROWN'"]),
         (errors.UnsupportedOperatorError, ["/conv1", "BoundSoftmax", "BoundConv, BoundRelu", "two inputs vary"]),
+        (errors.MethodFailedError, ["'crown'", "tuple index", "BoundConv", "/conv1", "local-lip"]),
         (errors.NonFiniteError, ["the weight of 'fc'", "NaN"]),
         (errors.UntraceableError, ["random numbers", "model.py:3", "leave noise out"]),
         (errors.TraceMismatchError, ["not the model", "/conv1", "1e-06", "Wrap"]),

@@ -88,8 +88,14 @@ def constant_value(bound) -> Tensor:
     if not bound.inputs:
         return bound.forward()
     if type(bound).__name__ == "BoundShape":
-        return bound.forward_value
+        known = getattr(bound, "forward_value", None)  # auto_LiRPA forgets it with the values of a call
+        return _shape_of(bound.inputs[0]) if known is None else known
     return bound.forward(*(constant_value(i) for i in bound.inputs))
+
+
+def _shape_of(bound) -> Tensor:
+    value = getattr(bound, "value", None)
+    return torch.tensor(value.shape if isinstance(value, Tensor) else bound.output_shape)
 
 
 def depends_on_input(bound) -> bool:
