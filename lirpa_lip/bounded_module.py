@@ -17,9 +17,9 @@ from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repai
 from .config import LocalLipConfig
 from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError, UnsupportedOperatorError
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
+from .lirpa_call import guarded
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
-from .operators import clipped_relu_bound, maxmin_bound  # noqa: F401  (registers the bound classes)
-from .operators.registration import unsupported_operators
+from .operators.registration import operators, unsupported_operators
 from .operators.table import ADAPTERS
 from .precision import true_float32
 from .result import LipschitzResult
@@ -41,6 +41,7 @@ LIRPA_METHODS = (
 )
 _TRAINING_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _SIGNATURE = inspect.signature(auto_LiRPA.BoundedModule.compute_bounds)
+_INIT = inspect.signature(auto_LiRPA.BoundedModule.__init__)
 
 
 @true_float32()
@@ -53,7 +54,7 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
         raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
         with _model_precision(bounded), _operator_named(name):
-            return inherited(*args, **kwargs)
+            return guarded(bounded, method, lambda: inherited(*args, **kwargs))
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")
@@ -116,25 +117,38 @@ def _note_training_mode(bounded, model) -> None:
     object.__setattr__(bounded, "_in_training_mode", names)
 
 
+def _convert(bounded, inherited: Callable, args: tuple, kwargs: dict) -> None:
+    """auto_LiRPA's ``__init__``, with our operators for this one module.
+
+    Raises:
+        UnsupportedOperatorError: naming the first operator that nobody knows.
+    """
+    call = _INIT.bind(bounded, *args, **kwargs)
+    model, custom = call.arguments["model"], call.arguments.get("custom_ops")
+    call.arguments["custom_ops"] = operators(custom)
+    try:
+        with _model_precision(model):
+            inherited(*call.args[1:], **call.kwargs)
+    except NotImplementedError as error:
+        if isinstance(error, UnsupportedOperatorError):
+            raise
+        missing = unsupported_operators(model, call.arguments["global_input"], {"custom_ops": custom})
+        if not missing:
+            raise
+        raise UnsupportedOperatorError(*missing[0], ADAPTERS, "auto_LiRPA cannot trace it") from error
+    bounded.custom_ops = custom or {}  # needed no more, and ours could not be pickled
+
+
 class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
     """auto_LiRPA's ``BoundedModule`` with local Lipschitz bounds, and valid ℓ₂ bounds for every graph.
 
     Used exactly as auto_LiRPA's; settings travel as ``bound_opts={"local_lip": LocalLipConfig(...)}``.
     """
 
-    def __init__(self, model, global_input, bound_opts=None, **kwargs) -> None:
+    def __init__(self, model, global_input, bound_opts=None, *args, **kwargs) -> None:
         LocalLipConfig.from_options(bound_opts)
         _note_training_mode(self, model)
-        try:
-            with _model_precision(model):
-                super().__init__(model, global_input, bound_opts=bound_opts, **kwargs)
-        except NotImplementedError as error:
-            if isinstance(error, UnsupportedOperatorError):
-                raise
-            missing = unsupported_operators(model, global_input, kwargs)
-            if not missing:
-                raise
-            raise UnsupportedOperatorError(*missing[0], ADAPTERS, "auto_LiRPA cannot trace it") from error
+        _convert(self, super().__init__, (model, global_input, bound_opts, *args), kwargs)
 
     def check_incompatible_nodes(self, model) -> None:
         """auto_LiRPA would switch a model with dropout to training mode; in eval mode dropout is the identity."""
@@ -184,17 +198,21 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         return _local_lipschitz(self, x, C, method, norm, options)
 
 
+_REGISTERED = ("__init__", "check_incompatible_nodes", "compute_bounds", "local_lipschitz")
+
+
 def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
-    """Gives auto_LiRPA's own ``BoundedModule`` the same methods and the ℓ₂ repair, in place; idempotent."""
+    """Gives auto_LiRPA's own ``BoundedModule`` the same methods, operators and ℓ₂ repair, in place; idempotent."""
     if "local_lipschitz" in cls.__dict__:
         return
+    own = {name: vars(cls)[name] for name in _REGISTERED if name in vars(cls)}
     install_ball_repair(cls)
     init, check, compute = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds
 
     @functools.wraps(init)
-    def __init__(self, model, *args, **kwargs):
-        _note_training_mode(self, model)
-        init(self, model, *args, **kwargs)
+    def __init__(self, *args, **kwargs):
+        _note_training_mode(self, kwargs.get("model", args[0] if args else None))
+        _convert(self, functools.partial(init, self), args, kwargs)
 
     @functools.wraps(check)
     def check_incompatible_nodes(self, model):
@@ -210,13 +228,17 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
 
     for function in (__init__, check_incompatible_nodes, compute_bounds, local_lipschitz):
         setattr(cls, function.__name__, function)
-    cls._before_lirpa_lip = (init, check, compute)
+    cls._before_lirpa_lip = own
 
 
 def unregister(cls: Any = auto_LiRPA.BoundedModule) -> None:
     """Undoes `register`."""
     if "local_lipschitz" not in cls.__dict__:
         return
-    cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds = cls._before_lirpa_lip
-    del cls.local_lipschitz, cls._before_lirpa_lip
+    own = cls._before_lirpa_lip
+    for name in _REGISTERED:
+        delattr(cls, name)
+    del cls._before_lirpa_lip
     remove_ball_repair(cls)
+    for name, value in own.items():
+        setattr(cls, name, value)

@@ -79,6 +79,27 @@ class UnsupportedOperatorError(LirpaLipError, NotImplementedError):
         super().__init__(message + ".")
 
 
+class MethodFailedError(LirpaLipError, RuntimeError):
+    """A method of auto_LiRPA failed on a network or a call it does not know how to handle.
+
+    Args:
+        method: which.
+        reason: what it raised.
+        node: name of the node in the traced graph where it did, if it was at one.
+        operator: class name of that node.
+    """
+
+    def __init__(self, method: object, reason: str, node: str = "", operator: str = "") -> None:
+        self.method = method
+        self.node = node
+        self.operator = operator
+        where = f" at {operator} node {node!r}" if node else ""
+        super().__init__(
+            f"auto_LiRPA's method {method!r} failed{where} ({reason}); check the shapes of x and C, or use "
+            "method='local-lip' or 'ibp', which need none of what failed."
+        )
+
+
 class CertificateError(LirpaLipError, ValueError):
     """An estimate, which is not a bound, was asked for where a certificate is needed."""
 
@@ -101,6 +122,22 @@ class DataError(LirpaLipError, ValueError):
 
 class CheckpointError(LirpaLipError, ValueError):
     """A checkpoint is absent, damaged, or belongs to another model or configuration."""
+
+
+class UntrustedCodeError(CheckpointError):
+    """A file names a module of somebody's own, and importing it, which runs its code, was not allowed.
+
+    Args:
+        arch: the ``module:factory`` in the file.
+        file: which file, as in "the checkpoint".
+    """
+
+    def __init__(self, arch: str, file: str) -> None:
+        self.arch = arch
+        super().__init__(
+            f"{file} names code of its own as the network: {arch!r}. Importing it would run it; if you trust it, add "
+            f"--trust-arch (in Python: trust_arch=True), or name the network yourself: --arch {arch}"
+        )
 
 
 class LockedError(LirpaLipError, RuntimeError):
@@ -126,22 +163,6 @@ class RunInterruptedError(LirpaLipError, RuntimeError):
     def __init__(self, message: str, signal_number: int = 2) -> None:
         self.signal_number = signal_number
         super().__init__(message)
-
-
-class UntrustedCodeError(CheckpointError):
-    """A file names a module of somebody's own, and importing it, which runs its code, was not allowed.
-
-    Args:
-        arch: the ``module:factory`` in the file.
-        file: which file, as in "the checkpoint".
-    """
-
-    def __init__(self, arch: str, file: str) -> None:
-        self.arch = arch
-        super().__init__(
-            f"{file} names code of its own as the network: {arch!r}. Importing it would run it; if you trust it, add "
-            f"--trust-arch (in Python: trust_arch=True), or name the network yourself: --arch {arch}"
-        )
 
 
 class DivergedError(LirpaLipError, ArithmeticError):

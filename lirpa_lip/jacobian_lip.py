@@ -16,6 +16,7 @@ from .intermediate import lirpa_intervals
 from .lipschitz.clarke import METHODS, check_norm, clarke_lipschitz
 from .lipschitz.clarke_options import ClarkeOptions
 from .lipschitz.clarke_region import InputSet
+from .lirpa_call import double_input, in_float64
 from .local_lip import network_graph, outward
 from .margin import check_specification
 from .result import LipschitzResult
@@ -33,7 +34,7 @@ def jacobian_constants_of(bounded, x, c: Tensor | None, method: str, norm: float
     graph, inputs, dtype = prepare_region(bounded, x)
     rows = check_specification(c, len(inputs), graph)
     seed = rows.reshape(*rows.shape[:2], *graph[graph.output].shape).detach()
-    known = alpha_crown_intervals(bounded, x, graph) if settings.intermediate == "alpha-crown" else {}
+    known = alpha_crown_intervals(bounded, x, graph, inputs) if settings.intermediate == "alpha-crown" else {}
     upper, lower, details = clarke_lipschitz(graph, inputs, seed, c is None, method, norm, settings, known)
     slopes = details.pop("slopes").values()
     stable, eliminated = (
@@ -105,7 +106,13 @@ def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
     return InputSet.box(centre, low, high)
 
 
-def alpha_crown_intervals(bounded, x, graph: NetworkGraph) -> dict:
-    """Pre-activation bounds that auto_LiRPA's optimised CROWN leaves on its nodes."""
-    bounded.compute_bounds(x=x if isinstance(x, tuple) else (x,), method="alpha-crown")
-    return {name: tuple(t.detach() for t in pair) for name, pair in lirpa_intervals(bounded, graph).items()}
+def alpha_crown_intervals(bounded, x, graph: NetworkGraph, inputs: InputSet) -> dict:
+    """Pre-activation bounds that auto_LiRPA's optimised CROWN leaves on its nodes, in float64 and less its rounding."""
+    box = (inputs.low, inputs.high)
+    if inputs.radius is not None:  # auto_LiRPA's ball is not cut by the box of possible inputs
+        wide = inputs.radius.reshape(-1, *[1] * (inputs.centre.ndim - 1))
+        box = (torch.minimum(inputs.low, inputs.centre - wide), torch.maximum(inputs.high, inputs.centre + wide))
+    with in_float64(bounded):
+        bounded.compute_bounds(x=double_input(x), method="alpha-crown")
+        found = lirpa_intervals(bounded, graph, box)
+    return {name: tuple(t.detach() for t in pair) for name, pair in found.items()}

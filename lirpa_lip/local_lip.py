@@ -12,11 +12,12 @@ from torch import Tensor
 from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
 from .graph import NetworkGraph, build_graph
-from .intermediate import Interval, lirpa_intervals
+from .intermediate import Interval, linear_bound_rounding, lirpa_intervals
 from .lipschitz.lower import sampled_rates
 from .lipschitz.oracle import NormOracle
 from .lipschitz.product import product_plan
 from .lipschitz.sweep import planned_norms, sweep
+from .lirpa_call import double_input, in_float64
 from .margin import check_specification, output_upper, row_lipschitz, whole_lipschitz
 from .methods import names_at
 from .region import Region
@@ -45,7 +46,7 @@ def local_lip_bounds(
         config = replace(config, optimize=True)
     graph, region, dtype = prepare(bounded, x, config)
     rows = check_specification(c, len(region.eps), graph)
-    given, crown = _crown(bounded, x, rows, graph, dtype) if method == "local-lip-crown" else ({}, (None, None))
+    given, crown = _crown(bounded, x, rows, graph, region) if method == "local-lip-crown" else ({}, (None, None))
     limit = None if threshold is None else -_threshold(threshold, rows)
     norm = NormOracle(config, planned_norms(graph, config))
     with _gradients_where_needed(graph, region):
@@ -55,9 +56,9 @@ def local_lip_bounds(
     lower = None if below is None else -outward_upper(below, dtype)
     upper = None if above is None else outward_upper(above, dtype)
     if crown[0] is not None and lower is not None:
-        lower = torch.maximum(lower, crown[0].flatten(1))
+        lower = torch.maximum(lower, -outward_upper(-crown[0], dtype))
     if crown[1] is not None and upper is not None:
-        upper = torch.minimum(upper, crown[1].flatten(1))
+        upper = torch.minimum(upper, outward_upper(crown[1], dtype))
     return lower, upper, norm.certificate, norm.failure_probability
 
 
@@ -77,7 +78,7 @@ def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzR
     rows = None if c is None else check_specification(c, len(region.eps), graph)
     given: dict[str, Interval] = {}
     if method == "local-lip-crown":
-        given, _ = _crown(bounded, x, check_specification(c, len(region.eps), graph), graph, dtype)
+        given, _ = _crown(bounded, x, check_specification(c, len(region.eps), graph), graph, region)
     sweeps = 2 if config.anchored else 1
     norm = NormOracle(config, sweeps * planned_norms(graph, config) + product_plan(graph, None) + 1)
     with _gradients_where_needed(graph, region):
@@ -123,10 +124,18 @@ def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, t
     return graph.to(dtype), region.to(dtype), graph.dtype
 
 
-def _crown(bounded, x, c: Tensor, graph: NetworkGraph, dtype: torch.dtype) -> tuple[dict[str, Interval], tuple]:
-    """CROWN's bounds of ``C f``, and what it found of the pre-activations on the way."""
-    bounds = bounded.compute_bounds(x=x if isinstance(x, tuple) else (x,), C=c.to(dtype), method="crown")
-    return lirpa_intervals(bounded, graph), bounds
+def _crown(bounded, x, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:
+    """CROWN's bounds of ``C f`` in float64, and what it found of the pre-activations on the way.
+
+    Both are widened by the rounding of their computation. CROWN ignores a box that cuts the ball.
+    """
+    box = Region(region.centre.double(), region.eps.double()).interval()
+    with in_float64(bounded):
+        lower, upper = bounded.compute_bounds(x=double_input(x), C=c.double(), method="crown")
+        given = lirpa_intervals(bounded, graph, box)
+    error = linear_bound_rounding(graph, box, given)[graph.output].flatten(1)
+    slack = torch.einsum("bso,bo->bs", c.double().abs(), error) * (1 + 1e-6)
+    return given, (lower.flatten(1) - slack, upper.flatten(1) + slack)
 
 
 def outward_upper(upper: Tensor, dtype: torch.dtype) -> Tensor:

@@ -102,17 +102,8 @@ def max_pool(builder, traced) -> str:
     attr, shape = traced.attr, builder.shape(traced.parent)
     kernel = tuple(attr["kernel_shape"])
     axes = len(kernel)
-    index = [
-        _windows(size, k, s, p, d, bool(attr.get("ceil_mode", 0)))
-        for size, k, s, p, d in zip(
-            shape[1:],
-            kernel,
-            attr.get("strides", [1] * axes),
-            _padding(traced, axes),
-            attr.get("dilations", [1] * axes),
-            strict=False,
-        )
-    ]
+    space = attr.get("strides", [1] * axes), _padding(traced, axes), attr.get("dilations", [1] * axes)
+    index = _positions(shape[1:], kernel, *space, bool(attr.get("ceil_mode", 0)))
     out_shape = torch.Size([shape[0], *(i.shape[1] for i in index)])
     flat = _flat_index(index, shape[1:]).to(builder.device)
     window = math.prod(kernel)
@@ -125,6 +116,16 @@ def max_pool(builder, traced) -> str:
     maps = FunctionMap(unfold, shape, **like, monomial=True, entries_nonnegative=True)
     windows = builder.affine(f"{traced.name}:windows", traced.operator, [traced.parent], [maps])
     return _largest(builder, traced, windows, out_shape)
+
+
+def window_index(sizes, kernel, strides, padding, dilations, ceil: bool) -> Tensor:
+    """Flat position in an image of the given sizes of everything a window reads: (window, *windows flattened)."""
+    return _flat_index(_positions(sizes, kernel, strides, padding, dilations, ceil), sizes)
+
+
+def _positions(sizes, kernel, strides, padding, dilations, ceil: bool) -> list[Tensor]:
+    axes = zip(sizes, kernel, strides, padding, dilations, strict=False)
+    return [_windows(size, k, s, p, d, ceil) for size, k, s, p, d in axes]
 
 
 def _windows(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil: bool) -> Tensor:

@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from auto_LiRPA.bound_ops import Bound
 from auto_LiRPA.linear_bound import LinearBound
-from auto_LiRPA.patches import Patches
 from torch import Tensor
 
-from lirpa_lip.errors import UnsupportedOperatorError
-
+from .coefficients import dense
 from .emit import GraphBuilder, Traced, depends_on_input
 from .lines import relaxations
 from .node import Interval, Node, affine_value, node_interval
@@ -74,7 +72,8 @@ class TracedOperator(Bound):
         lines = {n.name: relaxations(n.activation, *intervals[n.parents[0]])[1] for n in nodes if n.activation}
         found, biases = [], []
         for side, A in enumerate((last_lA, last_uA)):
-            coefficients, bias = ({}, 0) if A is None else self._pull_back(nodes, lines, self._dense(A), side)
+            A = None if A is None else dense(A, self.output_shape[1:])
+            coefficients, bias = ({}, 0) if A is None else self._pull_back(nodes, lines, A, side)
             found.append(coefficients)
             biases.append(bias)
         pairs = [tuple(side.get(f"input{i}") for side in found) for i in range(len(x))]
@@ -101,17 +100,6 @@ class TracedOperator(Bound):
             for parent, part in zip(node.parents, parts, strict=True):
                 pending[parent] = pending[parent] + part if parent in pending else part
         return pending, constant
-
-    def _dense(self, A) -> Tensor:
-        if isinstance(A, Tensor):
-            return A
-        if isinstance(A, Patches):
-            try:
-                return A.to_matrix((1, *self.output_shape[1:])).transpose(0, 1)
-            except (AssertionError, NotImplementedError):
-                pass
-        reason = 'CROWN reaches it in patches mode; pass bound_opts={"conv_mode": "matrix"}, or use method="local-lip"'
-        raise UnsupportedOperatorError(self.name, type(self).__name__, reason=reason)
 
     # ---- forward mode ---------------------------------------------------------------------------------------------
     def bound_forward(self, dim_in: int, *x: LinearBound) -> LinearBound:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from lirpa_lip.errors import CheckpointError, DivergedError, LirpaLipError, RunInterruptedError
