@@ -49,10 +49,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            from lirpa_lip.cli.terminal import warnings_in_a_line
-
-            with warnings_in_a_line():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except Exception as error:
             line = one_line(error)
             if line is None:
