@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
+from .conversion import convert, model_precision
 from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError, UnsupportedOperatorError
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
 from .operators import clipped_relu_bound, maxmin_bound  # noqa: F401  (registers the bound classes)
-from .operators.registration import unsupported_operators
-from .operators.table import ADAPTERS
 from .precision import true_float32
 from .result import LipschitzResult
 
@@ -52,7 +51,7 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     if isinstance(name, str) and name not in METHODS + LIRPA_METHODS:
         raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
-        with _model_precision(bounded), _operator_named(name):
+        with model_precision(bounded), _operator_named(name):
             return inherited(*args, **kwargs)
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):
@@ -62,18 +61,6 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     bounds = local_lip_bounds(bounded, call.get("x"), call.get("C"), name, *wanted)
     object.__setattr__(bounded, "last_certificate", bounds[2:])
     return bounds[:2]
-
-
-@contextmanager
-def _model_precision(module: nn.Module) -> Iterator[None]:
-    """auto_LiRPA makes some of its tensors in torch's default type, and then fails on a network of another."""
-    before = torch.get_default_dtype()
-    first = next((p for p in module.parameters() if p.is_floating_point()), None)
-    torch.set_default_dtype(first.dtype if first is not None else before)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextmanager
@@ -110,10 +97,11 @@ def _check_mode(bounded) -> None:
         raise TrainingModeError(name, "BatchNorm or Dropout")
 
 
-def _note_training_mode(bounded, model) -> None:
+def _convert(bounded, model, global_input, initialise: Callable[[Any], None], options: Mapping[str, Any]) -> None:
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     names = [name or "model" for name, m in modules if isinstance(m, _TRAINING_DEPENDENT) and m.training]
     object.__setattr__(bounded, "_in_training_mode", names)
+    names += convert(bounded, model, global_input, initialise, options)
 
 
 class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
@@ -124,17 +112,8 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
 
     def __init__(self, model, global_input, bound_opts=None, **kwargs) -> None:
         LocalLipConfig.from_options(bound_opts)
-        _note_training_mode(self, model)
-        try:
-            with _model_precision(model):
-                super().__init__(model, global_input, bound_opts=bound_opts, **kwargs)
-        except NotImplementedError as error:
-            if isinstance(error, UnsupportedOperatorError):
-                raise
-            missing = unsupported_operators(model, global_input, kwargs)
-            if not missing:
-                raise
-            raise UnsupportedOperatorError(*missing[0], ADAPTERS, "auto_LiRPA cannot trace it") from error
+        initialise = functools.partial(super().__init__, model, bound_opts=bound_opts, **kwargs)
+        _convert(self, model, global_input, lambda given: initialise(global_input=given), kwargs)
 
     def check_incompatible_nodes(self, model) -> None:
         """auto_LiRPA would switch a model with dropout to training mode; in eval mode dropout is the identity."""
@@ -192,9 +171,8 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
     init, check, compute = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds
 
     @functools.wraps(init)
-    def __init__(self, model, *args, **kwargs):
-        _note_training_mode(self, model)
-        init(self, model, *args, **kwargs)
+    def __init__(self, model, global_input, *args, **kwargs):
+        _convert(self, model, global_input, lambda given: init(self, model, given, *args, **kwargs), kwargs)
 
     @functools.wraps(check)
     def check_incompatible_nodes(self, model):

@@ -66,6 +66,19 @@ def _step_one(attr: Attributes, inputs: list) -> bool:
     return len(inputs) < 5 or bool((torch.as_tensor(constant_value(inputs[4])) == 1).all())
 
 
+def _plain_linear(attr: Attributes, inputs: list) -> bool:
+    """Theirs has invalid intervals for other factors than 1, and no CROWN for a weight that is not transposed."""
+    ones = attr.get("alpha", 1.0) == 1 and (len(inputs) < 3 or attr.get("beta", 1.0) == 1)
+    return ones and bool(attr.get("transB", 0)) and not attr.get("transA", 0)
+
+
+def _constant_matrix(attr: Attributes, inputs: list) -> bool:
+    """Theirs for a product of two values of the network, or with a constant matrix on the right."""
+    if all(map(depends_on_input, inputs)):
+        return True
+    return depends_on_input(inputs[0]) and constant_value(inputs[1]).ndim == 2
+
+
 #: By ONNX name.
 MISSING: dict[str, Missing] = {
     # the ends are attributes before opset 11, where 0.7's class fails, and 0.3 has none
@@ -83,6 +96,8 @@ MISSING: dict[str, Missing] = {
     "onnx::Pad": Missing("BoundPad", False, lambda attr, inputs: "pads" not in attr and attr["mode"] == "constant"),
     "onnx::Resize": Missing("BoundResize", False, _never),
     "onnx::Upsample": Missing("BoundResize", False, _never),
+    "onnx::Gemm": Missing("BoundLinear", False, _plain_linear),
+    "onnx::MatMul": Missing("BoundMatMul", False, _constant_matrix),
     "onnx::Conv": Missing("BoundConv", False, _plain_convolution),
     "onnx::ConvTranspose": Missing("BoundConvTranspose", False, lambda attr, _: len(attr["kernel_shape"]) == 2),
     # theirs always counts padding in, ignores ceil_mode, and its CROWN takes the stride for the kernel, and the height
