@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from .conversion import convert, model_precision
 from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError, UnsupportedOperatorError
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
-from .operators import clipped_relu_bound, maxmin_bound  # noqa: F401  (registers the bound classes)
+from .operators.registration import operators
 from .precision import true_float32
 from .result import LipschitzResult
 
@@ -40,6 +40,7 @@ LIRPA_METHODS = (
 )
 _TRAINING_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _SIGNATURE = inspect.signature(auto_LiRPA.BoundedModule.compute_bounds)
+_INIT = inspect.signature(auto_LiRPA.BoundedModule.__init__)
 
 
 @true_float32()
@@ -97,11 +98,25 @@ def _check_mode(bounded) -> None:
         raise TrainingModeError(name, "BatchNorm or Dropout")
 
 
-def _convert(bounded, model, global_input, initialise: Callable[[Any], None], options: Mapping[str, Any]) -> None:
+def _convert(bounded, inherited: Callable, args: tuple, kwargs: dict) -> None:
+    """auto_LiRPA's ``__init__``, with our operators for this one module, on a prepared trace.
+
+    Raises:
+        UnsupportedOperatorError, ShapeError, ConfigError: see `lirpa_lip.conversion.convert`.
+    """
+    call = _INIT.bind(bounded, *args, **kwargs)
+    model, custom = call.arguments["model"], call.arguments.get("custom_ops")
     modules = model.named_modules() if isinstance(model, nn.Module) else ()
     names = [name or "model" for name, m in modules if isinstance(m, _TRAINING_DEPENDENT) and m.training]
     object.__setattr__(bounded, "_in_training_mode", names)
-    names += convert(bounded, model, global_input, initialise, options)
+    call.arguments["custom_ops"] = operators(custom)
+
+    def initialise(given: Any) -> None:
+        call.arguments["global_input"] = given
+        inherited(*call.args[1:], **call.kwargs)
+
+    names += convert(bounded, model, call.arguments["global_input"], initialise, {"custom_ops": custom})
+    bounded.custom_ops = custom or {}  # needed no more, and ours could not be pickled
 
 
 class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
@@ -110,10 +125,9 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
     Used exactly as auto_LiRPA's; settings travel as ``bound_opts={"local_lip": LocalLipConfig(...)}``.
     """
 
-    def __init__(self, model, global_input, bound_opts=None, **kwargs) -> None:
+    def __init__(self, model, global_input, bound_opts=None, *args, **kwargs) -> None:
         LocalLipConfig.from_options(bound_opts)
-        initialise = functools.partial(super().__init__, model, bound_opts=bound_opts, **kwargs)
-        _convert(self, model, global_input, lambda given: initialise(global_input=given), kwargs)
+        _convert(self, super().__init__, (model, global_input, bound_opts, *args), kwargs)
 
     def check_incompatible_nodes(self, model) -> None:
         """auto_LiRPA would switch a model with dropout to training mode; in eval mode dropout is the identity."""
@@ -163,16 +177,20 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         return _local_lipschitz(self, x, C, method, norm, options)
 
 
+_REGISTERED = ("__init__", "check_incompatible_nodes", "compute_bounds", "local_lipschitz")
+
+
 def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
-    """Gives auto_LiRPA's own ``BoundedModule`` the same methods and the ℓ₂ repair, in place; idempotent."""
+    """Gives auto_LiRPA's own ``BoundedModule`` the same methods, operators and ℓ₂ repair, in place; idempotent."""
     if "local_lipschitz" in cls.__dict__:
         return
+    own = {name: vars(cls)[name] for name in _REGISTERED if name in vars(cls)}
     install_ball_repair(cls)
     init, check, compute = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds
 
     @functools.wraps(init)
-    def __init__(self, model, global_input, *args, **kwargs):
-        _convert(self, model, global_input, lambda given: init(self, model, given, *args, **kwargs), kwargs)
+    def __init__(self, *args, **kwargs):
+        _convert(self, functools.partial(init, self), args, kwargs)
 
     @functools.wraps(check)
     def check_incompatible_nodes(self, model):
@@ -188,13 +206,17 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
 
     for function in (__init__, check_incompatible_nodes, compute_bounds, local_lipschitz):
         setattr(cls, function.__name__, function)
-    cls._before_lirpa_lip = (init, check, compute)
+    cls._before_lirpa_lip = own
 
 
 def unregister(cls: Any = auto_LiRPA.BoundedModule) -> None:
     """Undoes `register`."""
     if "local_lipschitz" not in cls.__dict__:
         return
-    cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds = cls._before_lirpa_lip
-    del cls.local_lipschitz, cls._before_lirpa_lip
+    own = cls._before_lirpa_lip
+    for name in _REGISTERED:
+        delattr(cls, name)
+    del cls._before_lirpa_lip
     remove_ball_repair(cls)
+    for name, value in own.items():
+        setattr(cls, name, value)

@@ -74,6 +74,33 @@ def _windows(image: Tensor, A: Patches) -> Tensor:
     )
 
 
+def dense(A, shape: tuple[int, ...]) -> Tensor:
+    """Coefficients as a matrix (rows, batch, *shape) of an image ``shape``, whatever the stride and the padding.
+
+    auto_LiRPA's own conversion takes the height of the padded image for its width.
+    """
+    if not isinstance(A, Patches):
+        return A
+    channels, height, width = shape
+    places = torch.arange(1, height * width + 1, dtype=torch.float64, device=A.patches.device)
+    places = _windows(places.view(1, 1, height, width), A)[0, :, :, 0].long()  # (out_h, out_w, K, K), 0 in the padding
+    entries = A.patches
+    if A.unstable_idx is None:
+        entries = entries.permute(0, 2, 3, 1, 4, 5, 6).flatten(0, 2)  # (rows, batch, C, K, K)
+        places = places.flatten(0, 1).repeat(A.patches.shape[0], 1, 1)
+    else:
+        places = places[A.unstable_idx[-2], A.unstable_idx[-1]]
+    entries = entries.flatten(3)
+    places = places.flatten(1)[:, None, None].expand_as(entries)
+    flat = entries.new_zeros(*entries.shape[:3], height * width + 1).scatter_add(3, places, entries)
+    return flat[..., 1:].unflatten(3, (height, width))
+
+
+def without_padding(A: Patches, shape: tuple[int, ...]) -> Tensor:
+    """The entries of ``A``, zero where they meet the padding of an image ``shape``."""
+    return A.patches * unfold(A.patches.new_ones(()).expand(1, 1, *shape), A)
+
+
 def multiply(A, relaxations: list[Relaxation], side: int, groups: int):
     """``A`` · activation, bounded by ``A'`` · pre-activation + bias; from below if ``side`` is 0, else from above.
 

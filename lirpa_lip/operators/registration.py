@@ -1,7 +1,8 @@
-"""Gives auto_LiRPA the operators its installed version cannot trace, or computes wrongly; leaves the others alone.
+"""The operators auto_LiRPA's installed version cannot trace, or computes wrongly, for the modules that ask for them.
 
-`register_operators` runs when `lirpa_lip` is imported. For every ONNX operator below, auto_LiRPA's own class is used
-wherever `native` says that it is right for the operator's attributes, and a class made from our adapter elsewhere.
+`operators` is what our ``BoundedModule`` passes to auto_LiRPA as ``custom_ops``, per module: auto_LiRPA's own map,
+which all modules share, stays as it is. For every ONNX operator below, auto_LiRPA's own class is used wherever `native` says
+that it is right for the operator's attributes, and a class made from our adapter elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ from auto_LiRPA.parse_graph import parse_module
 
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 
+from . import constant_operand
+from .clipped_relu_bound import BoundClippedRelu
+from .constant_operand import meets_a_constant
+from .convolution_bound import BoundConv
 from .emit import constant_value, depends_on_input
+from .maxmin_bound import BoundClippedMaxMin, BoundMaxMin
 from .table import ADAPTERS
 from .traced_activation import activation_class
 from .traced_operator import Adapter, operator_class
@@ -34,21 +40,33 @@ class Missing(NamedTuple):
         key: name of its adapter in the operator table, and of its class.
         elementwise: whether it is one activation.
         native: whether auto_LiRPA's own class, where there is one, is right for these attributes and inputs.
+        own: the class used elsewhere, if it is not made from the adapter.
     """
 
     key: str
     elementwise: bool
     native: Native = lambda attr, inputs: True
+    own: Callable[..., Bound] | None = None
 
 
 def _never(attr: Attributes, inputs: list) -> bool:
     return False
 
 
-def _plain_convolution(attr: Attributes, inputs: list) -> bool:
-    """Theirs takes one axis' dilation for both; one axis is known to 0.7 only, and three to neither."""
-    dilations = attr.get("dilations", [1])
-    return len(attr["kernel_shape"]) == 2 and all(d == dilations[0] for d in dilations)
+def _convolution(attr=None, inputs=None, output_index=0, options=None) -> Bound:
+    """Over images the class that knows patches; along one axis or three, which patches do not know, the adapter's."""
+    pads = attr.get("pads", [0, 1])  # without any, padding is given by name, which the adapter refuses
+    if len(attr["kernel_shape"]) == 2 and pads[:2] == pads[2:]:
+        return BoundConv(attr, inputs, output_index, options)
+    return operator_class("BoundConv", ADAPTERS["BoundConv"])(attr, inputs, output_index, options)
+
+
+def _no_constant(attr: Attributes, inputs: list) -> bool:
+    return not meets_a_constant(inputs)
+
+
+def _no_constant_divisor(attr: Attributes, inputs: list) -> bool:
+    return not depends_on_input(inputs[0]) or depends_on_input(inputs[1])
 
 
 def _in_shape_arithmetic_or(plain: Native) -> Native:
@@ -98,8 +116,17 @@ MISSING: dict[str, Missing] = {
     "onnx::Upsample": Missing("BoundResize", False, _never),
     "onnx::Gemm": Missing("BoundLinear", False, _plain_linear),
     "onnx::MatMul": Missing("BoundMatMul", False, _constant_matrix),
-    "onnx::Conv": Missing("BoundConv", False, _plain_convolution),
-    "onnx::ConvTranspose": Missing("BoundConvTranspose", False, lambda attr, _: len(attr["kernel_shape"]) == 2),
+    # theirs has invalid patches for groups and dilation, and takes one axis' dilation for both; one axis is known to
+    # 0.7 only, and three to neither
+    "onnx::Conv": Missing("BoundConv", False, _never, _convolution),
+    # theirs knows square kernels without padding only, and loses its inserted zeros in patches
+    "onnx::ConvTranspose": Missing("BoundConvTranspose", False, _never),
+    # theirs mistakes the axes of a constant for those of the samples
+    "onnx::Add": Missing("BoundAdd", False, _no_constant, constant_operand.BoundAdd),
+    "onnx::Sub": Missing("BoundSub", False, _no_constant, constant_operand.BoundSub),
+    "onnx::Mul": Missing("BoundMul", False, _no_constant, constant_operand.BoundMul),
+    "onnx::Div": Missing("BoundDiv", False, _no_constant_divisor, constant_operand.BoundDiv),
+    "onnx::Concat": Missing("BoundConcat", False, _no_constant, constant_operand.BoundConcat),
     # theirs always counts padding in, ignores ceil_mode, and its CROWN takes the stride for the kernel, and the height
     # for the width of what no window reaches
     "onnx::AveragePool": Missing("BoundAveragePool", False, _never),
@@ -125,7 +152,7 @@ ATEN: dict[str, str] = {
 }
 
 
-def _maker(theirs: type[Bound] | None, ours: type[Bound], native: Native) -> Callable[..., Bound]:
+def _maker(theirs: type[Bound] | None, ours: Callable[..., Bound], native: Native) -> Callable[..., Bound]:
     """What is called in place of a class: theirs where it is right and accepts the attributes, else ours."""
 
     def make(attr=None, inputs=None, output_index=0, options=None) -> Bound:
@@ -158,7 +185,7 @@ def unsupported_operators(model: Any, global_input: Any, options: Mapping[str, A
     """(node, ONNX operator) of what auto_LiRPA has no class for in a model it refused; its options may name more."""
     inputs = global_input if isinstance(global_input, tuple) else (global_input,)
     nodes, *_ = parse_module(model, inputs)
-    known = {**bound_op_map, **(options.get("custom_ops") or {})}
+    known = {**bound_op_map, **operators(options.get("custom_ops"))}
     return [
         (node.name, node.op)
         for node in nodes
@@ -186,17 +213,33 @@ def register_operator(onnx: str, adapter: Adapter, elementwise: bool = False, ke
     register_custom_op(onnx, (activation_class if elementwise else operator_class)(key, adapter))
 
 
-def register_operators() -> None:
-    """Registers every operator of `MISSING`; idempotent."""
-    if not hasattr(bound_op_map.get("aten::ATen"), "makes"):
-        register_custom_op("aten::ATen", _aten)
-        register_custom_op("onnx::Unsqueeze", _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis))
-    for onnx, (key, elementwise, native) in MISSING.items():
-        if hasattr(bound_op_map.get(onnx), "makes"):
-            continue
+def _build() -> dict[str, Callable[..., Bound]]:
+    found: dict[str, Callable[..., Bound]] = {
+        "lirpa_lip::ClippedRelu": BoundClippedRelu,
+        "lirpa_lip::MaxMin": BoundMaxMin,
+        "lirpa_lip::ClippedMaxMin": BoundClippedMaxMin,
+        "aten::ATen": _aten,
+        "onnx::Unsqueeze": _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis),
+    }
+    for onnx, (key, elementwise, native, own) in MISSING.items():
         theirs = bound_op_map.get(onnx) or getattr(bound_ops, key, None)
-        ours = (activation_class if elementwise else operator_class)(key, ADAPTERS[key])
-        register_custom_op(onnx, _maker(theirs, ours, native))
+        ours = own or (activation_class if elementwise else operator_class)(key, ADAPTERS[key])
+        found[onnx] = _maker(theirs, ours, native)
+    return found
 
 
-register_operators()
+_OPERATORS = _build()
+
+
+def operators(custom: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """By ONNX name, what a module is to use in place of auto_LiRPA's own classes; ``custom`` ones go first.
+
+    An operator that the user has registered with auto_LiRPA for all modules stays the user's.
+    """
+    theirs = {name for name, made in bound_op_map.items() if not _from_auto_lirpa(made)}
+    ours = {name: make for name, make in _OPERATORS.items() if name not in theirs}
+    return {**ours, **(custom or {})}
+
+
+def _from_auto_lirpa(made: Any) -> bool:
+    return str(getattr(made, "__module__", "")).split(".")[0] == "auto_LiRPA"

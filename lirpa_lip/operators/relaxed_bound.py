@@ -37,6 +37,7 @@ class RelaxedActivation(BoundOptimizableActivation):
 
     inputs_per_output = 1
     mixes_per_output = 2
+    knows_patches = True
     # Most mix variables per sample and later layer (float32: 16 MB a sample); beyond it, neurons of that layer share
     # them: by channel, or all. Sharing costs tightness, never validity.
     max_alpha_per_sample = 2**22

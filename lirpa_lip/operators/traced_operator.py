@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from auto_LiRPA.bound_ops import Bound
 from auto_LiRPA.linear_bound import LinearBound
-from auto_LiRPA.patches import Patches
 from torch import Tensor
 
-from lirpa_lip.errors import UnsupportedOperatorError
-
+from .coefficients import dense
 from .emit import GraphBuilder, Traced, depends_on_input
 from .lines import relaxations
 from .node import Interval, Node, affine_value, node_interval
@@ -103,15 +101,7 @@ class TracedOperator(Bound):
         return pending, constant
 
     def _dense(self, A) -> Tensor:
-        if isinstance(A, Tensor):
-            return A
-        if isinstance(A, Patches):
-            try:
-                return A.to_matrix((1, *self.output_shape[1:])).transpose(0, 1)
-            except (AssertionError, NotImplementedError):
-                pass
-        reason = 'CROWN reaches it in patches mode; pass bound_opts={"conv_mode": "matrix"}, or use method="local-lip"'
-        raise UnsupportedOperatorError(self.name, type(self).__name__, reason=reason)
+        return dense(A, self.output_shape[1:])
 
     # ---- forward mode ---------------------------------------------------------------------------------------------
     def bound_forward(self, dim_in: int, *x: LinearBound) -> LinearBound:
