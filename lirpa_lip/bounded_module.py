@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import auto_LiRPA
-import torch
 from torch import Tensor, nn
 
+from .arguments import check_input, check_rows, ordinary, ordinary_tensors, prepare_call
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
 from .conversion import convert, model_precision
@@ -43,23 +43,28 @@ _SIGNATURE = inspect.signature(auto_LiRPA.BoundedModule.compute_bounds)
 _INIT = inspect.signature(auto_LiRPA.BoundedModule.__init__)
 
 
+@ordinary_tensors()
 @true_float32()
 def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     """``compute_bounds``: our methods here, all others to auto_LiRPA."""
-    call = _SIGNATURE.bind(bounded, *args, **kwargs).arguments
+    bound = _SIGNATURE.bind(bounded, *args, **kwargs)
+    call = bound.arguments
     method = call.get("method", _SIGNATURE.parameters["method"].default)
     name = method.lower() if isinstance(method, str) else method
     if isinstance(name, str) and name not in METHODS + LIRPA_METHODS:
         raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
+        prepare_call(bounded, bound, name)
         with model_precision(bounded), _operator_named(name):
-            return inherited(*args, **kwargs)
+            return inherited(*bound.args[1:], **bound.kwargs)
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")
     _check_mode(bounded)
     wanted = (want_lower, want_upper, call.get("decision_thresh"))
-    bounds = local_lip_bounds(bounded, call.get("x"), call.get("C"), name, *wanted)
+    x = ordinary(call.get("x"))
+    c = ordinary(check_rows(call.get("C"), check_input(bounded, x)))
+    bounds = local_lip_bounds(bounded, x, c, name, *wanted)
     object.__setattr__(bounded, "last_certificate", bounds[2:])
     return bounds[:2]
 
@@ -78,8 +83,11 @@ def _operator_named(method: object) -> Iterator[None]:
         raise UnsupportedOperatorError(node, operator, reason=reason) from error
 
 
+@ordinary_tensors()
 @true_float32()
 def _local_lipschitz(bounded, x, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
+    x = ordinary(x)
+    c = ordinary(check_rows(c, check_input(bounded, x)))
     if method in JACOBIAN_METHODS:
         _check_mode(bounded)
         return jacobian_constants_of(bounded, x, c, method, norm, options)

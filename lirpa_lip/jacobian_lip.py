@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
-from .graph import NetworkGraph
+from .graph import NetworkGraph, model_dtype
 from .intermediate import lirpa_intervals
 from .lipschitz.clarke import METHODS, check_norm, clarke_lipschitz
 from .lipschitz.clarke_options import ClarkeOptions
@@ -55,8 +55,8 @@ def jacobian_constants_of(bounded, x, c: Tensor | None, method: str, norm: float
 def prepare_region(bounded, x) -> tuple[NetworkGraph, InputSet, torch.dtype]:
     """The graph in float64, the closed region of ``x``, and the model's own precision."""
     config = LocalLipConfig.from_options(bounded.bound_opts)
-    graph = network_graph(bounded)
-    return graph.to(torch.float64), input_set(x, config, graph), graph.dtype
+    graph = network_graph(bounded, torch.float64)
+    return graph, input_set(x, config, graph), model_dtype(bounded)
 
 
 def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:

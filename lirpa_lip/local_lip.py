@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
-from .graph import NetworkGraph, build_graph
+from .graph import NetworkGraph, build_graph, model_dtype
 from .intermediate import Interval, lirpa_intervals
 from .lipschitz.lower import sampled_rates
 from .lipschitz.oracle import NormOracle
@@ -102,24 +102,24 @@ def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzR
     )
 
 
-def network_graph(bounded) -> NetworkGraph:
+def network_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
     """The traced network as affine nodes and activations; it references the current parameters.
 
     Raises:
         UnsupportedOperatorError, TrainingModeError, NonFiniteError: as named.
     """
-    graph = build_graph(bounded)
+    graph = build_graph(bounded, dtype)
     graph.check_finite()
     return graph
 
 
 def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
     """The graph and the region in the precision of the computation, and the precision of its results."""
-    graph = network_graph(bounded)
-    region = region_of(x, config, graph)
+    own = model_dtype(bounded)
     wide = config.precision == "float64" or (config.precision == "auto" and not config.is_estimate)
-    dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else graph.dtype)
-    return graph.to(dtype), region.to(dtype), graph.dtype
+    dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else own)
+    graph = network_graph(bounded, dtype)
+    return graph, region_of(x, config, graph).to(dtype), own
 
 
 def _crown(bounded, x, c: Tensor, graph: NetworkGraph, dtype: torch.dtype) -> tuple[dict[str, Interval], tuple]:

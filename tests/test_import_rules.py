@@ -10,11 +10,13 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the top of the data flow down; a unit is a file or a folder of the package. New units go in at their place.
 LAYERS = """
-errors _compat precision config perturbation ball ball_repair region result nn norms operators trace conversion graph intermediate masks
+errors _compat precision config perturbation ball ball_repair region result nn norms operators trace conversion
+arguments graph intermediate masks
 lipschitz margin local_lip jacobian_lip bounded_module comparison losses training cli
 """.split()
 
-KNOW_AUTO_LIRPA = {"__init__", "_compat", "perturbation", "ball", "ball_repair", "operators", "trace", "conversion", "graph", "intermediate",
+KNOW_AUTO_LIRPA = {"__init__", "_compat", "perturbation", "ball", "ball_repair", "operators", "trace", "conversion",
+                   "arguments", "graph", "intermediate",
                    "local_lip", "jacobian_lip", "bounded_module"}  # fmt: skip
 
 

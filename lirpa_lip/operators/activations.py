@@ -38,7 +38,7 @@ HARD_SWISH = simple(smooth.hard_swish)
 
 def leaky(builder, traced) -> str:
     """LeakyReLU with its slope as an attribute."""
-    return _emit(builder, traced, leaky_relu(float(traced.attr.get("alpha", 0.01))))
+    return _emit(builder, traced, leaky_relu(traced.number(traced.attr.get("alpha", 0.01))))
 
 
 def prelu(builder, traced) -> str:
@@ -51,12 +51,13 @@ def prelu(builder, traced) -> str:
 
 def elu(builder, traced) -> str:
     """ELU with its alpha as an attribute."""
-    return _emit(builder, traced, smooth.elu(float(traced.attr.get("alpha", 1.0))))
+    return _emit(builder, traced, smooth.elu(traced.number(traced.attr.get("alpha", 1.0))))
 
 
 def hard_sigmoid_(builder, traced) -> str:
     """HardSigmoid with its slope and offset as attributes."""
-    return _emit(builder, traced, hard_sigmoid(traced.attr.get("alpha", 0.2), traced.attr.get("beta", 0.5)))
+    slope, offset = (float(traced.attr.get(name, default)) for name, default in (("alpha", 0.2), ("beta", 0.5)))
+    return _emit(builder, traced, hard_sigmoid(slope, offset))
 
 
 def clipped(builder, traced) -> str:
@@ -66,7 +67,7 @@ def clipped(builder, traced) -> str:
         value = traced.attr.get(name)
         if value is None and index < len(traced.parents):
             value = traced.constant(index)
-        value = None if value is None else float(torch.as_tensor(value))
+        value = None if value is None else traced.number(value)
         return None if value is None or math.isinf(value) or abs(value) > 1e38 else value
 
     low, high = end("min", 1), end("max", 2)

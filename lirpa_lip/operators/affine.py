@@ -35,7 +35,7 @@ def linear(builder, traced) -> str:
 
 
 def matmul(builder, traced) -> str:
-    """``x W`` along the last axis, or ``W x`` along the last but one, for a constant matrix (a vector, on the right)."""
+    """``x W`` along the last axis, or ``W x`` along the last but one, for a constant matrix (or a vector, in ``x W``)."""
     left = traced.parents[0] is None
     if len(traced.parents) == 2 and not left and traced.parents[1] is not None:
         raise traced.unsupported("both factors depend on the input (attention), which has no Lipschitz rule here")
@@ -51,7 +51,9 @@ def matmul(builder, traced) -> str:
         maps = _turned(builder, _along_last(builder, weight.mT, torch.Size([*shape[:-2], shape[-1], shape[-2]])))
     elif weight.ndim == 1:
         product = _along_last(builder, weight.unsqueeze(1), shape)
-        maps = ComposedMap([ReshapeMap(product.out_shape, shape[:-1], dtype=builder.dtype, device=builder.device), product])
+        maps = ComposedMap(
+            [ReshapeMap(product.out_shape, shape[:-1], dtype=builder.dtype, device=builder.device), product]
+        )
     else:
         maps = _along_last(builder, weight, shape)
     return builder.affine(traced.name, traced.operator, [parent], [maps])

@@ -90,6 +90,12 @@ def _plain_linear(attr: Attributes, inputs: list) -> bool:
     return ones and bool(attr.get("transB", 0)) and not attr.get("transA", 0)
 
 
+def _over_one_axis(attr: Attributes, inputs: list) -> bool:
+    """Theirs wants the axes named, and in CROWN mistakes them where several are dropped."""
+    axes = attr.get("axes")
+    return axes is not None and (len(axes) == 1 or bool(attr.get("keepdims", 1))) and 0 not in axes
+
+
 def _constant_matrix(attr: Attributes, inputs: list) -> bool:
     """Theirs for a product of two values of the network, or with a constant matrix on the right."""
     if all(map(depends_on_input, inputs)):
@@ -137,6 +143,7 @@ MISSING: dict[str, Missing] = {
     "onnx::LeakyRelu": Missing("BoundLeakyRelu", True, _never),
     "onnx::Gather": Missing("BoundGather", False, _in_shape_arithmetic_or(_one_position)),
     "onnx::Slice": Missing("BoundSlice", False, _in_shape_arithmetic_or(_step_one)),
+    "onnx::ReduceMean": Missing("BoundReduceMean", False, _over_one_axis),
     "onnx::ReduceMax": Missing("BoundReduceMax", False, _never),
     "onnx::ReduceMin": Missing("BoundReduceMin", False, _never),
     "onnx::Max": Missing("BoundMax", False),

@@ -1,4 +1,4 @@
-"""Between PyTorch's trace of a model and its lowering to ONNX: what that lowering would drop is refused or rewritten."""
+"""Between PyTorch's trace of a model and its lowering to ONNX: what that would drop is refused or rewritten."""
 
 from .hooks import prepared
 

@@ -14,7 +14,9 @@ _SHAPE_ONLY = {
 } | {"prim::device", "prim::dtype", "prim::layout"}
 #: From a number to the same number.
 _CONVERSIONS = {"prim::NumToTensor", "aten::Int", "aten::Float", "aten::ScalarImplicit", "aten::to", "aten::detach"}
-_ARITHMETIC = {f"aten::{name}" for name in "add sub rsub mul div true_divide pow maximum minimum add_ sub_ mul_ div_".split()}
+_ARITHMETIC = {
+    f"aten::{name}" for name in "add sub rsub mul div true_divide pow maximum minimum add_ sub_ mul_ div_".split()
+}
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Dependence:
 
 
 def argument(node: Any, index: int) -> Any:
-    """The Python value of an operator's argument; ``None`` for one that is absent, ``...`` for one that is no constant."""
+    """The Python value of an operator's argument; ``None`` for an absent one, ``...`` for one that is no constant."""
     values = list(node.inputs())
     return python_value(values[index]) if index < len(values) else None
 

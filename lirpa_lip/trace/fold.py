@@ -157,7 +157,7 @@ def _wanted(graph: Any, depends: Dependence, made: dict[str, Any]) -> list[Any]:
                 continue
             if maker.kind() == "prim::ListConstruct":
                 pending = [*maker.inputs(), *pending]
-            elif maker.kind() != "prim::Constant" and dtype(value) is not None and dtype(value).is_floating_point:
+            elif maker.kind() != "prim::Constant" and (dtype(value) or torch.long).is_floating_point:
                 wanted[value.debugName()] = value
     return list(wanted.values())
 

@@ -35,7 +35,7 @@ class Preparation:
         self.folded: list[Folded] = []
         self.unsettled: list[str] = []
         self._names: list[str] = []
-        self._tracing: nn.Module | None = None
+        self._tracing: Any = None
 
     def parameters(self, original: Callable, module: nn.Module, args: tuple, kwargs: dict) -> Iterator[tuple]:
         """auto_LiRPA's list of the graph's inputs behind the network's, read after the graph has been prepared."""
@@ -109,5 +109,3 @@ def _blamed(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     first = str(error).split("\n")[0]
     return f"PyTorch cannot lower it to ONNX ({first.rstrip('.')}); write it with other operators"
-
-

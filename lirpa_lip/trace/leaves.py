@@ -34,7 +34,7 @@ def attach(bounded: Any, folded: list[Folded]) -> None:
     """Gives the leaves of a converted model their computations, in place of the values they had when traced."""
     by_name = {f.name: f for f in folded}
     for node in bounded._modules.values():
-        found = by_name.get(getattr(node, "ori_name", None))
+        found = by_name.get(getattr(node, "ori_name", ""))
         if found is not None:
             del node._buffers["buffer"]  # or it would be saved and loaded with the parameters
             node.__class__ = BoundFolded

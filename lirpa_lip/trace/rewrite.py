@@ -30,7 +30,7 @@ class Rewriter:
     def run(self) -> None:
         for node in list(self.graph.nodes()):
             rewrite = REWRITES.get(node.kind())
-            if rewrite is not None and any(self.depends.varies(v) for v in node.inputs()):
+            if rewrite is not None and not all(self.depends.constant(v) for v in node.inputs()):
                 self.graph.setInsertPoint(node)
                 rewrite(self, node)
         self.graph.setInsertPoint(self.graph.return_node())
@@ -85,6 +85,38 @@ def _reshape(rewriter: Rewriter, node: Any) -> None:
     rewriter.replace(node, rewriter.insert("aten::reshape", arguments, node.output()))
 
 
+def _reduction(rewriter: Rewriter, node: Any) -> None:
+    """Axes counted from the front, as auto_LiRPA's rules count them."""
+    axes, shape = argument(node, 1), sizes(next(iter(node.inputs())))
+    if isinstance(axes, list) and shape and any(a < 0 for a in axes):
+        node.replaceInput(1, rewriter.integers([a % len(shape) for a in axes]))
+
+
+#: Operators that broadcast a constant over the batch.
+_BROADCAST = {f"aten::{n}" for n in "add sub rsub mul div maximum minimum linear addmm".split()}
+
+
+def _filled(rewriter: Rewriter, node: Any) -> None:
+    """Zeros and ones like the input, as one sample of them where they are broadcast: no later batch size changes it."""
+    shape, kind = sizes(node.output()), dtype(node.output())
+    uses = [use.user for use in node.output().uses()]
+    if not shape or kind is None or shape[0] != rewriter.batch or not all(u.kind() in _BROADCAST for u in uses):
+        return
+    fill = {"ones": 1.0, "zeros": 0.0}.get(
+        node.kind().removeprefix("aten::").removeprefix("new_").removesuffix("_like")
+    )
+    if fill is None:
+        fill = argument(node, 2 if node.kind() == "aten::new_full" else 1)
+    if isinstance(fill, (int, float)):
+        rewriter.replace(node, rewriter.constant(torch.full((1, *shape[1:]), fill, dtype=kind)))
+
+
+def _dropout(rewriter: Rewriter, node: Any) -> None:
+    """Nothing, where it is off or its share is zero."""
+    if argument(node, 2) is False or argument(node, 1) == 0:
+        rewriter.replace(node, next(iter(node.inputs())))
+
+
 def _transposed(rewriter: Rewriter, weight: Any) -> Any | None:
     shape, kind = sizes(weight), dtype(weight)
     if shape is None or kind is None or len(shape) != 2 or not rewriter.depends.constant(weight):
@@ -95,7 +127,7 @@ def _transposed(rewriter: Rewriter, weight: Any) -> Any | None:
 def _product(rewriter: Rewriter, node: Any) -> None:
     """``torch.mm(x, W)`` as a linear layer of the weight ``Wᵀ``."""
     x, weight = node.inputs()
-    if rewriter.depends.varies(x) and (sizes(x) or [None])[0] == rewriter.batch:
+    if rewriter.depends.varies(x) and (sizes(x) or [-1])[0] == rewriter.batch:
         turned = _transposed(rewriter, weight)
         if turned is not None:
             none = rewriter.constant(None)
@@ -178,12 +210,16 @@ def _batch_norm(rewriter: Rewriter, node: Any) -> None:
             node.replaceInput(index, rewriter.insert(kind, [mean, *nothing], mean))
 
 
+_FILLED = "ones_like zeros_like full_like new_ones new_zeros new_full ones zeros full".split()
 _RESHAPES = "flatten view reshape squeeze unflatten _unsafe_view".split()
 
 #: By kind.
 REWRITES: dict[str, Rewrite] = {
     "aten::size": _size,
     **{f"aten::{name}": _reshape for name in _RESHAPES},
+    **{f"aten::{name}": _reduction for name in ("mean", "sum", "amax", "amin")},
+    **{f"aten::{name}": _filled for name in _FILLED},
+    **{f"aten::{name}": _dropout for name in ("dropout", "feature_dropout", "alpha_dropout")},
     "aten::mm": _product,
     "aten::addmm": _affine_product,
     "aten::avg_pool2d": _average_pool,
