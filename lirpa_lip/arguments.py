@@ -46,6 +46,20 @@ def ordinary(x: Any) -> Any:
     return x.clone() if x.is_inference() else x
 
 
+@contextmanager
+def some_parameter(bounded: Any) -> Iterator[None]:
+    """auto_LiRPA asks a parameter for the precision; a model without any has that of its input."""
+    if next(bounded.parameters(), None) is not None:
+        yield
+        return
+    stand_in = torch.nn.Parameter(torch.zeros(1, device=bounded.device), requires_grad=False)
+    bounded.__dict__["parameters"] = lambda recurse=True: iter([stand_in])
+    try:
+        yield
+    finally:
+        del bounded.__dict__["parameters"]
+
+
 def check_input(bounded: Any, x: Any) -> int | None:
     """Checks the input (``None`` stands for the last one) and returns its batch size.
 

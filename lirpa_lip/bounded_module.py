@@ -12,7 +12,7 @@ from typing import Any
 import auto_LiRPA
 from torch import Tensor, nn
 
-from .arguments import check_input, check_rows, ordinary, ordinary_tensors, prepare_call
+from .arguments import check_input, check_rows, ordinary, ordinary_tensors, prepare_call, some_parameter
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
 from .conversion import convert, model_precision
@@ -55,7 +55,7 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
         raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
         prepare_call(bounded, bound, name)
-        with model_precision(bounded), _operator_named(name):
+        with model_precision(bounded), some_parameter(bounded), _operator_named(name):
             return inherited(*bound.args[1:], **bound.kwargs)
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):

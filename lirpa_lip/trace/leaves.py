@@ -15,11 +15,13 @@ class BoundFolded(BoundBuffers):
     """A value that parameters alone determine; see `lirpa_lip.trace.fold`."""
 
     folded: Folded
+    precision: Tensor
 
     @property
     def buffer(self) -> Tensor:
-        """The value now; a plain tensor where no gradient is wanted."""
-        return self.folded.value()
+        """The value now, in the precision of the model or the wider one that all of a module is taken to."""
+        value = self.folded.value()
+        return value.to(torch.promote_types(value.dtype, self.precision.dtype))
 
     @property
     def param(self) -> Tensor:
@@ -38,7 +40,7 @@ def attach(bounded: Any, folded: list[Folded]) -> None:
         if found is not None:
             del node._buffers["buffer"]  # or it would be saved and loaded with the parameters
             node.__class__ = BoundFolded
-            object.__setattr__(node, "folded", found)
+            node.__dict__.update(folded=found, precision=torch.zeros((), dtype=found.value().dtype))
 
 
 def perturbed(parameter: Tensor) -> bool:

@@ -29,6 +29,17 @@ class With(nn.Module):
         return self.fn(x, *(getattr(self, name) for name in self.names))
 
 
+class First(nn.Module):
+    """The first of what a module returns."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[0].flatten(1)
+
+
 class Case(NamedTuple):
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -203,6 +214,6 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "matrices of channels": (on(IMAGE, torch.matmul, (2, 6, 3)), "one matrix"),
     "einsum": (on(FLAT, lambda x, w: torch.einsum("bi,oi->bo", x, w), (4, 6)), "F.linear"),
     "gated linear unit": (on(FLAT, lambda x: F.glu(x, 1)), "gating"),
-    "lstm": (on(LINE, lambda x: nn.LSTM(8, 3, batch_first=True)(x)[0]), "recurrent"),
+    "lstm": (Case(lambda: First(nn.LSTM(8, 3, batch_first=True)), LINE), "recurrent"),
     "two outputs": (Case(lambda: Call(lambda x: (x.relu(), x)), FLAT), "tuple"),
 }
