@@ -55,7 +55,7 @@ def convert(
         given = _ordinary(global_input) if inputs is None else inputs
         _check_input(given)
         try:
-            with model_precision(model), prepared(model) as preparation:
+            with model_precision(model), prepared(model) as preparation, _loading_what_is_known(bounded):
                 initialise(given)
                 preparation.finish(bounded)
         except LirpaLipError:
@@ -63,6 +63,17 @@ def convert(
         except Exception as error:
             raise _explained(error, model, given, options) from error
     return preparation.unsettled
+
+
+@contextmanager
+def _loading_what_is_known(bounded: Any) -> Iterator[None]:
+    """0.7 loads the model's own state into the converted one at the end, in which folded values have no place."""
+    load = type(bounded).load_state_dict
+    bounded.__dict__["load_state_dict"] = lambda state, *_, **__: load(bounded, state, strict=False)
+    try:
+        yield
+    finally:
+        bounded.__dict__.pop("load_state_dict", None)
 
 
 def _ordinary(x: Any) -> Any:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from auto_LiRPA.bound_ops import BoundBuffers
+from auto_LiRPA.bound_ops import BoundBuffers, BoundParams
 from torch import Tensor
 
 from .fold import Folded
 
 
-class BoundFolded(BoundBuffers):
-    """A value that parameters alone determine; see `lirpa_lip.trace.fold`."""
+class BoundFolded(BoundBuffers, BoundParams):
+    """A value that parameters alone determine; see `lirpa_lip.trace.fold`.
+
+    It is made as a buffer, and a parameter to those that ask: batch norm takes its weights from nothing else.
+    """
 
     folded: Folded
     precision: Tensor

@@ -187,6 +187,20 @@ def _convolution_mode(rewriter: Rewriter, node: Any) -> None:
     rewriter.replace(node, rewriter.insert(f"aten::conv{axes}d", arguments, node.output()))
 
 
+def _upsample(rewriter: Rewriter, node: Any) -> None:
+    """A size as the factors that lead to it: with batches of any size, PyTorch knows no shape to divide it by."""
+    shape, made, last = sizes(next(iter(node.inputs()))), sizes(node.output()), len(list(node.inputs())) - 1
+    aligned = last == 3 and argument(node, 2) is not False
+    if not shape or not made or argument(node, 1) is None or argument(node, last) is not None or aligned:
+        return
+    factors = [rewriter.constant(n / m) for n, m in zip(made[2:], shape[2:], strict=True)]
+    scales = rewriter.graph.create("prim::ListConstruct", factors, 1)
+    rewriter.graph.insertNode(scales)
+    scales.output().setType(torch._C.ListType(torch._C.FloatType.get()))
+    node.replaceInput(1, rewriter.constant(None))
+    node.replaceInput(last, scales.output())
+
+
 def _clamp(rewriter: Rewriter, node: Any) -> None:
     """A clamp between tensors: ``minimum(maximum(x, low), high)``."""
     x, *ends = node.inputs()
@@ -211,6 +225,7 @@ def _batch_norm(rewriter: Rewriter, node: Any) -> None:
 
 
 _FILLED = "ones_like zeros_like full_like new_ones new_zeros new_full ones zeros full".split()
+_UPSAMPLES = "nearest1d nearest2d nearest3d linear1d bilinear2d trilinear3d".split()
 _RESHAPES = "flatten view reshape squeeze unflatten _unsafe_view".split()
 
 #: By kind.
@@ -225,6 +240,7 @@ REWRITES: dict[str, Rewrite] = {
     "aten::avg_pool2d": _average_pool,
     "aten::avg_pool3d": _average_pool,
     "aten::_convolution_mode": _convolution_mode,
+    **{f"aten::upsample_{name}": _upsample for name in _UPSAMPLES},
     "aten::clamp": _clamp,
     "aten::clamp_min": _clamp,
     "aten::clamp_max": _clamp,
