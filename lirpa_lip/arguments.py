@@ -33,17 +33,25 @@ def ordinary(x: Any) -> Any:
     """The same input, with copies of tensors that were made in inference mode."""
     if isinstance(x, (tuple, list)):
         return type(x)(map(ordinary, x))
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Tensor) or not x.is_floating_point():
         return x
     region = getattr(x, "ptb", None)
     if isinstance(x, auto_LiRPA.BoundedTensor) and region is not None:
-        held = {k: v for k, v in vars(region).items() if isinstance(v, Tensor) and v.is_inference()}
-        if not held and not x.is_inference():
+        held = {k: v for k, v in vars(region).items() if isinstance(v, Tensor) and _of_inference(v)}
+        if not held and not _of_inference(x):
             return x
         region = copy.copy(region)
         vars(region).update({k: v.clone() for k, v in held.items()})
-        return auto_LiRPA.BoundedTensor(x.as_subclass(Tensor).clone(), region)
-    return x.clone() if x.is_inference() else x
+        return auto_LiRPA.BoundedTensor(Tensor.clone(x), region)
+    return x.clone() if _of_inference(x) else x
+
+
+def _of_inference(x: Tensor) -> bool:
+    """Whether a tensor, or what it is a view of by another class, was made in inference mode."""
+    try:
+        return x._version < 0
+    except RuntimeError:
+        return True
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from auto_LiRPA.bound_ops import Bound
 from torch import Tensor, nn
 
+from .arguments import ordinary, ordinary_tensors
 from .errors import ConfigError, LirpaLipError, ShapeError, UnsupportedOperatorError
 from .operators.registration import unsupported_operators
 from .operators.table import ADAPTERS
@@ -50,9 +51,13 @@ def convert(
     if isinstance(model, auto_LiRPA.BoundedModule) or not isinstance(model, nn.Module):
         initialise(global_input)
         return []
-    with torch.inference_mode(False):
-        inputs = tuple(map(_ordinary, global_input)) if isinstance(global_input, (tuple, list)) else None
-        given = _ordinary(global_input) if inputs is None else inputs
+    if any(t.is_inference() for t in (*model.parameters(), *model.buffers())):
+        raise ConfigError(
+            "the model's parameters were made under torch.inference_mode(), and cannot be differentiated; make or load "
+            "the model outside of it."
+        )
+    with ordinary_tensors():
+        given = ordinary(global_input)
         _check_input(given)
         try:
             with model_precision(model), prepared(model) as preparation, _loading_what_is_known(bounded):
@@ -74,11 +79,6 @@ def _loading_what_is_known(bounded: Any) -> Iterator[None]:
         yield
     finally:
         bounded.__dict__.pop("load_state_dict", None)
-
-
-def _ordinary(x: Any) -> Any:
-    """A tensor made in inference mode cannot be differentiated; a copy of it can."""
-    return x.clone() if isinstance(x, Tensor) and x.is_inference() else x
 
 
 def _check_input(given: Any) -> None:

@@ -10,8 +10,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # From the top of the data flow down; a unit is a file or a folder of the package. New units go in at their place.
 LAYERS = """
-errors _compat precision config perturbation ball ball_repair region result nn norms operators trace conversion
-arguments graph intermediate masks
+errors _compat precision config perturbation ball ball_repair region result nn norms operators trace arguments
+conversion graph intermediate masks
 lipschitz margin local_lip jacobian_lip bounded_module comparison losses training cli
 """.split()
 

@@ -140,6 +140,11 @@ def fold(graph: Any, depends: Dependence, inputs: int, live: list[Live | None]) 
         folded.name = f"folded_{len(found)}"
         value.replaceAllUsesWith(leaf)
         found.append(folded)
+    if not _wanted(graph, depends, made):
+        # what writes into constants is nothing to dead code elimination, and unknown to ONNX
+        for node in reversed([n for n in constant if _writes(n)]):
+            if not any(v.uses() for v in node.outputs()):
+                node.destroy()
     return found
 
 
@@ -165,10 +170,15 @@ def _wanted(graph: Any, depends: Dependence, made: dict[str, Any]) -> list[Any]:
 def _program(value: Any, constant: list[Any], made: dict[str, Any], places: dict[str, int], live) -> Folded | None:
     """How ``value`` is computed; ``None`` if no parameter enters, or an operator has no function."""
     folded = Folded("", result=value.debugName())
-    whole = any(_writes(n) for n in constant)  # the order of everything before it counts then
     needed, pending = set(), [value.debugName()]
-    if whole:
-        pending += [v.debugName() for n in constant if n.isBefore(value.node()) for v in n.outputs()]
+    writes = [n for n in constant if _writes(n)]
+    if writes:  # then the order counts of everything before it is read
+        own = {v.debugName() for n in constant for v in n.outputs()}
+        readers = [use.user for use in value.uses() if not own & {v.debugName() for v in use.user.outputs()}]
+        states = {sum(w.isBefore(reader) for w in writes) for reader in readers}
+        if len(states) != 1 or any(use.user.kind() == "prim::ListConstruct" for use in value.uses()):
+            return None
+        pending += [v.debugName() for n in constant if n.isBefore(readers[0]) for v in n.outputs()]
     while pending:
         name = pending.pop()
         if name in needed:

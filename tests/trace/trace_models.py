@@ -161,7 +161,9 @@ RIGHT: dict[str, Case] = {
     "unflatten": on(FLAT, lambda x: x.unflatten(1, (2, 3)).relu()),
     "view": on(IMAGE, lambda x: x.view(x.size(0), -1)),
     "reshape": on(IMAGE, lambda x: x.reshape(x.shape[0], 4, -1).relu().reshape(-1, 72)),
-    "shuffled channels": on(IMAGE, lambda x: x.view(x.shape[0], 2, 2, 3, 6).transpose(1, 2).reshape(x.shape[0], 2, 6, 6)),
+    "shuffled channels": on(
+        IMAGE, lambda x: x.view(x.shape[0], 2, 2, 3, 6).transpose(1, 2).reshape(x.shape[0], 2, 6, 6)
+    ),
     "pixel shuffle": layers(IMAGE, lambda: nn.Conv2d(2, 8, 1), lambda: nn.PixelShuffle(2)),
     "squeeze some axes": on(IMAGE, lambda x: x.mean((2, 3), keepdim=True).squeeze((2, 3))),
     "mean": on(IMAGE, lambda x: x.mean((-1, -2))),
@@ -194,11 +196,10 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "average divisor ceil": (pool2d(nn.AvgPool2d, 4, 3, divisor_override=2, ceil_mode=True), "ceil_mode"),
     "softplus threshold": (on(FLAT, lambda x: F.softplus(x, threshold=1.0)), "threshold"),
     "batch norm of the batch": (
-        on(IMAGE, lambda x, m: F.batch_norm(x, m, torch.ones(2), training=True), (2,), buffers=True), STATISTICS
+        on(IMAGE, lambda x, m: F.batch_norm(x, m, torch.ones(2), training=True), (2,), buffers=True),
+        STATISTICS,
     ),
-    "batch norm without statistics": (
-        layers(IMAGE, lambda: nn.BatchNorm2d(2, track_running_stats=False)), STATISTICS
-    ),
+    "batch norm without statistics": (layers(IMAGE, lambda: nn.BatchNorm2d(2, track_running_stats=False)), STATISTICS),
     "dropout": (on(FLAT, lambda x: F.dropout(x, 0.5, training=True)), CHANCE),
     "dropout of channels": (on(IMAGE, lambda x: F.dropout2d(x, 0.5, training=True)), CHANCE),
     "alpha dropout": (on(FLAT, lambda x: F.alpha_dropout(x, 0.5, training=True)), CHANCE),
