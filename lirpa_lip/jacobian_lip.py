@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
-from .graph import NetworkGraph
+from .graph import NetworkGraph, model_dtype
 from .intermediate import lirpa_intervals
 from .lipschitz.clarke import METHODS, check_norm, clarke_lipschitz
 from .lipschitz.clarke_options import ClarkeOptions
@@ -63,10 +63,10 @@ def prepare_region(bounded, x) -> tuple[NetworkGraph, InputSet, torch.dtype]:
     """The graph in float64, the closed region of ``x``, and the model's own precision."""
     config = LocalLipConfig.from_options(bounded.bound_opts)
     current_model(bounded)
-    graph = network_graph(bounded)
-    inputs, wide = input_set(x, config, graph), graph.to(torch.float64)
-    check_graph(bounded, wide, inputs.centre, inputs.sample(1, generator_of(bounded, inputs.centre.device))[:, 0])
-    return wide, inputs, graph.dtype
+    graph = network_graph(bounded, torch.float64)
+    inputs = input_set(x, config, graph)
+    check_graph(bounded, graph, inputs.centre, inputs.sample(1, generator_of(bounded, inputs.centre.device))[:, 0])
+    return graph, inputs, model_dtype(bounded)
 
 
 def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:

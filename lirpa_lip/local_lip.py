@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
-from .graph import NetworkGraph, build_graph
+from .graph import NetworkGraph, build_graph, model_dtype
 from .intermediate import Interval, intersect, linear_bound_rounding, lirpa_intervals
 from .lipschitz.lower import sampled_rates
 from .lipschitz.oracle import NormOracle
@@ -119,13 +119,13 @@ def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzR
     )
 
 
-def network_graph(bounded) -> NetworkGraph:
+def network_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
     """The traced network as affine nodes and activations; it references the current parameters.
 
     Raises:
         UnsupportedOperatorError, TrainingModeError, NonFiniteError: as named.
     """
-    graph = build_graph(bounded)
+    graph = build_graph(bounded, dtype)
     graph.check_finite()
     return graph
 
@@ -133,15 +133,16 @@ def network_graph(bounded) -> NetworkGraph:
 def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
     """The graph and the region in the precision of the computation, and the precision of its results."""
     current_model(bounded)
-    graph = network_graph(bounded)
+    own = model_dtype(bounded)
     wide = config.precision == "float64" or (config.precision == "auto" and not config.is_estimate)
-    dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else graph.dtype)
-    if not config.is_estimate and torch.finfo(dtype).eps > torch.finfo(graph.dtype).eps:
+    dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else own)
+    if not config.is_estimate and torch.finfo(dtype).eps > torch.finfo(own).eps:
         # weights rounded to less than they are would be another network's
-        dtype = graph.dtype
-    wide, region = graph.to(dtype), region_of(x, config, graph, dtype)
-    check_graph(bounded, wide, region.centre, region.sample(generator_of(bounded, region.centre.device)))
-    return wide, region, graph.dtype
+        dtype = own
+    graph = network_graph(bounded, dtype)
+    region = region_of(x, config, graph, dtype)
+    check_graph(bounded, graph, region.centre, region.sample(generator_of(bounded, region.centre.device)))
+    return graph, region, own
 
 
 def _crown(bounded, x, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:

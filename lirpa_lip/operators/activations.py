@@ -58,7 +58,7 @@ def heaviside(builder, traced) -> str:
 
 def leaky(builder, traced) -> str:
     """LeakyReLU with its slope as an attribute."""
-    return _emit(builder, traced, leaky_relu(float(traced.attr.get("alpha", 0.01))))
+    return _emit(builder, traced, leaky_relu(traced.number(traced.attr.get("alpha", 0.01))))
 
 
 def prelu(builder, traced) -> str:
@@ -71,12 +71,13 @@ def prelu(builder, traced) -> str:
 
 def elu(builder, traced) -> str:
     """ELU with its alpha as an attribute."""
-    return _emit(builder, traced, smooth.elu(float(traced.attr.get("alpha", 1.0))))
+    return _emit(builder, traced, smooth.elu(traced.number(traced.attr.get("alpha", 1.0))))
 
 
 def hard_sigmoid_(builder, traced) -> str:
     """HardSigmoid with its slope and offset as attributes."""
-    return _emit(builder, traced, hard_sigmoid(traced.attr.get("alpha", 0.2), traced.attr.get("beta", 0.5)))
+    slope, offset = (float(traced.attr.get(name, default)) for name, default in (("alpha", 0.2), ("beta", 0.5)))
+    return _emit(builder, traced, hard_sigmoid(slope, offset))
 
 
 def clipped(builder, traced) -> str:
@@ -86,7 +87,7 @@ def clipped(builder, traced) -> str:
         value = traced.attr.get(name)
         if value is None and index < len(traced.parents):
             value = traced.constant(index)
-        value = None if value is None else float(value)  # a double: a tensor would round it
+        value = None if value is None else traced.number(value)
         return None if value is None or math.isinf(value) or abs(value) > 1e38 else value
 
     low, high = end("min", 1), end("max", 2)

@@ -57,7 +57,7 @@ def _never(attr: Attributes, inputs: list) -> bool:
 
 def _convolution(attr=None, inputs=None, output_index=0, options=None) -> Bound:
     """Over images the class that knows patches; along one axis or three, which patches do not know, the adapter's."""
-    pads = attr["pads"]
+    pads = attr.get("pads", [0, 1])  # without any, padding is given by name, which the adapter refuses
     if len(attr["kernel_shape"]) == 2 and pads[:2] == pads[2:]:
         return BoundConv(attr, inputs, output_index, options)
     return operator_class("BoundConv", ADAPTERS["BoundConv"])(attr, inputs, output_index, options)
@@ -111,6 +111,23 @@ def _own_division(attr=None, inputs=None, output_index=0, options=None) -> Bound
 
 def _is_root(bound: Any) -> bool:
     return isinstance(bound, bound_ops.BoundSqrt)
+def _plain_linear(attr: Attributes, inputs: list) -> bool:
+    """Theirs has invalid intervals for other factors than 1, and no CROWN for a weight that is not transposed."""
+    ones = attr.get("alpha", 1.0) == 1 and (len(inputs) < 3 or attr.get("beta", 1.0) == 1)
+    return ones and bool(attr.get("transB", 0)) and not attr.get("transA", 0)
+
+
+def _over_one_axis(attr: Attributes, inputs: list) -> bool:
+    """Theirs wants the axes named, and in CROWN mistakes them where several are dropped."""
+    axes = attr.get("axes")
+    return axes is not None and (len(axes) == 1 or bool(attr.get("keepdims", 1))) and 0 not in axes
+
+
+def _constant_matrix(attr: Attributes, inputs: list) -> bool:
+    """Theirs for a product of two values of the network, or with a constant matrix on the right."""
+    if all(map(depends_on_input, inputs)):
+        return True
+    return depends_on_input(inputs[0]) and constant_value(inputs[1]).ndim == 2
 
 
 #: By ONNX name.
@@ -130,6 +147,8 @@ MISSING: dict[str, Missing] = {
     "onnx::Pad": Missing("BoundPad", False, lambda attr, inputs: "pads" not in attr and attr["mode"] == "constant"),
     "onnx::Resize": Missing("BoundResize", False, _never),
     "onnx::Upsample": Missing("BoundResize", False, _never),
+    "onnx::Gemm": Missing("BoundLinear", False, _plain_linear),
+    "onnx::MatMul": Missing("BoundMatMul", False, _constant_matrix),
     # theirs has invalid patches for groups and dilation, and takes one axis' dilation for both; one axis is known to
     # 0.7 only, and three to neither
     "onnx::Conv": Missing("BoundConv", False, _never, _convolution),
@@ -148,6 +167,7 @@ MISSING: dict[str, Missing] = {
     "onnx::LeakyRelu": Missing("BoundLeakyRelu", True, _never),
     "onnx::Gather": Missing("BoundGather", False, _in_shape_arithmetic_or(_one_position)),
     "onnx::Slice": Missing("BoundSlice", False, _in_shape_arithmetic_or(_step_one)),
+    "onnx::ReduceMean": Missing("BoundReduceMean", False, _over_one_axis),
     "onnx::ReduceMax": Missing("BoundReduceMax", False, _never),
     "onnx::ReduceMin": Missing("BoundReduceMin", False, _never),
     # theirs gives numbers outside the domain (0.3's square root inside, too: its tangent falls), or no clear error

@@ -35,7 +35,7 @@ class TracedActivation(RelaxedActivation):
         """The record its adapter describes it by, for inputs like ``z``."""
         builder = GraphBuilder(z.dtype, z.device)
         builder.add(Node("input", "BoundInput", z.shape[1:]))
-        traced = Traced(self.name or "", type(self).__name__, self, self.attr, self._parents(), z.shape[1:])
+        traced = Traced(self.name or "", type(self).__name__, self, self.attr, self._parents(), z.shape[1:], builder)
         name = type(self).adapter(builder, traced)
         emitted = builder.nodes[name].activation
         return emitted if emitted is not None else PiecewiseLinear([0.0], [1.0, 1.0], 0.0)  # a clip without ends

@@ -47,7 +47,7 @@ class TracedOperator(Bound):
             if parent is not None:
                 builder.add(Node(parent, "BoundInput", value.shape[1:]))
         operator = type(self).__name__
-        traced = Traced(self.name or "", operator, self, self.attr, tuple(parents), None)
+        traced = Traced(self.name or "", operator, self, self.attr, tuple(parents), None, builder)
         output = type(self).adapter(builder, traced)
         nodes = list(builder.nodes.values())
         return nodes[: [n.name for n in nodes].index(output) + 1]

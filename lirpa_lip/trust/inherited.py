@@ -216,7 +216,7 @@ class _Allowance:
 def graph_or_none(bounded: Any) -> NetworkGraph | None:
     """The graph in float64, where every operator has an adapter."""
     try:
-        return build_graph(bounded).to(torch.float64)
+        return build_graph(bounded, torch.float64)
     except Exception:
         return None
 
