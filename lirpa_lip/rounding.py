@@ -145,7 +145,8 @@ class NodeErrors:
 
     def of_anchor(self, name: str) -> Tensor:
         """What the value of a pre-activation may be off by, beside what comes from its sources."""
-        return self.chain[name] if name in self.chain else self.rounded[name]
+        found = self.chain.get(name, self.rounded.get(name))
+        return torch.zeros_like(self.values[name]) if found is None else found  # the input itself is exact
 
     def _size(self, name: str, interval: Interval) -> Tensor:
         """``|z̃|`` and how far ``z`` may be from it."""
