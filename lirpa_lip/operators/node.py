@@ -116,7 +116,7 @@ def intersect(a: Interval, b: Interval, between: tuple[str, str, str] | None = N
     crossed = lower > upper
     if between is not None and bool(crossed.any()):
         node, first, second = between
-        gap = float((lower - upper)[crossed].max())
+        gap = float((lower - upper).detach()[crossed].max())
         reason = f"{first} and {second} at node {node!r} are {gap:.3g} apart, so that one of the two is no bound"
         raise InvalidBoundError(second, reason, "leave one of them out, and please report the model")
     return torch.where(crossed, torch.minimum(lower, upper), lower), torch.where(
