@@ -98,6 +98,14 @@ class InputSet:
             gone = gone | (safe_norm(nearest - centre) > self.radius * slack)
         return gone
 
+    @property
+    def moves(self) -> Tensor:
+        """1 for each coordinate in which the set extends, else 0, ``(batch, n)``: two of its points differ in no other.
+
+        A constant over pairs of points is a norm of the Jacobian's columns of these coordinates.
+        """
+        return (self.high > self.low).flatten(1).to(self.low.dtype)
+
     def support(self, rows: Tensor) -> Tensor:
         """Upper bound of ``max a · x`` over the set, rounding included, ``(batch, rows, *shape) -> (batch, rows)``."""
         a = rows.flatten(2)
