@@ -124,6 +124,22 @@ class CheckpointError(LirpaLipError, ValueError):
     """A checkpoint is absent, damaged, or belongs to another model or configuration."""
 
 
+class UntrustedCodeError(CheckpointError):
+    """A file names a module of somebody's own, and importing it, which runs its code, was not allowed.
+
+    Args:
+        arch: the ``module:factory`` in the file.
+        file: which file, as in "the checkpoint".
+    """
+
+    def __init__(self, arch: str, file: str) -> None:
+        self.arch = arch
+        super().__init__(
+            f"{file} names code of its own as the network: {arch!r}. Importing it would run it; if you trust it, add "
+            f"--trust-arch (in Python: trust_arch=True), or name the network yourself: --arch {arch}"
+        )
+
+
 class LockedError(LirpaLipError, RuntimeError):
     """Another process works in a folder.
 
@@ -147,22 +163,6 @@ class RunInterruptedError(LirpaLipError, RuntimeError):
     def __init__(self, message: str, signal_number: int = 2) -> None:
         self.signal_number = signal_number
         super().__init__(message)
-
-
-class UntrustedCodeError(CheckpointError):
-    """A file names a module of somebody's own, and importing it, which runs its code, was not allowed.
-
-    Args:
-        arch: the ``module:factory`` in the file.
-        file: which file, as in "the checkpoint".
-    """
-
-    def __init__(self, arch: str, file: str) -> None:
-        self.arch = arch
-        super().__init__(
-            f"{file} names code of its own as the network: {arch!r}. Importing it would run it; if you trust it, add "
-            f"--trust-arch (in Python: trust_arch=True), or name the network yourself: --arch {arch}"
-        )
 
 
 class DivergedError(LirpaLipError, ArithmeticError):
