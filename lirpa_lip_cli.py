@@ -38,6 +38,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        ctx.with_resource(import_module("lirpa_lip.cli.terminal").warnings_in_a_line())
         module, attribute = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command
@@ -49,10 +50,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            from lirpa_lip.cli.terminal import warnings_in_a_line
-
-            with warnings_in_a_line():
-                return super().invoke(ctx)
+            return super().invoke(ctx)
         except Exception as error:
             line = one_line(error)
             if line is None:

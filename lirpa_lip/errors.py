@@ -126,6 +126,24 @@ class InvalidBoundError(LirpaLipError, ArithmeticError):
         super().__init__(f"method={method!r} gave bounds that are not valid: {reason}; {remedy}.")
 
 
+class DomainError(LirpaLipError, ValueError):
+    """The inputs of an operator may reach where it is not defined, or has a pole.
+
+    Args:
+        node: name of the node in the traced graph.
+        operator: class or operator name of that node.
+        reason: which inputs it may get, and which it is defined for.
+    """
+
+    def __init__(self, node: str, operator: str, reason: str) -> None:
+        self.node = node
+        self.operator = operator
+        super().__init__(
+            f"operator {operator} at node {node!r} has no bound here: {reason}; make eps smaller, use a method with "
+            "tighter intermediate bounds, or keep the input away from there in the model (clamp it, add a constant)."
+        )
+
+
 class MethodFailedError(LirpaLipError, RuntimeError):
     """A method of auto_LiRPA failed on a network or a call it does not know how to handle.
 

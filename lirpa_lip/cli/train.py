@@ -72,7 +72,7 @@ def train(
     chosen = _checkpoint(resume, given, config_file)
     config = resolve(given, config_file, resume is not None)
     if "arch" not in given and not trust_arch:
-        refuse_code_of_a_file(config.arch, str(config_file or "the run to resume"))
+        refuse_code_of_a_file(config.arch, str(config_file or Path(config.out) / "config.yaml"))
     from lirpa_lip.training.processes import process_state
     from lirpa_lip.training.progress import RichProgress
     from lirpa_lip.training.trainer import Trainer

@@ -32,8 +32,9 @@ def draw(root, classes, count=8):
 def run_folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     draw(root / "abc", ["ant", "bee", "cat"])
-    call = ["train", "--dataset", "imagefolder", "--data-dir", str(root / "abc"), "--image-size", "8", "--arch",
-            "mlp-small", "--loss", "plain", "--epochs", "1", "--batch-size", "8", "--out", str(root / "run")]  # fmt: skip
+    call = ["train", "--dataset", "imagefolder", "--data-dir", str(root / "abc"), "--image-size", "8", "--loss",
+            "plain", "--arch", "mlp-small", "--epochs", "1", "--batch-size", "8",
+            "--out", str(root / "run")]  # fmt: skip
     result = CliRunner().invoke(main, call)
     assert result.exit_code == 0, result.output
     return root

@@ -1,4 +1,4 @@
-"""A signal ends a run with a checkpoint, and the message says how to go on; what is resumed ends as if nothing had been."""
+"""A signal ends a run with a checkpoint and a word on how to go on; what is resumed ends as an undisturbed run."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ def test_killed_at_random_moments(tmp_path):
     kill_runs.finish([*kill_runs.TRAIN, "--out", str(tmp_path / "whole")])
     seconds = time.monotonic() - begun
     kill_runs.disturbed_training(tmp_path / "killed", chance, 2, seconds)
-    assert kill_runs.same_tensors(kill_runs.tensors_of(tmp_path / "whole"), kill_runs.tensors_of(tmp_path / "killed")), seed
+    whole, killed = (kill_runs.tensors_of(tmp_path / name) for name in ("whole", "killed"))
+    assert kill_runs.same_tensors(whole, killed), seed
     begun = time.monotonic()
     kill_runs.finish(["certify", str(tmp_path / "whole"), *kill_runs.CERTIFY, "--out", str(tmp_path / "rows")])
     seconds = time.monotonic() - begun
