@@ -26,7 +26,7 @@ from .traced import traced_in_parts, traced_spread
 _BEYOND_FIRST_ORDER = 4.0
 #: Most entries of the output whose error is derived in full, the most suspicious first.
 _ENTRIES = 32
-#: Roundoffs that the value of a traced graph may differ by before more is asked.
+#: Roundoffs, of a sample's largest output, that the value of a traced graph may differ by before more is asked.
 _FEW = 32
 #: Elements of all nodes' values that may be held at once.
 _ELEMENTS = 1 << 26
@@ -133,7 +133,8 @@ def check_traced(bounded: Any, found: Reference, batch: int, name: str | None = 
     both = torch.isfinite(own) | torch.isfinite(expected)
     difference = torch.where(both, (own - expected).abs(), 0.0)
     unit = torch.finfo(found.values.dtype).eps if found.values.is_floating_point() else 0.0
-    tolerance = torch.full_like(difference, _FEW * unit) * expected.abs()
+    largest = expected.abs().flatten(1).amax(1) if expected.ndim > 1 else expected.abs().amax()
+    tolerance = _FEW * unit * largest.reshape(-1, *[1] * (expected.ndim - 1)).expand_as(difference)
     if not bool((difference <= tolerance).all()):
         tolerance = tolerance + traced_spread(bounded, tuple(p[:batch] for p in points))
         over = ~(difference <= tolerance)

@@ -83,14 +83,17 @@ def _values(bounded: Any, call: dict) -> Values | None:
     generator = generator_of(bounded)
     batch = len(inputs[0])
     samples = torch.arange(batch)
-    if torch.is_grad_enabled() and batch > 2 * _IN_TRAINING and all(len(t) == batch for t in inputs):
+    step = torch.is_grad_enabled() and batch > 2 * _IN_TRAINING and all(len(t) == batch for t in inputs)
+    if step:
         samples = torch.randperm(batch, generator=generator)[:_IN_TRAINING]
     centre = [t.detach().as_subclass(Tensor)[samples.to(t.device)] for t in inputs]
     sample = [region_point(t, getattr(t, "ptb", None), generator)[samples.to(t.device)] for t in inputs]
     points = tuple(torch.cat(pair) for pair in zip(centre, sample, strict=True))
-    found = reference(bounded, points, len(samples))
-    at = check_traced(bounded, found, len(samples), call.get("final_node_name"))
-    at = at if call.get("final_node_name") else found.values
+    node, found = call.get("final_node_name"), reference(bounded, points, len(samples), watched=not step)
+    at = found.values
+    if not step or node:
+        traced = check_traced(bounded, found, len(samples), node)
+        at = traced if node else at
     return Values(points, torch.cat([samples, samples]).to(at.device), at)
 
 
