@@ -17,7 +17,7 @@ SEED ?= 0
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check -q
+PIP := $(PY) -m pip --disable-pip-version-check -qq
 # Every later installation is held to the torch that is there: nothing may swap a CPU build for a CUDA one.
 CONSTRAINTS := $(VENV)/constraints.txt
 
@@ -34,31 +34,31 @@ export OMP_NUM_THREADS ?= 1
 setup: $(LIRPA_STAMP) $(DEPS_STAMP)
 
 $(PY):
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 $(TORCH_STAMP): | $(PY)
 	@echo "installing $(TORCH)"
 	@rm -f $(VENV)/.torch-* $(DEPS_STAMP)
-	$(PIP) install '$(TORCH)' numpy
-	$(PY) -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(CONSTRAINTS)
+	@$(PIP) install '$(TORCH)' numpy
+	@$(PY) -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(CONSTRAINTS)
 	@touch $@
 
 # --no-deps: auto_LiRPA declares a torch older than the one it runs on here.
 $(LIRPA_STAMP): $(TORCH_STAMP)
 	@echo "installing $(AUTO_LIRPA)"
 	@rm -f $(VENV)/.auto_lirpa-*
-	$(PIP) install --no-deps --force-reinstall '$(AUTO_LIRPA)'
+	@$(PIP) install --no-deps --force-reinstall '$(AUTO_LIRPA)'
 	@touch $@
 
-# pip would report in red, at every installation, that torch is newer than auto_LiRPA declares. That is meant to be;
-# `pip check` says it afterwards, and anything else that does not fit is shown and stops the setup.
+# pip would report in red, at every installation, that torch is newer than auto_LiRPA declares. That is meant to be and
+# not shown; `pip check` looks afterwards, and anything else that does not fit is shown and stops the setup.
 # A CUDA build of torch brings its own triton; a CPU build has none, and there the kernels run in its interpreter.
 # Where no wheel of it exists, only the kernel tests are skipped.
 $(DEPS_STAMP): pyproject.toml setup.py $(TORCH_STAMP) | $(LIRPA_STAMP)
 	@echo "installing lirpa_lip and what it needs"
-	$(PIP) install --no-warn-conflicts -c $(CONSTRAINTS) -e '.[dev]'
+	@$(PIP) install --no-warn-conflicts -c $(CONSTRAINTS) -e '.[dev]'
 	@$(PY) -c "import triton" 2>/dev/null || $(PIP) install --no-deps triton || echo "triton is not available here"
-	@! $(PIP) check | grep -vi -e '^auto.lirpa .*\(requires\|requirement\)' -e '^No broken requirements'
+	@! $(PY) -m pip --disable-pip-version-check check | grep -vi -e '^auto.lirpa ' -e '^No broken requirements'
 	@echo "(auto_LiRPA declares older versions of torch than it runs on here: lirpa_lip._compat fills the gaps)"
 	@touch $@
 

@@ -55,8 +55,8 @@ class LazyGroup(click.Group):
             line = one_line(error)
             if line is None:
                 raise
-            number = getattr(error, "signal_number", None)  # of a RunInterruptedError
-            if number is not None:
+            number = getattr(error, "signal_number", None)
+            if number is not None:  # stopped on purpose: no error, but the shell's code for it
                 click.echo(line, err=True)
                 ctx.exit(128 + number)
             raise click.ClickException(line) from error

@@ -56,8 +56,8 @@ def draw_verification(rows: list[dict], path: Path) -> None:
     figure.suptitle(
         "Certified accuracy in % on the first n test images, the same for all bars of a panel; ε: ℓ₂ radius, pixels in "
         "[0, 1]; line: PGD on these images\n"
-        f"beside each bar: per cent, processor seconds per image (of all it saw), kind: d deterministic, p probabilistic "
-        f"(δ ≤ {delta:g} per image)",
+        "beside each bar: per cent, processor seconds per image (of all it saw), kind: d deterministic, "
+        f"p probabilistic (δ ≤ {delta:g} per image)",
         fontsize=11,
     )
     figure.tight_layout(rect=(0, 0, 1, 0.995))
@@ -134,8 +134,9 @@ def draw_training(rows: list[dict], path: Path) -> None:
     counts = sorted({int(row["samples"]) for row in rows})
     kinds = sorted({kind for row in rows for kind in row["certificate"].split("/")})
     figure.suptitle(
-        "Certified (bars; the best of four certificates), PGD (lines) and clean accuracy (dots), by the bound trained with\n"
-        f"n = {' or '.join(map(str, counts))} test images; ε: ℓ₂ radius, pixels in [0, 1]; kinds: {', '.join(kinds)}",
+        "Certified (bars; the best of four certificates), PGD (lines) and clean accuracy (dots), by the bound trained"
+        f" with\nn = {' or '.join(map(str, counts))} test images; ε: ℓ₂ radius, pixels in [0, 1]; "
+        f"kinds: {', '.join(kinds)}",
         fontsize=10,
     )
     figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))

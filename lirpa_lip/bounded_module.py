@@ -14,23 +14,24 @@ import torch
 from auto_LiRPA.utils import unpack_inputs
 from torch import Tensor, nn
 
+from .arguments import check_input, check_rows, ordinary, ordinary_tensors, prepare_call, some_parameter
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
+from .conversion import convert, model_precision
 from .errors import (
     ConfigError,
     LirpaLipError,
+    MethodFailedError,
     TrainingModeError,
     UnknownMethodError,
     UnsupportedNormError,
     UnsupportedOperatorError,
-    UntraceableError,
 )
 from .graph import build_graph
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
 from .lirpa_call import guarded
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
-from .operators.registration import operators, unsupported_operators
-from .operators.table import ADAPTERS
+from .operators.registration import operators
 from .precision import true_float32
 from .result import LipschitzResult
 from .trust.audit import audited
@@ -39,7 +40,9 @@ from .trust.inherited import checked_bounds
 from .trust.live import follow, remember
 from .trust.model import training_dependent
 
-#: What auto_LiRPA's own compute_bounds understands, in both supported versions.
+_HAS_DYNAMIC_FORWARD = "dynamic-forward" in (auto_LiRPA.BoundedModule.compute_bounds.__doc__ or "")
+
+#: What auto_LiRPA's own compute_bounds understands, in both supported versions; each knows more, and is asked.
 LIRPA_METHODS = (
     "ibp",
     "crown-ibp",
@@ -53,42 +56,51 @@ LIRPA_METHODS = (
     "crown-optimized",
     "alpha-crown",
     "forward-optimized",
+    *(("dynamic-forward", "dynamic-forward+backward", "dynamic-forward+crown") if _HAS_DYNAMIC_FORWARD else ()),
 )
 _SIGNATURE = inspect.signature(auto_LiRPA.BoundedModule.compute_bounds)
 _INIT = inspect.signature(auto_LiRPA.BoundedModule.__init__)
 
 
+@ordinary_tensors()
 @true_float32()
 def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     """``compute_bounds``: our methods here, all others to auto_LiRPA."""
-    call = _SIGNATURE.bind(bounded, *args, **kwargs).arguments
+    bound = _SIGNATURE.bind(bounded, *args, **kwargs)
+    call = bound.arguments
     method = call.get("method", _SIGNATURE.parameters["method"].default)
     name = method.lower() if isinstance(method, str) else method
-    if isinstance(name, str) and name not in METHODS + LIRPA_METHODS:
-        raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
-        with _model_precision(bounded), _operator_named(name):
-            return checked_bounds(bounded, call, lambda: guarded(bounded, method, lambda: inherited(*args, **kwargs)))
+        prepare_call(bounded, bound, name)
+
+        def run() -> Any:
+            return guarded(bounded, method, lambda: inherited(*bound.args[1:], **bound.kwargs))
+
+        with model_precision(bounded), some_parameter(bounded), _operator_named(name), _known_to_auto_lirpa(name):
+            return checked_bounds(bounded, call, run)
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")
     _check_mode(bounded)
     wanted = (want_lower, want_upper, call.get("decision_thresh"))
-    bounds = local_lip_bounds(bounded, call.get("x"), call.get("C"), name, *wanted)
-    object.__setattr__(bounded, "last_certificate", bounds[2:])
+    x = ordinary(call.get("x"))
+    c = ordinary(check_rows(call.get("C"), check_input(bounded, x)))
+    bounds = local_lip_bounds(bounded, x, c, name, *wanted)
+    object.__setattr__(bounded, "last_certificate", bounds[2:4])
+    object.__setattr__(bounded, "last_seed", bounds[4])
     return bounds[:2]
 
 
 @contextmanager
-def _model_precision(module: nn.Module) -> Iterator[None]:
-    """auto_LiRPA makes some of its tensors in torch's default type, and then fails on a network of another."""
-    before = torch.get_default_dtype()
-    first = next((p for p in module.parameters() if p.is_floating_point()), None)
-    torch.set_default_dtype(first.dtype if first is not None else before)
+def _known_to_auto_lirpa(name: object) -> Iterator[None]:
+    """A method in no list of ours is auto_LiRPA's to know; where it fails on one, the lists are what to choose from."""
     try:
         yield
-    finally:
-        torch.set_default_dtype(before)
+    except Exception as error:
+        listed = not isinstance(name, str) or name in LIRPA_METHODS
+        if listed or (isinstance(error, LirpaLipError) and not isinstance(error, MethodFailedError)):
+            raise
+        raise UnknownMethodError(name, METHODS + LIRPA_METHODS) from error
 
 
 @contextmanager
@@ -105,8 +117,11 @@ def _operator_named(method: object) -> Iterator[None]:
         raise UnsupportedOperatorError(node, operator, reason=reason) from error
 
 
+@ordinary_tensors()
 @true_float32()
 def _local_lipschitz(bounded, x, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
+    x = ordinary(x)
+    c = ordinary(check_rows(c, check_input(bounded, x)))
     if method in JACOBIAN_METHODS:
         _check_mode(bounded)
         return jacobian_constants_of(bounded, x, c, method, norm, options)
@@ -125,19 +140,18 @@ def _check_mode(bounded) -> None:
         raise TrainingModeError(name, "BatchNorm or Dropout")
 
 
-def _before_wrapping(bounded, model, global_input) -> bool:
-    """Notes what is in training mode, and looks at what the model does, before it is traced; whether it ran."""
+def _before_wrapping(bounded, model, global_input) -> None:
+    """Notes what is in training mode, and looks at what the model does, before it is traced."""
     names = training_dependent(model)
     object.__setattr__(bounded, "_in_training_mode", names)
     if names or isinstance(model, auto_LiRPA.BoundedModule) or not isinstance(model, nn.Module):
-        return False
+        return
     try:
         audited(model, _inputs_like(model, global_input))
     except LirpaLipError:
         raise
     except Exception:
-        return False  # what the model itself fails with is left for auto_LiRPA to meet
-    return True
+        return  # what the model itself fails with is left for the conversion to meet
 
 
 def _after_wrapping(bounded, model, global_input) -> None:
@@ -148,10 +162,10 @@ def _after_wrapping(bounded, model, global_input) -> None:
     if bounded._in_training_mode or not isinstance(model, nn.Module):
         return
     try:
-        graph = build_graph(bounded).to(torch.float64)
+        graph = build_graph(bounded, torch.float64)
     except Exception:  # an operator of auto_LiRPA's alone; methods of ours will name it
         graph = None
-    with _model_precision(bounded):
+    with model_precision(bounded):
         check_at_wrapping(bounded, _inputs_like(model, global_input), graph)
 
 
@@ -166,32 +180,24 @@ def _convert(bounded, inherited: Callable, args: tuple, kwargs: dict) -> None:
     """auto_LiRPA's ``__init__``, with our operators for this one module; the model is audited before, compared after.
 
     Raises:
-        UnsupportedOperatorError: naming the first operator that nobody knows.
-        UntraceableError: the model does what no trace can carry, or auto_LiRPA fails on it.
+        UntraceableError: the model does what no trace can carry.
+        UnsupportedOperatorError, ShapeError, ConfigError: see `lirpa_lip.conversion.convert`.
         TraceMismatchError: the trace is not the model.
     """
     call = _INIT.bind(bounded, *args, **kwargs)
     model, custom = call.arguments["model"], call.arguments.get("custom_ops")
-    global_input = call.arguments["global_input"]
-    ran = _before_wrapping(bounded, model, global_input)
     call.arguments["custom_ops"] = operators(custom)
-    try:
-        with _model_precision(model):
-            inherited(*call.args[1:], **call.kwargs)
-    except NotImplementedError as error:
-        if isinstance(error, UnsupportedOperatorError):
-            raise
-        missing = unsupported_operators(model, global_input, {"custom_ops": custom})
-        if not missing:
-            raise
-        raise UnsupportedOperatorError(*missing[0], ADAPTERS, "auto_LiRPA cannot trace it") from error
-    except (RuntimeError, LookupError, AttributeError, AssertionError) as error:
-        if not ran or isinstance(error, LirpaLipError):
-            raise  # the model itself fails, or was not asked
-        what = f"it runs, but auto_LiRPA fails on its trace ({type(error).__name__}: {str(error).strip()[:200]})"
-        raise UntraceableError(what, "write the part this is about by other operators") from error
-    bounded.custom_ops = custom or {}  # needed no more, and ours could not be pickled
-    _after_wrapping(bounded, model, global_input)
+
+    def initialise(given: Any) -> None:
+        call.arguments["global_input"] = given
+        inherited(*call.args[1:], **call.kwargs)
+
+    with ordinary_tensors():
+        global_input = ordinary(call.arguments["global_input"])
+        _before_wrapping(bounded, model, global_input)
+        bounded._in_training_mode += convert(bounded, model, global_input, initialise, {"custom_ops": custom})
+        bounded.custom_ops = custom or {}  # needed no more, and ours could not be pickled
+        _after_wrapping(bounded, model, global_input)
 
 
 class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
@@ -230,7 +236,8 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         All are for one input in an ℓ₂ ball, ``x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``, and
         return ``(lower, upper)``, each ``(batch, specs)``, with ``None`` for what ``bound_lower=False`` or
         ``bound_upper=False`` leaves out. They hold as the certificate kind says, which is afterwards in
-        ``last_certificate`` as ``(kind, failure probability)``.
+        ``last_certificate`` as ``(kind, failure probability)``; ``LocalLipConfig(seed=bounded.last_seed)`` repeats
+        the run.
 
         Raises:
             UnknownMethodError: no such method.

@@ -126,6 +126,24 @@ class InvalidBoundError(LirpaLipError, ArithmeticError):
         super().__init__(f"method={method!r} gave bounds that are not valid: {reason}; {remedy}.")
 
 
+class DomainError(LirpaLipError, ValueError):
+    """The inputs of an operator may reach where it is not defined, or has a pole.
+
+    Args:
+        node: name of the node in the traced graph.
+        operator: class or operator name of that node.
+        reason: which inputs it may get, and which it is defined for.
+    """
+
+    def __init__(self, node: str, operator: str, reason: str) -> None:
+        self.node = node
+        self.operator = operator
+        super().__init__(
+            f"operator {operator} at node {node!r} has no bound here: {reason}; make eps smaller, use a method with "
+            "tighter intermediate bounds, or keep the input away from there in the model (clamp it, add a constant)."
+        )
+
+
 class MethodFailedError(LirpaLipError, RuntimeError):
     """A method of auto_LiRPA failed on a network or a call it does not know how to handle.
 
@@ -171,22 +189,6 @@ class CheckpointError(LirpaLipError, ValueError):
     """A checkpoint is absent, damaged, or belongs to another model or configuration."""
 
 
-class UntrustedCodeError(CheckpointError):
-    """A file names a module of somebody's own, and importing it, which runs its code, was not allowed.
-
-    Args:
-        arch: the ``module:factory`` in the file.
-        file: which file, as in "the checkpoint".
-    """
-
-    def __init__(self, arch: str, file: str) -> None:
-        self.arch = arch
-        super().__init__(
-            f"{file} names code of its own as the network: {arch!r}. Importing it would run it; if you trust it, add "
-            f"--trust-arch (in Python: trust_arch=True), or name the network yourself: --arch {arch}"
-        )
-
-
 class LockedError(LirpaLipError, RuntimeError):
     """Another process works in a folder.
 
@@ -210,6 +212,22 @@ class RunInterruptedError(LirpaLipError, RuntimeError):
     def __init__(self, message: str, signal_number: int = 2) -> None:
         self.signal_number = signal_number
         super().__init__(message)
+
+
+class UntrustedCodeError(CheckpointError):
+    """A file names a module of somebody's own, and importing it, which runs its code, was not allowed.
+
+    Args:
+        arch: the ``module:factory`` in the file.
+        file: which file, as in "the checkpoint".
+    """
+
+    def __init__(self, arch: str, file: str) -> None:
+        self.arch = arch
+        super().__init__(
+            f"{file} names code of its own as the network: {arch!r}. Importing it would run it; if you trust it, add "
+            f"--trust-arch (in Python: trust_arch=True), or name the network yourself: --arch {arch}"
+        )
 
 
 class DivergedError(LirpaLipError, ArithmeticError):

@@ -161,21 +161,12 @@ def _activation_error(activation: Activation, interval: Interval, error: Tensor,
     ends = activation.interval(low, high)
     value = torch.maximum(ends[0].abs(), ends[1].abs())
     if isinstance(activation, PiecewiseLinear):
-        knots = [torch.as_tensor(k, dtype=low.dtype, device=low.device).abs() for k in activation.knots]
-        steepest = [torch.as_tensor(s, dtype=low.dtype, device=low.device).abs() for s in activation.slopes]
-        own = value + _largest(knots) * _largest(steepest)
+        own = value + slope * torch.maximum(low.abs(), high.abs())
     else:
         size = torch.maximum(low.abs(), high.abs()).clamp(max=1e4)  # where every known one is flat, linear or infinite
         own = value + (1 + size) * slope.clamp(min=1)
     moved = torch.where(error == 0, 0.0, slope * error)
     return (moved + _FUNCTION * unit * own + activation.value_slack) * (1 + 1e-5)
-
-
-def _largest(tensors: list[Tensor]) -> Tensor:
-    result = tensors[0]
-    for tensor in tensors[1:]:
-        result = torch.maximum(result, tensor)
-    return result
 
 
 def _ends(values: Range) -> Interval:

@@ -38,7 +38,10 @@ def lirpa_intervals(bounded, graph: NetworkGraph, box: Interval) -> dict[str, In
         found[name] = lower.double(), upper.double()
     errors = linear_bound_rounding(graph, box, found)
     return {
-        name: (_cast(lower - errors[name], graph.dtype, -torch.inf), _cast(upper + errors[name], graph.dtype, torch.inf))
+        name: (
+            _cast(lower - errors[name], graph.dtype, -torch.inf),
+            _cast(upper + errors[name], graph.dtype, torch.inf),
+        )
         for name, (lower, upper) in found.items()
     }
 

@@ -1,8 +1,8 @@
 """Calls of auto_LiRPA's own methods: state put back after a failure, one error for whatever they raise, and float64.
 
 A method of auto_LiRPA that fails leaves the nodes as they were at that moment, with shapes of the failed call, and says
-what went wrong in terms of its own tensors. Here a call that fails in patches is tried again on matrices; one that fails
-on those too leaves the module as it was, and raises `MethodFailedError`.
+what went wrong in terms of its own tensors. Here a call that fails in patches is tried again on matrices; one that
+fails on those too leaves the module as it was, and raises `MethodFailedError`.
 """
 
 from __future__ import annotations

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from .config import LocalLipConfig
 from .errors import ShapeError, UnsupportedNormError
-from .graph import NetworkGraph, build_graph
+from .graph import NetworkGraph, build_graph, model_dtype
 from .intermediate import Interval, intersect, linear_bound_rounding, lirpa_intervals
 from .lipschitz.lower import sampled_rates
 from .lipschitz.oracle import NormOracle
 from .lipschitz.product import product_plan
 from .lipschitz.sweep import planned_norms, sweep
 from .lirpa_call import double_input, in_float64
-from .margin import check_specification, output_upper, row_lipschitz, whole_lipschitz
+from .margin import check_specification, inference_error, output_upper, row_lipschitz, whole_lipschitz
 from .methods import names_at
 from .perturbation import check_ball_and_box
 from .region import Region
@@ -41,8 +41,8 @@ def local_lip_bounds(
     want_lower: bool = True,
     want_upper: bool = True,
     threshold: float | Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, str, float]:
-    """Bounds of ``C f`` over the region: ``(lower, upper)``, each ``(batch, specs)``, certificate kind and delta.
+) -> tuple[Tensor | None, Tensor | None, str, float, int]:
+    """Bounds of ``C f`` over the region: ``(lower, upper)``, each ``(batch, specs)``, certificate kind, delta and seed.
 
     A bound that is not wanted is ``None`` and costs nothing. Lower bounds are not optimised beyond ``threshold``.
     """
@@ -56,6 +56,9 @@ def local_lip_bounds(
     norm = NormOracle(config, planned_norms(graph, config))
     with _gradients_where_needed(graph, region):
         layers = sweep(graph, region, config, norm, given)
+        spread = inference_error(graph, rows, layers, config, dtype)
+        # what rounding may take must be reached as well
+        limit = None if limit is None else limit - spread
         below = output_upper(graph, region, -rows, layers, config, limit) if want_lower else None
         above = output_upper(graph, region, rows, layers, config) if want_upper else None
     lower = None if below is None else -outward_upper(below, dtype)
@@ -67,7 +70,10 @@ def local_lip_bounds(
         upper = None if upper is None else torch.minimum(upper, outward_upper(crown[1], dtype))
         if lower is not None and upper is not None:
             lower, upper = intersect((lower, upper), (lower, upper))  # rounding may have crossed them
-    return lower, upper, norm.certificate, norm.failure_probability
+    if config.inference is not None:
+        lower = None if lower is None else -outward_upper(spread - lower.to(spread.dtype), dtype)
+        upper = None if upper is None else outward_upper(spread + upper.to(spread.dtype), dtype)
+    return lower, upper, norm.certificate, norm.failure_probability, norm.seed
 
 
 def _threshold(threshold: float | Tensor, rows: Tensor) -> Tensor:
@@ -103,22 +109,23 @@ def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzR
     stable, eliminated = (sum(t.flatten(1).sum(1) for t in kind) for kind in zip(*counts)) if counts else (None, None)
     return LipschitzResult(
         upper=outward_upper(upper, dtype),
-        lower=-outward_upper(-sampled_rates(graph, region, rows), dtype),
+        lower=-outward_upper(-sampled_rates(graph, region, rows, layers, seed=norm.seed), dtype).clamp(max=0),
         certificate=norm.certificate,
         failure_probability=norm.failure_probability,
         stable=stable,
         eliminated=eliminated,
         neurons=sum(layer.lower[0].numel() for layer in layers.values()),
+        details={"seed": norm.seed},
     )
 
 
-def network_graph(bounded) -> NetworkGraph:
+def network_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
     """The traced network as affine nodes and activations; it references the current parameters.
 
     Raises:
         UnsupportedOperatorError, TrainingModeError, NonFiniteError: as named.
     """
-    graph = build_graph(bounded)
+    graph = build_graph(bounded, dtype)
     graph.check_finite()
     return graph
 
@@ -126,13 +133,16 @@ def network_graph(bounded) -> NetworkGraph:
 def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
     """The graph and the region in the precision of the computation, and the precision of its results."""
     current_model(bounded)
-    graph = network_graph(bounded)
-    region = region_of(x, config, graph)
+    own = model_dtype(bounded)
     wide = config.precision == "float64" or (config.precision == "auto" and not config.is_estimate)
-    dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else graph.dtype)
-    wide_graph, own = graph.to(dtype), graph.dtype
-    check_graph(bounded, wide_graph, region.centre, region.sample(generator_of(bounded, region.centre.device)))
-    return wide_graph, region.to(dtype), own
+    dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else own)
+    if not config.is_estimate and torch.finfo(dtype).eps > torch.finfo(own).eps:
+        # weights rounded to less than they are would be another network's
+        dtype = own
+    graph = network_graph(bounded, dtype)
+    region = region_of(x, config, graph, dtype)
+    check_graph(bounded, graph, region.centre, region.sample(generator_of(bounded, region.centre.device)))
+    return graph, region, own
 
 
 def _crown(bounded, x, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:
@@ -150,13 +160,15 @@ def _crown(bounded, x, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[
 
 
 def outward_upper(upper: Tensor, dtype: torch.dtype) -> Tensor:
-    """Upper bounds in another precision, rounded up."""
-    if upper.dtype == dtype:
-        return upper
+    """Upper bounds in a precision, rounded up; by one unit at least, for the last operation.
+
+    0 stays 0: a bound is 0 only where nothing that varies is left, since what is computed comes with its error.
+    """
     high = upper.to(dtype)
     above = torch.nextafter(high, torch.full_like(high, torch.inf)).detach()
     # an infinite bound stays one: inf − inf would be NaN
-    return torch.where(torch.isfinite(high), high + (above - high.detach()), high)
+    moved = torch.where(torch.isfinite(high), high + (above - high.detach()), high)
+    return torch.where(upper == 0, high, moved)
 
 
 def outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -172,8 +184,8 @@ def _gradients_where_needed(graph: NetworkGraph, region: Region):
         yield
 
 
-def region_of(x, config: LocalLipConfig, graph: NetworkGraph) -> Region:
-    """The ℓ₂ region of ``x``, a ``BoundedTensor`` or a tuple with one.
+def region_of(x, config: LocalLipConfig, graph: NetworkGraph, dtype: torch.dtype) -> Region:
+    """The ℓ₂ region of ``x``, a ``BoundedTensor`` or a tuple with one, in ``dtype``.
 
     Raises:
         ShapeError: no ``BoundedTensor``, or not of the shape the model was wrapped with.
@@ -196,4 +208,4 @@ def region_of(x, config: LocalLipConfig, graph: NetworkGraph) -> Region:
     low = ball.x_L if getattr(ball, "x_L", None) is not None else low
     high = ball.x_U if getattr(ball, "x_U", None) is not None else high
     centre = x[0].as_subclass(Tensor)
-    return Region.make(centre, ball.eps, low, high)
+    return Region.make(centre, ball.eps, low, high, dtype)

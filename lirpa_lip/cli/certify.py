@@ -77,7 +77,7 @@ def certify(checkpoint: Path, **options: Any) -> None:
     out = options["out"] or path.parent.parent / "certificates" / f"{settings.bound}-{options['split']}"
     size = options["batch_size"] or (100 if state.device.type == "cuda" else 10)
     place = (size, state.process_index, state.num_processes)
-    console = Console(quiet=not state.is_main_process)
+    console = Console(stderr=True, quiet=not state.is_main_process)
     with FolderLock(out, wanted=state.is_main_process), _rows_are_kept(out):
         wanted = set(parse_epsilons(settings.eps).values())
         there = {row.index for row in read_rows(out) if wanted <= set(row.eps)}
@@ -87,7 +87,8 @@ def certify(checkpoint: Path, **options: Any) -> None:
             certify_shard(model, data, settings, out, _identity(model, bundle, options["split"]), *place, advance)
         state.wait_for_everyone()
         if state.is_main_process:
-            _report(console, settings, out, len(data))
+            network = options["arch"] or config_of(loaded).arch
+            _report(settings, out, len(data), f"{network} ({path.name}), {bundle.name} {options['split']}")
 
 
 def _settings(options: dict[str, Any], eps: str) -> Any:
@@ -143,7 +144,7 @@ def _rows_are_kept(out: Path) -> Iterator[None]:
         raise stopped("another process was lost", int(signal.SIGTERM)) from error
 
 
-def _report(console: Any, settings: Any, out: Path, count: int) -> None:
+def _report(settings: Any, out: Path, count: int, network: str) -> None:
     from lirpa_lip.training.certification import read_rows, write_merged
     from lirpa_lip.training.epsilon import parse_epsilon
     from lirpa_lip.training.figures import draw_certified_accuracy
@@ -151,9 +152,9 @@ def _report(console: Any, settings: Any, out: Path, count: int) -> None:
     summary = write_merged(out, settings, count)
     title = f"{summary['samples']} samples, clean {summary['clean']:.2%}, bound {settings.bound}"
     worth = (summary["certificate"], summary["delta_per_sample"])
-    rows = [(r["eps"], r["pgd"], r["certified"], *worth) for r in summary["table"]]
-    show_table(title, (EPS, PGD, CERTIFIED, *WORTH), rows, console)
+    lines = [(r["eps"], r["pgd"], r["certified"], *worth) for r in summary["table"]]
+    show_table(title, (EPS, PGD, CERTIFIED, *WORTH), lines)
     attacked = {float(parse_epsilon(r["eps"])): r["pgd"] for r in summary["table"] if r["pgd"] is not None}
-    curve = [row for row in read_rows(out) if row.index < count]
-    draw_certified_accuracy({settings.bound: curve}, out / "certified.png", {settings.bound: attacked})
+    rows = [row for row in read_rows(out) if row.index < count]
+    draw_certified_accuracy({settings.bound: rows}, out / "certified.png", {settings.bound: attacked}, network)
     say(f"wrote {out / 'certificates.csv'}, summary.json and certified.png")

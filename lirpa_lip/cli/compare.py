@@ -96,7 +96,7 @@ def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None,
         _write(out, "w", [item.name for item in fields(Line)])
     lines: list[Line] = []
     for network in dict.fromkeys(networks):
-        lines += _progress(console, network, chosen, radii, out, options)
+        lines += _progress(network, chosen, radii, out, options)
         if console.is_terminal:
             _show(console, [line for line in lines if line.network == network])
     if not console.is_terminal:
@@ -105,14 +105,14 @@ def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None,
         say(f"wrote {out}")
 
 
-def _progress(
-    console: Any, network: str, methods: list[str], radii: dict, out: Path | None, options: dict
-) -> list[Line]:
+def _progress(network: str, methods: list[str], radii: dict, out: Path | None, options: dict) -> list[Line]:
     """The lines of one network, written to the file and counted as they come."""
+    from rich.console import Console
+
     from lirpa_lip.training.progress import Pace, counted
 
     lines = []
-    with counted(console, network, "lines", Pace(len(methods) * len(radii))) as advance:
+    with counted(Console(stderr=True), network, "lines", Pace(len(methods) * len(radii))) as advance:
         for line in compare_network(network, methods, radii, **options):
             lines.append(line)
             if out is not None:
@@ -137,9 +137,9 @@ def compare_network(
     steps: int = 20,
     certificate: str = "auto",
     delta: float = 1e-6,
-    seed: int = 0,
     arch: str | None = None,
     trust_arch: bool = False,
+    seed: int = 0,
 ) -> Iterator[Line]:
     """One `Line` for each radius and method; ``radii`` as `parse_epsilons` gives them.
 
@@ -153,6 +153,7 @@ def compare_network(
     from lirpa_lip.training.epsilon import rounded_up
     from lirpa_lip.training.sampling import derived_seed
 
+    torch.manual_seed(derived_seed("compare", seed, "network"))  # a factory may draw its weights
     model, x, labels = _load(network, dataset, data_dir, limit, arch, trust_arch)
     config = LocalLipConfig(certificate=certificate, delta=delta)  # type: ignore[arg-type]
     with torch.no_grad():

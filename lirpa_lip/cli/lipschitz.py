@@ -18,7 +18,7 @@ from lirpa_lip.cli.arch import arch_options
 from lirpa_lip.cli.tables import WORTH, Column, Table, say
 from lirpa_lip.cli.terminal import begins_with, option, refuse_foreign
 from lirpa_lip.methods import names_at
-from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, POSITIVE
+from lirpa_lip.ranges import COUNT, NOT_NEGATIVE
 
 _NORMS = {"inf": math.inf, "2": 2, "1": 1}
 _LOCAL = names_at("local_lipschitz", "local")
@@ -66,7 +66,7 @@ class Constant:
 @click.option("--methods", help="Separated by commas.  [default: all that exist for the norm and region]")
 @option("--time-limit", float, NOT_NEGATIVE, default=10.0, help="Seconds of branch and bound per sample; 0 for none.")
 @option("--max-domains", int, COUNT, default=100_000)
-@option("--memory", float, POSITIVE, default=4.0, help="GiB that waiting domains may take.")
+@option("--memory", float, NOT_NEGATIVE, default=4.0, help="GiB of waiting domains.")
 @click.option("--heuristic", type=click.Choice(["gap", "width", "area", "strong"]), default="gap", show_default=True)
 @click.option("--intermediate", type=click.Choice(["ibp", "crown", "alpha-crown"]), default="crown", show_default=True)
 @click.option("--image-box/--no-image-box", default=True, show_default=True, help="Only images in [0, 1].")
@@ -75,7 +75,7 @@ class Constant:
 @click.option("--state", type=click.Path(path_type=Path), help="File to keep branch and bound in, and to go on from.")
 @arch_options
 @click.option("--out", type=click.Path(path_type=Path), help="CSV file for the results, written row by row.")
-@click.option("--force", is_flag=True, help="Overwrite --out although it is no such table.")
+@click.option("--force", is_flag=True, help="Overwrite --out whatever it holds.")
 def lipschitz(checkpoint: Path, **options: Any) -> None:
     """Local Lipschitz constants of a trained network: CHECKPOINT is a run's folder, or one of its checkpoints.
 

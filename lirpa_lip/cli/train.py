@@ -57,12 +57,12 @@ def _click_type(item: Field) -> Any:
     metavar="[PATH]",
     help="Go on from a checkpoint, or from the newest one in --out, with the run's settings.",
 )
-@click.option("--force", is_flag=True, help="Write to --out although files are there that no run wrote.")
 @click.option("--trust-arch", is_flag=True, help="Import the network's module where a file names it: runs its code.")
+@click.option("--force", is_flag=True, help="Write to --out although files are there that no run wrote.")
 @_with_settings
 @click.pass_context
 def train(
-    ctx: click.Context, config_file: Path | None, resume: str | None, force: bool, trust_arch: bool, **flags: Any
+    ctx: click.Context, config_file: Path | None, resume: str | None, trust_arch: bool, force: bool, **flags: Any
 ) -> None:
     """Train a network whose predictions can be certified.
 
@@ -72,7 +72,7 @@ def train(
     chosen = _checkpoint(resume, given, config_file)
     config = resolve(given, config_file, resume is not None)
     if "arch" not in given and not trust_arch:
-        refuse_code_of_a_file(config.arch, str(config_file or "the run to resume"))
+        refuse_code_of_a_file(config.arch, str(config_file or Path(config.out) / "config.yaml"))
     from lirpa_lip.training.processes import process_state
     from lirpa_lip.training.progress import RichProgress
     from lirpa_lip.training.trainer import Trainer

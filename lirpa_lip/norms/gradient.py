@@ -48,17 +48,19 @@ class _Norms(torch.autograd.Function):
         return result.lower.clone(), result.upper.clone()
 
     @staticmethod
+    @torch.autograd.function.once_differentiable  # a second derivative would need those of u and v
     def backward(ctx, of_lower: Tensor | None, of_upper: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
-        wanted = [tensor for tensor, wants in zip(tensors, ctx.needs_input_grad[4:], strict=True) if wants]
         nothing = (None, None, None, None)
         if of_lower is None and of_upper is None:
             return *nothing, *[None] * len(tensors)
-        again = torch.is_grad_enabled()  # a gradient of the gradient was asked for
         with torch.enable_grad():
+            # aliases: some of the tensors may be made of others, which is for the graph outside to follow
+            tensors = tuple(tensor.view_as(tensor) for tensor in tensors)
+            wanted = [tensor for tensor, wants in zip(tensors, ctx.needs_input_grad[4:], strict=True) if wants]
             masked = _with_tensors(ctx.masked, tensors)
             s, weight = _linear(masked, ctx.found, ctx.exponent, of_lower, of_upper)
-            gradients = iter(torch.autograd.grad(s, wanted, weight, create_graph=again, allow_unused=True))
+            gradients = iter(torch.autograd.grad(s, wanted, weight, allow_unused=True))
         return *nothing, *(next(gradients) if wants else None for wants in ctx.needs_input_grad[4:])
 
 

@@ -81,7 +81,7 @@ def dense(A, shape: tuple[int, ...]) -> Tensor:
     """
     if not isinstance(A, Patches):
         return A
-    channels, height, width = shape
+    height, width = shape[1:]
     places = torch.arange(1, height * width + 1, dtype=torch.float64, device=A.patches.device)
     places = _windows(places.view(1, 1, height, width), A)[0, :, :, 0].long()  # (out_h, out_w, K, K), 0 in the padding
     entries = A.patches
@@ -94,11 +94,6 @@ def dense(A, shape: tuple[int, ...]) -> Tensor:
     places = places.flatten(1)[:, None, None].expand_as(entries)
     flat = entries.new_zeros(*entries.shape[:3], height * width + 1).scatter_add(3, places, entries)
     return flat[..., 1:].unflatten(3, (height, width))
-
-
-def without_padding(A: Patches, shape: tuple[int, ...]) -> Tensor:
-    """The entries of ``A``, zero where they meet the padding of an image ``shape``."""
-    return A.patches * unfold(A.patches.new_ones(()).expand(1, 1, *shape), A)
 
 
 def multiply(A, relaxations: list[Relaxation], side: int, groups: int):

@@ -54,7 +54,8 @@ class BoundMaxPool(RelaxedActivation):
             raise UnsupportedOperatorError("", "BoundMaxPool", reason=f"padding {pads} differs between two sides")
         square = axes == 2 and len(set(self.kernel)) == len(set(self.padding)) == 1
         apart = self.stride == self.kernel and set(self.dilation) == {1} and not self.ceil_mode
-        self.needs_matrix = not (square and apart)
+        self.knows_patches = square and apart
+        self.needs_matrix = not self.knows_patches
         self.theirs_is_right = square and apart and not any(pads)
 
     def thresholds(self) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from .coefficients import dense
 from .emit import GraphBuilder, Traced, depends_on_input
 from .lines import relaxations
-from .node import Interval, Node, affine_value, node_interval
+from .node import Interval, Node, affine_value, own_interval
 from .planes import Plane, Relaxation
 
 Adapter = Callable[[GraphBuilder, Traced], str]
@@ -47,7 +47,7 @@ class TracedOperator(Bound):
             if parent is not None:
                 builder.add(Node(parent, "BoundInput", value.shape[1:]))
         operator = type(self).__name__
-        traced = Traced(self.name or "", operator, self, self.attr, tuple(parents), None)
+        traced = Traced(self.name or "", operator, self, self.attr, tuple(parents), None, builder)
         output = type(self).adapter(builder, traced)
         nodes = list(builder.nodes.values())
         return nodes[: [n.name for n in nodes].index(output) + 1]
@@ -124,7 +124,7 @@ class TracedOperator(Bound):
 
 def _intervals(nodes: list[Node], intervals: dict[str, Interval]) -> dict[str, Interval]:
     for node in nodes:
-        intervals[node.name] = node_interval(node, intervals)
+        intervals[node.name] = own_interval(node, intervals)
     return intervals
 
 

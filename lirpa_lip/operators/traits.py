@@ -124,6 +124,10 @@ class Activation(ABC):
         low, high = lower - anchor, upper - anchor
         return [Piece(slopes.low, zero, low, high), Piece(slopes.high, zero, low, high)]
 
+    def outside(self, lower: Tensor, upper: Tensor) -> str:
+        """Why there is no bound on ``[lower, upper]`` (a pole, inputs it is not defined for); empty where there is."""
+        return ""
+
     def parameters(self) -> tuple[Tensor, ...]:
         """Tensors (thresholds, learnable slopes) through which bounds are differentiable."""
         return ()

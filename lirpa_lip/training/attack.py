@@ -45,11 +45,10 @@ def directions(x: Tensor, seeds: Sequence[int]) -> Tensor:
 
 
 def _started_at(start: Tensor) -> Any:
-    import eagerpy
     import foolbox
 
     class Attack(foolbox.attacks.L2ProjectedGradientDescentAttack):
         def get_random_start(self, x0: Any, epsilon: float) -> Any:
-            return eagerpy.astensor(x0.raw + epsilon * start)
+            return x0 + type(x0)(epsilon * start)
 
     return Attack

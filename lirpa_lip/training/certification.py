@@ -114,7 +114,7 @@ class _Work:
         self.eps = parse_epsilons(settings.eps)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.single, self.model = copy.deepcopy(model).float(), copy.deepcopy(model).double()
-        self._certifiers: dict[tuple[float, int], Certifier] = {}
+        self._certifiers: dict[tuple[float, int, int], Certifier] = {}
 
     def certify(self, indices: Tensor, images: Tensor, labels: Tensor, digests: list[str], skip: set[int]) -> None:
         """Certifies a whole chunk, so that its rows are the same ones always, and adds those that are missing."""
@@ -162,13 +162,14 @@ class _Work:
     ) -> Verdict:
         """Its chance depends on the chunk's first index alone."""
         s = self.settings
-        key = (delta, s.radius_steps if steps is None else steps)
+        key = (delta, s.radius_steps if steps is None else steps, len(eps))
         if key not in self._certifiers:
             box = (0.0, 1.0) if s.image_box else None
             torch.manual_seed(derived_seed("certifier", s.seed))  # of norms that all samples share
             self._certifiers[key] = make_certifier(
-                s.bound, self.model, x[:1], s.certificate, *key, image_box=box, inference=s.inference
+                s.bound, self.model, x[:1], s.certificate, *key[:2], image_box=box, inference=s.inference
             )
+            self._certifiers[key].prepare(len(eps))
         torch.manual_seed(derived_seed("certify", s.seed, first))
         return self._certifiers[key](x, predictions, sorted(eps))
 

@@ -45,6 +45,10 @@ class Verdict:
 class Certifier(Protocol):
     """Certifies predictions of one model."""
 
+    def prepare(self, radii: int) -> None:
+        """Computes what all samples share, for calls with at most that many radii: a call's chance is then its own."""
+        ...
+
     def __call__(self, x: Tensor, predictions: Tensor, eps: list[Fraction]) -> Verdict:
         """Certified radii, at least the largest of ``eps`` (ascending) at which a sample is verified."""
         ...
@@ -95,6 +99,9 @@ class GlobalCertifier:
         self.method = Global(model, sample, config, composed=name == "global-composed")
         self.model = model
 
+    def prepare(self, radii: int) -> None:
+        """The norms are there since it was made."""
+
     @torch.no_grad()
     def __call__(self, x: Tensor, predictions: Tensor, eps: list[Fraction]) -> Verdict:
         logits = self.model(x)
@@ -126,9 +133,9 @@ class LocalCertifier:
     """Verifies at each radius with bounds that hold on that ball, then searches the radius in what is left between.
 
     A ball that is verified makes all smaller ones safe, so radii are tried from the largest down, and a sample that
-    has been verified is not tried again. The search begins at the global bound's radius, so that the result is never
-    worse than that. Each sample sees ``len(eps) + radius_steps`` local verdicts at most and a global one, among which
-    its δ is divided.
+    has been verified is not tried again. The search begins at the global bounds' radius, so that the result is never
+    worse than those. Each sample sees ``len(eps) + radius_steps`` local verdicts at most and those of the global
+    bounds, among which its δ is divided.
     """
 
     def __init__(
@@ -144,35 +151,40 @@ class LocalCertifier:
         self.name, self.model, self.sample, self.common = name, model, sample, common
         self.delta, self.radius_steps, self.image_box = delta, radius_steps, image_box
         self.is_local = METHODS[name].family == "local"
+        # the product first: so its norms begin where those of certify --bound global-product do
+        floors = ("global-product",) if name == "local-product" else ("global-product", "global-composed")
+        self.floors = floors if self.is_local else ()
         self._verdicts = 0
         self._bounded: BoundedModule | None = None
-        self._global: GlobalCertifier | None = None
+        self._global: list[GlobalCertifier] = []
         self._kinds: set[str] = set()
 
     @torch.no_grad()
     def __call__(self, x: Tensor, predictions: Tensor, eps: list[Fraction]) -> Verdict:
-        self._prepare(len(eps) + self.radius_steps + self.is_local)
+        self.prepare(len(eps))
         self._kinds = set()
         logits = self.model(x)
         rows = margin_specification(predictions, logits.shape[1], x.dtype)
         margins = torch.einsum("bso,bo->bs", rows, logits).amin(dim=1)
         # rows that are verified are not worked on any more, so their values say little of the slope
         found = Brackets(margins.double(), exact_when_safe=self.name != "sdp-crown")
-        known = None if self._global is None else self._global(x, predictions, eps)
-        if known is not None:
-            found.raise_to(known.radius)
+        known = [certifier(x, predictions, eps) for certifier in self._global]
+        for verdict in known:
+            found.raise_to(verdict.radius)
         for value in reversed([rounded_up(value) for value in eps]):
             self._try(x, rows, found, torch.full_like(found.safe, value), found.safe < value)
         for _ in range(self.radius_steps):
             guess = found.guess()
             self._try(x, rows, found, guess, (guess > found.safe) & (guess < found.failed))
-        if known is not None and bool(((known.radius > 0) & (found.safe == known.radius)).any()):
-            self._kinds.add(known.kind)  # the radius of one of them rests on it
+        for verdict in known:
+            if bool(((verdict.radius > 0) & (found.safe == verdict.radius)).any()):
+                self._kinds.add(verdict.kind)  # the radius of one of them rests on it
         probabilistic = "probabilistic" in self._kinds
         kind = "probabilistic" if probabilistic else "deterministic"
         return Verdict(found.safe, found.failed, kind, self.delta if probabilistic else 0.0)
 
-    def _prepare(self, verdicts: int) -> None:
+    def prepare(self, radii: int) -> None:
+        verdicts = radii + self.radius_steps + len(self.floors)
         if self._bounded is not None and verdicts <= self._verdicts:
             return
         method = {"local-product": "local-lip"}.get(self.name, self.name)
@@ -184,10 +196,8 @@ class LocalCertifier:
             **self.common,
         )
         self._bounded = BoundedModule(self.model, torch.zeros_like(self.sample), bound_opts={"local_lip": config})
-        if self.is_local:
-            floor = "global-product" if self.name == "local-product" else "global-composed"
-            shared = LocalLipConfig(delta=self.delta / verdicts, **self.common)
-            self._global = GlobalCertifier(floor, self.model, self.sample, shared)
+        shared = LocalLipConfig(delta=self.delta / verdicts, **self.common)
+        self._global = [GlobalCertifier(floor, self.model, self.sample, shared) for floor in self.floors]
 
     def _try(self, x: Tensor, rows: Tensor, found: Brackets, eps: Tensor, wanted: Tensor) -> None:
         """Verifies the wanted samples at their own radii and notes the outcome."""

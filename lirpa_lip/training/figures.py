@@ -33,15 +33,29 @@ def known_curve(rows: Sequence[Row], points: int = 200) -> tuple[list[float], li
     return grid, [s if gap <= _KNOWN else float("nan") for s, gap in zip(share, gaps)]
 
 
+def worth_of(rows: Sequence[Row]) -> str:
+    """How many samples, and the weakest kind among their certificates."""
+    kinds = [row.certificate for row in rows if row.certificate]
+    deltas = [row.delta for row in rows if row.certificate == "probabilistic"]
+    kind = max(kinds, key=("deterministic", "probabilistic", "estimate").index, default="nothing certified")
+    return f"n = {len(rows)}, {kind}" + (f", δ ≤ {max(deltas):.1g} each" if deltas else "")
+
+
 def draw_certified_accuracy(
-    runs: Mapping[str, Sequence[Row]], path: Path, pgd: Mapping[str, Mapping[float, float]] | None = None
+    runs: Mapping[str, Sequence[Row]],
+    path: Path,
+    pgd: Mapping[str, Mapping[float, float]] | None = None,
+    title: str = "",
 ) -> None:
     """One curve per run where it is known, dots at the radii of the run, PGD accuracies as crosses of the same colour.
+
+    The legend says on how many samples a curve stands and what its certificates are worth.
 
     Args:
         runs: name -> certified rows.
         path: of the image; its ending gives the format.
         pgd: name -> {ε: accuracy under attack}.
+        title: which network, on which data.
     """
     import matplotlib
 
@@ -50,13 +64,14 @@ def draw_certified_accuracy(
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for name, rows in runs.items():
-        (line,) = axes.plot(*known_curve(rows), label=name, drawstyle="steps-post")
+        (line,) = axes.plot(*known_curve(rows), label=f"{name} ({worth_of(rows)})", drawstyle="steps-post")
         radii = sorted({eps for row in rows for eps in row.eps})
         share = [sum(row.certified(eps) for row in rows) / max(1, len(rows)) for eps in radii]
         axes.plot([float(eps) for eps in radii], share, "o", color=line.get_color(), markersize=4)
         ceiling = (pgd or {}).get(name, {})
         axes.plot(list(ceiling), list(ceiling.values()), "x", color=line.get_color())
     axes.set(xlabel="ε, ℓ₂ radius in pixels of [0, 1]", ylabel="certified accuracy (× under PGD)", ylim=(0, 1))
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Least step into a bracket, as a share of it; growth of a radius that has not failed anywhere: usual, at most.
-_SHARE, _GROWTH, _MOST = 0.05, 1.5, 4.0
+#: Least step into a bracket, as a share of it; how far short of a chord's zero a guess stays, as a share of the way:
+#: where m is all but linear, zero itself is no margin. Growth of a radius that has not failed: usual, at most.
+_SHARE, _SHORT, _GROWTH, _MOST = 0.05, 0.01, 1.5, 20.0
 #: First radius tried where nothing but the sample itself is known.
 _FIRST = 0.1
 
@@ -55,14 +56,14 @@ class Brackets:
     def _between(self, low: Tensor) -> Tensor:
         width = self.failed - low
         drop = self._value_near - self._value_failed
-        root = self._near + (self.failed - self._near) * self._value_near / drop
+        root = self._near + (1 - _SHORT) * (self.failed - self._near) * self._value_near / drop
         inside = root.isfinite() & (drop > 0) & self._value_failed.isfinite() & (root > low)
         root = torch.where(inside, root, low + width / 2)
         return torch.minimum(torch.maximum(root, low + _SHARE * width), low + (1 - _SHARE) * width)
 
     def _beyond(self, low: Tensor) -> Tensor:
         slope = (self.margin - self._value_near) / self._near
-        root = self._near + self._value_near / slope
+        root = self._near + (1 - _SHORT) * self._value_near / slope
         usable = root.isfinite() & (root > low)
         grown = torch.where(usable, torch.minimum(root, _MOST * low), _GROWTH * low)
         return torch.where(low > 0, grown, _FIRST)

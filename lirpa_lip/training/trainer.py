@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from lirpa_lip.errors import CheckpointError, DivergedError, LirpaLipError, RunInterruptedError
@@ -35,6 +34,7 @@ from lirpa_lip.training.runlog import RunLog
 from lirpa_lip.training.sampling import augmented, derived_seed, epoch_batches, prefetched, steps_per_epoch
 from lirpa_lip.training.schedules import HoldThenDecay, LinearRamp
 from lirpa_lip.training.separation import check_radius
+from lirpa_lip.training.totals import Totals
 
 
 class Trainer:
@@ -173,7 +173,7 @@ class Trainer:
         place = (self.rank, self.processes)
         batches = epoch_batches(len(self.data.train), config.batch_size, config.seed, epoch, first, *place)
         wrapped.train()
-        totals, begun = _Totals(), time.perf_counter()
+        totals, begun = Totals(), time.perf_counter()
         for step, images, labels in prefetched(self.data.train, batches):
             images, labels = images.to(self.accelerator.device), labels.to(self.accelerator.device)
             images = augmented(images, config.augment, config.seed, epoch, step, *place)
@@ -182,7 +182,7 @@ class Trainer:
             last = step + 1 == self.steps
             if self.state.step % config.log_every == 0 or last:
                 row = self._row("train", totals, begun)
-                totals, begun = _Totals(), time.perf_counter()
+                totals, begun = Totals(), time.perf_counter()
                 if log is not None:
                     log.add(row)
             due = self.state.step % config.checkpoint_every == 0 and not last
@@ -233,10 +233,10 @@ class Trainer:
         self._save()
 
     @torch.no_grad()
-    def _validate(self) -> _Totals:
+    def _validate(self) -> Totals:
         """The validation split, divided among the processes, with the averaged weights where there are any."""
         self.objective.eval()
-        totals, count = _Totals(), len(self.data.validation)
+        totals, count = Totals(), len(self.data.validation)
         device = self.accelerator.device
         if self.average is not None:
             with self.average.applied_to(self.model):
@@ -246,13 +246,13 @@ class Trainer:
         self.objective.train()
         return totals
 
-    def _count_validation(self, totals: _Totals, count: int, device: torch.device) -> None:
+    def _count_validation(self, totals: Totals, count: int, device: torch.device) -> None:
         torch.manual_seed(derived_seed("validation", self.config.seed))
         for indices in torch.arange(self.rank, count, self.processes).split(self.config.batch_size):
             images, labels = (t.to(device) for t in self.data.validation.batch(indices))
             totals.add(len(labels), **self.objective.evaluate(images, labels, self.eps))
 
-    def _row(self, split: str, totals: _Totals, begun: float) -> dict[str, Any]:
+    def _row(self, split: str, totals: Totals, begun: float) -> dict[str, Any]:
         means = totals.means(self.accelerator)
         now = self.state.step / self.steps
         eps = self.eps_ramp(now) if split == "train" else self.eps
@@ -274,24 +274,3 @@ class Trainer:
             )
             save_checkpoint(self.folder / "checkpoints", taken, self.state.step, kind, keep)
         self.accelerator.wait_for_everyone()
-
-
-class _Totals:
-    """Sums over samples, kept on the device so that a step need not wait for them."""
-
-    def __init__(self) -> None:
-        self.count, self.sums = 0, dict[str, Tensor]()
-
-    def add(self, count: int, **sums: Tensor) -> None:
-        self.count += count
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the samples of all processes."""
-        names = sorted(self.sums)
-        stacked = torch.stack(
-            [torch.tensor(float(self.count), device=accelerator.device)] + [self.sums[name].float() for name in names]
-        )
-        stacked = accelerator.reduce(stacked, reduction="sum")
-        return {name: float(value / stacked[0]) for name, value in zip(names, stacked[1:], strict=True)}

@@ -136,7 +136,7 @@ def _specified(at: Tensor, c: Tensor | None, samples: Tensor) -> Tensor:
     at = at.flatten(1)
     if c is None:
         return at
-    c = c.detach()
+    c = c.detach().flatten(2)
     c = c.expand(int(samples.max()) + 1, *c.shape[1:])[samples] if len(c) == 1 else c[samples]
     return torch.einsum("bso,bo->bs", c.double(), at.double()).to(at.dtype)
 
@@ -213,13 +213,13 @@ class _Allowance:
         if c is None:
             outputs = values.at.flatten(1).shape[1]
             return torch.nn.functional.one_hot(specifications, outputs).double()
-        return c.detach().double()[torch.zeros_like(samples) if len(c) == 1 else samples, specifications]
+        return c.detach().double().flatten(2)[torch.zeros_like(samples) if len(c) == 1 else samples, specifications]
 
 
 def graph_or_none(bounded: Any) -> NetworkGraph | None:
     """The graph in float64, where every operator has an adapter."""
     try:
-        return build_graph(bounded).to(torch.float64)
+        return build_graph(bounded, torch.float64)
     except Exception:
         return None
 

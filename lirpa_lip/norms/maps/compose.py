@@ -152,10 +152,10 @@ class SumMap(_Combination):
         parts, found = zip(*(m.balanced() for m in self.maps), strict=True)
         stacked = torch.stack(torch.broadcast_tensors(*found))
         largest = stacked.amax(0)
-        return SumMap([_scaled(part, e - largest) for part, e in zip(parts, stacked, strict=True)]), largest
+        return SumMap([scaled_map(part, e - largest) for part, e in zip(parts, stacked, strict=True)]), largest
 
 
-def _scaled(part: LinearMap, exponent: Tensor) -> LinearMap:
+def scaled_map(part: LinearMap, exponent: Tensor) -> LinearMap:
     """``2^k A``, k ``()`` or ``(B,)``, by a scale of its outputs."""
     if not bool((exponent != 0).any()):
         return part
