@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, TraceMismatchError
 from lirpa_lip.forward_error import first_order, node_error
-from lirpa_lip.graph import NetworkGraph
+from lirpa_lip.graph import NetworkGraph, model_dtype
 
-from .model import Reference, bounded_dtype, reference
+from .model import Reference, reference
 from .parting import mismatch
 from .points import generator_of, unit_box
 from .traced import traced_in_parts, traced_spread
@@ -69,7 +69,7 @@ def check_graph(bounded: Any, graph: NetworkGraph, centre: Tensor, sample: Tenso
         NonFiniteError: the model's value is NaN or infinite.
         UntraceableError: the model does, at these inputs, what no trace can carry.
     """
-    dtype = bounded_dtype(bounded, centre.dtype)
+    dtype = model_dtype(bounded)
     points = torch.cat([centre.detach(), sample.detach()]).to(dtype)
     found = reference(bounded, (points,), len(centre))
     if not bool(torch.isfinite(found.values).all()):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lirpa_lip.errors import InvalidBoundError
 from lirpa_lip.forward_error import first_order
-from lirpa_lip.graph import NetworkGraph, build_graph
+from lirpa_lip.graph import NetworkGraph, build_graph, model_dtype
 
 from .gate import check_traced
 from .live import model_of, refresh
-from .model import bounded_dtype, reference, training_dependent
+from .model import reference, training_dependent
 from .points import generator_of, region_point
 from .traced import traced_spread
 
@@ -201,7 +201,7 @@ class _Allowance:
         points = index[:, 0] if of_points else (values.samples[None] == index[:, :1]).int().argmax(1)
         rows = self._rows(values, values.samples[points], index[:, 1])
         graph = None if self.call.get("final_node_name") else graph_or_none(self.bounded)
-        dtype = bounded_dtype(self.bounded, values.at.dtype)
+        dtype = model_dtype(self.bounded)
         if graph is not None:
             return _SAFETY * first_order(graph, values.points[0][points], rows, dtype, dtype)
         half = tuple(p[: len(values.samples) // 2] for p in values.points)

@@ -86,11 +86,5 @@ def _plainly(model: Any, inputs: tuple[Tensor, ...]) -> Any:
     return model(*inputs)
 
 
-def bounded_dtype(bounded: Any, otherwise: torch.dtype) -> torch.dtype:
-    """The model's precision."""
-    first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
-    return otherwise if first is None else first.dtype
-
-
 def _first(output: Any) -> Tensor:
     return next(t for t in tree_leaves(output) if isinstance(t, Tensor))
