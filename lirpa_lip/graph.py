@@ -123,7 +123,7 @@ def model_dtype(bounded) -> torch.dtype:
 
 def _reference(bounded, root) -> Tensor:
     first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
-    return first if first is not None else root.value
+    return first if first is not None else getattr(bounded, "_traced_input", root.value)
 
 
 def build_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
