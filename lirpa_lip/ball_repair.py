@@ -42,30 +42,74 @@ def box_inputs(module: Any) -> None:
 def leave_patches(module: Any) -> None:
     """Use dense matrices in CROWN, instead of patches, where those are invalid or not known to an operator.
 
-    They are invalid for images that are not square: auto_LiRPA takes one side for the other where it turns patches into
-    a matrix, and its bounds are violated, or it reads past the end. They are invalid for graphs that add or multiply a
-    constant, too.
-
-    In patches auto_LiRPA counts an added number for the zero padding of a later convolution too, and bounds a
-    ``Conv(1 - x)`` by less than it reaches; other shapes of constants it refuses or fails on. Seen in 0.3 and 0.7.1.
+    They are invalid for images that are not square, and for padding, kernels and strides that differ between the axes:
+    auto_LiRPA takes one side for the other where it turns patches into a matrix, and its bounds are violated, or it
+    reads past the end. Additions and normalisations of what is no image start no patches.
     """
     nodes = list(module._modules.values())
+    variable = _variable(module, nodes)
+    among = [node for node in nodes if node.name in variable]
+    shapes = {node.name: _shape(node) for node in among}
+    images = [node for node in among if len(shapes[node.name]) == 4]
+    only_dense = any(getattr(node, "needs_matrix", False) for node in nodes)
+    oblong = any(shapes[node.name][2] != shapes[node.name][3] for node in images)
+    if only_dense or oblong or not all(_knows_patches(module, node, variable) for node in images):
+        use_matrices(module)
+    for node in among:
+        if len(shapes[node.name]) != 4 and hasattr(node, "mode"):
+            node.mode = "matrix"
+
+
+def use_matrices(module: Any) -> None:
+    """Coefficients of all layers as dense matrices from now on."""
+    module.conv_mode = module.bound_opts["conv_mode"] = "matrix"
+    for node in module._modules.values():
+        if getattr(node, "mode", None) == "patches":
+            node.mode = "matrix"
+
+
+def _variable(module: Any, nodes: list) -> set[str]:
+    """Names of the nodes that depend on an input."""
     variable = {node.name for node in nodes if type(node) is ops.BoundInput}
     pending = list(variable)
     while pending:
         reached = set(module[pending.pop()].output_name) - variable
         variable |= reached
         pending.extend(reached)
-    arithmetic = (ops.BoundAdd, ops.BoundSub, ops.BoundMul, ops.BoundDiv)
-    mixed = (node for node in nodes if isinstance(node, arithmetic) and node.name in variable)
-    only_dense = any(getattr(node, "needs_matrix", False) for node in nodes)
-    shapes = [_shape(node) for node in nodes if node.name in variable]
-    oblong = any(len(shape) == 4 and shape[2] != shape[3] for shape in shapes)
-    if only_dense or oblong or any(parent.name not in variable for node in mixed for parent in node.inputs):
-        module.conv_mode = module.bound_opts["conv_mode"] = "matrix"
-        for node in nodes:
-            if getattr(node, "mode", None) == "patches":
-                node.mode = "matrix"
+    return variable
+
+
+#: Of auto_LiRPA's operators on images these are right in patches, activations apart.
+_PATCHES = {"BoundNeg", "BoundIdentity", "BoundDropout", "BoundCast", "BoundBatchNormalization", "BoundRelu",
+            "BoundLeakyRelu"}  # fmt: skip
+
+
+def _knows_patches(module: Any, node: Any, variable: set[str]) -> bool:
+    """Whether a node whose value is a square image takes coefficients as patches and gives valid ones on."""
+    if type(node) is ops.BoundInput:
+        return True
+    known = getattr(node, "knows_patches", None)
+    if known is not None:
+        return known
+    if isinstance(node, ops.BoundConv):
+        readers = {isinstance(module[name], ops.BoundRelu) for name in node.output_name}
+        return _is_plain(node.attr) and len(readers) <= 1
+    if isinstance(node, (ops.BoundAdd, ops.BoundSub)):
+        return all(parent.name in variable for parent in node.inputs)
+    if type(node).__name__ == "BoundConcat":
+        return node.axis == 1
+    shared = {getattr(getattr(ops, name, None), "bound_backward", None) for name in _SHARED_RULES} - {None}
+    return type(node).__name__ in _PATCHES or type(node).bound_backward in shared
+
+
+def _is_plain(attr: Any) -> bool:
+    """Whether a convolution has neither groups nor dilation, and treats both axes alike."""
+    alike = all(len(set(attr[key])) == 1 for key in ("kernel_shape", "strides", "pads"))
+    return alike and attr["group"] == 1 and set(attr["dilations"]) == {1}
+
+
+#: Classes whose rule in patches the activations that have none of their own share.
+_SHARED_RULES = ("BoundActivation", "BoundOptimizableActivation", "BoundTwoPieceLinear")
 
 
 def store_every_slope(module: Any) -> None:
@@ -100,6 +144,9 @@ def _repair_ibp(original: Callable) -> Callable:
                 return interval  # of C @ node: not the node's own
             if interval is not None:
                 node.interval = node.lower, node.upper = interval
+        if not node.perturbed and node.inputs:
+            # 0.3 takes a constant for its interval only once its value is there, and squares a product of constants
+            self.get_forward_value(node)
         return original(self, node, C, *args, **kwargs)
 
     return IBP_general
@@ -169,16 +216,18 @@ def install_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:
         method = getattr(cls, name)
         if not hasattr(method, "_unrepaired"):
             repaired = repair(method)
-            repaired._unrepaired = method  # type: ignore[attr-defined]
+            repaired._unrepaired, repaired._was_own = method, name in vars(cls)  # type: ignore[attr-defined]
             setattr(cls, name, repaired)
 
 
 def remove_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:
     """Undo `install_ball_repair`."""
     for name in _REPAIRS:
-        method = getattr(cls, name)
-        if hasattr(method, "_unrepaired"):
+        method: Any = vars(cls).get(name)
+        if getattr(method, "_was_own", False):
             setattr(cls, name, method._unrepaired)
+        elif hasattr(method, "_unrepaired"):
+            delattr(cls, name)
 
 
 def _shape(node: Any) -> tuple[int, ...]:

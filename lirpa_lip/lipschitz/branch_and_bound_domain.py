@@ -145,6 +145,7 @@ class Evaluator:
         other = torch.cat([m.unsqueeze(0) if p is None else p for m, p in zip(middle, points)])
         x = whole.project(torch.stack([middle, other], dim=1))
         jacobian, good = jacobians_at(self.graph, x, seed)
+        jacobian = jacobian * whole.moves[:, None, None]
         found = torch.where(good, self.objective.value(jacobian, problems), -torch.inf).amax(1)
         # rounding may not lift a value at a point above the constant
         return found - 1e-9 * found.abs()

@@ -24,6 +24,8 @@ from .linearised import pull_back
 
 #: Distance to a kink, relative to the pre-activation's size, below which a point is not trusted.
 _TOLERANCE = 1e-9
+#: Share of the terms of a tangent below which it is what their rounding left.
+_STILL = 1e-12
 #: Most elements of a batch of rows.
 _ELEMENTS = 1 << 23
 
@@ -33,8 +35,8 @@ def point_slopes(graph: NetworkGraph, x: Tensor) -> tuple[dict[str, Tensor], Ten
     """Slopes of every activation at points ``x (batch, *shape)``, and where the network is differentiable,
     ``(batch,)``.
 
-    A neuron on a kink does no harm where its own gradient vanishes (a dead window of max pooling): a random tangent
-    that does not move it tells.
+    A neuron on a kink does no harm where its own gradient vanishes (a dead window of max pooling, or a pixel that
+    meets itself in one): a random tangent that does not move it, but for rounding, tells.
     """
     generator = torch.Generator(device=x.device).manual_seed(0)
     values, moves = {graph.input: x}, {}
@@ -48,10 +50,20 @@ def point_slopes(graph: NetworkGraph, x: Tensor) -> tuple[dict[str, Tensor], Ten
         elif node.activation is not None:
             z, move = values[node.parents[0]], moves[node.parents[0]]
             slope, sharp = _slope_at(node.activation, z)
-            good &= ~(sharp & (move != 0)).flatten(1).any(1)
+            sharp = sharp & (move != 0)
+            if bool(sharp.any()):
+                good &= ~(sharp & (move.abs() > _STILL * _summed(graph, node.parents[0], moves))).flatten(1).any(1)
             slopes[node.name] = slope
             values[node.name], moves[node.name] = node.activation.value(z), slope * move
     return slopes, good
+
+
+def _summed(graph: NetworkGraph, name: str, moves: Mapping[str, Tensor]) -> Tensor:
+    """The sizes of what a node's tangent is summed from."""
+    node = graph[name]
+    if node.maps is None:
+        return moves[name].abs()
+    return sum(m.abs().forward(moves[p].abs()) for m, p in zip(node.maps, node.parents))
 
 
 def _slope_at(activation, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,18 +78,18 @@ def _slope_at(activation, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def rates_at(graph: NetworkGraph, x: Tensor, seed: Tensor, norm: float, whole: bool) -> Tensor:
+def rates_at(graph: NetworkGraph, x: Tensor, seed: Tensor, norm: float, whole: bool, moves: Tensor) -> Tensor:
     """Constants of the Jacobian at points ``x (batch, count, *in)``: ``(batch, rows, count)``, or ``(batch, count)``
     if whole.
 
-    Zero at points where the network is not differentiable.
+    Zero at points where the network is not differentiable. ``moves (batch, n)`` is 0 for columns to leave out.
     """
     batch = len(x)
     chunk = max(1, _ELEMENTS // (max(n.shape.numel() for n in graph) * seed.shape[1] * batch))
     found = []
     for part in x.split(chunk, dim=1):
         jacobian, good = jacobians_at(graph, part, seed)
-        values = _norms(jacobian, norm, whole)
+        values = _norms(jacobian * moves[:, None, None], norm, whole)
         found.append(torch.where(good if whole else good.unsqueeze(1), values, 0.0))
     return torch.cat(found, dim=-1)
 
@@ -134,7 +146,7 @@ def lower_bounds(
     generator = torch.Generator(device=seed.device).manual_seed(0)
     centre = inputs.project(inputs.centre.unsqueeze(1))
     x = torch.cat([centre, inputs.sample(max(samples - 1, 1), generator)], dim=1)
-    rates = rates_at(graph, x, seed, norm, whole)
+    rates = rates_at(graph, x, seed, norm, whole, inputs.moves)
     rates = rates.unsqueeze(1) if whole else rates
     best, at = rates.max(-1)
     points = _take(x, at)
@@ -173,7 +185,7 @@ def _climb(graph, inputs: InputSet, x: Tensor, seed: Tensor, norm: float, whole:
             length = safe_norm(gradient.flatten(2)).clamp(min=1e-30).reshape(batch, count, *[1] * len(inputs.shape))
             x = x + 2 * rate * inputs.radius.reshape(-1, 1, *[1] * len(inputs.shape)) * gradient / length
         x = inputs.project(x)
-        values = rates_at(graph, x, seed, norm, whole)
+        values = rates_at(graph, x, seed, norm, whole, inputs.moves)
         values = values if whole else values.diagonal(dim1=1, dim2=2)
         better = values > best
         best = torch.where(better, values, best)

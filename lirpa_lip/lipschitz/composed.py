@@ -14,6 +14,7 @@ and w_j = r_j / ‖M_j‖ recovers at most Σ_j ‖M_j‖ r_j. It is also cheape
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -22,17 +23,27 @@ from torch import Tensor
 from lirpa_lip.graph import NetworkGraph
 from lirpa_lip.region import safe_norm
 
-from .layers import Layers, centres, safe_sqrt
-from .linearised import StackedMap, pull_back
+from .layers import Gain, Layers, centres, safe_sqrt, times
+from .linearised import StackedMap, Visit, pull_back
 from .oracle import Norm
-from .product import times
 
 #: Joint steps on the leading vector and the weights before the norm is certified.
 _WEIGHT_STEPS = 6
 
 
-def composed_rate(graph: NetworkGraph, target: str, mask: Tensor | None, layers: Layers, norm: Norm) -> Tensor:
-    """``Lip(diag(mask)^½ z)`` of a node by one norm of all terms, ``(batch,)``; ``mask`` of ``None`` for ones."""
+def composed_rate(
+    graph: NetworkGraph,
+    target: str,
+    mask: Tensor | None,
+    layers: Layers,
+    norm: Norm,
+    gains: Mapping[str, Gain] | None = None,
+) -> Tensor:
+    """``Lip(diag(mask)^½ z)`` of a node by one norm of all terms, ``(batch,)``; ``mask`` of ``None`` for ones.
+
+    Args:
+        gains: of the target, for a mask that is at least this one; with them the rounding of compositions is counted.
+    """
     batch = mask.shape[0] if mask is not None else (next(iter(layers.values())).lower.shape[0] if layers else 1)
     sources, radii = _sources(graph, target, layers, batch)
     slopes = centres(layers)
@@ -42,6 +53,9 @@ def composed_rate(graph: NetworkGraph, target: str, mask: Tensor | None, layers:
     for index, (name, scale) in enumerate(sources.items()):
         weighted[name] = roots[:, index].reshape(-1, *[1] * (scale.ndim - 1)) * scale
     value = norm(StackedMap(graph, target, slopes, weighted, out_scale))
+    if gains is not None:
+        map_size = min(sum(s[0].numel() for s in sources.values()), graph[target].shape.numel())
+        value = value + map_size**0.5 * _composition_error(layers, gains, sources, roots)
     positive = roots > 0
     return times(value, safe_norm(torch.where(positive, radii / torch.where(positive, roots, 1.0), 0.0)))
 
@@ -57,6 +71,41 @@ def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tu
             scales[name] = safe_sqrt(layers[name].slopes.radius)
             radii.append(layers[name].spread)
     return scales, torch.stack(radii, dim=1)
+
+
+@torch.no_grad()
+def _composition_error(
+    layers: Layers, gains: Mapping[str, Gain], sources: Mapping[str, Tensor], roots: Tensor
+) -> Tensor:
+    """How far the stacked map of a target, as its steps are computed, can be from the exact one on a unit vector.
+
+    With A the gains of one layer on the next, n_l bounds the values at layer l, e_l their error:
+
+        n_l = Σ_j A_lj (n_j + √w_j),        e_l = Σ_j A_lj e_j + γ ‖|A_lj|‖ (n_j + √w_j).
+
+    Args:
+        roots: ``√w``, ``(batch, sources)``.
+    """
+    entering = {name: roots[:, index] for index, name in enumerate(sources)}
+    values: dict[str, Tensor] = {}
+    errors: dict[str, Tensor] = {}
+    zero = torch.zeros_like(roots[:, 0])
+    # what underflow takes from each entry
+    lost = (1 << 20) * torch.finfo(roots.dtype).tiny
+
+    def of(table: Mapping[str, Gain]) -> tuple[Tensor, Tensor]:
+        value = error = zero
+        for name, gain in table.items():
+            size = values.get(name, zero) + entering.get(name, zero)
+            value = value + times(gain.norm, size)
+            error = error + times(gain.norm, errors.get(name, zero)) + 4 * gain.gamma * times(gain.size, size)
+            error = error + torch.where((gain.size > 0) & (size > 0), lost, 0.0)
+        return value, error
+
+    for name in layers:
+        if name in layers.gains:
+            values[name], errors[name] = of(layers.gains[name])
+    return of(gains)[1]
 
 
 @torch.no_grad()
@@ -94,10 +143,12 @@ def _spread(values: Tensor, map_: StackedMap) -> Tensor:
     return torch.cat([v.unsqueeze(1).expand(-1, n) for v, n in zip(values.T, map_.sizes)], dim=1)
 
 
-def composed_rows(graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers) -> Tensor:
+def composed_rows(
+    graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers, visit: Visit | None = None
+) -> Tensor:
     """``Lip(vᵀ z)`` of rows ``v (batch, specs, *shape)``: ``‖a_0‖ + Σ_j ‖R_j^½ a_j‖ r_j``, ``(batch, specs)``."""
     total: Tensor | float = 0.0
-    for name, rows in row_terms(graph, target, cotangent, layers).items():
+    for name, rows in row_terms(graph, target, cotangent, layers, visit).items():
         if name in layers:
             root = safe_sqrt(layers[name].slopes.radius).flatten(1).unsqueeze(1)
             total = total + times(safe_norm(rows.flatten(2) * root), layers[name].spread.unsqueeze(1))
@@ -106,9 +157,11 @@ def composed_rows(graph: NetworkGraph, target: str, cotangent: Tensor, layers: L
     return total
 
 
-def row_terms(graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers) -> dict[str, Tensor]:
+def row_terms(
+    graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers, visit: Visit | None = None
+) -> dict[str, Tensor]:
     """Rows pulled back to the input and to every activation's output, ``(batch, specs, *shape)`` each."""
     batch, specs = cotangent.shape[:2]
     slopes = {name: c.repeat_interleave(specs, dim=0) for name, c in centres(layers).items()}
-    collected = pull_back(graph, target, cotangent.flatten(0, 1), slopes)
+    collected = pull_back(graph, target, cotangent.flatten(0, 1), slopes, visit)
     return {name: value.reshape(batch, specs, *value.shape[1:]) for name, value in collected.items()}

@@ -14,6 +14,8 @@ from lirpa_lip.norms.maps.compose import scaled_map
 from lirpa_lip.norms.powers import exponents, times_power
 
 Slopes = Mapping[str, Tensor]
+#: Is shown the complete cotangent of every node on the way, by name.
+Visit = Callable[[str, Tensor], None]
 #: Chooses the slopes of one activation from its name and the cotangent at its output; ``None`` ends the walk there.
 SlopeRule = Callable[[str, Tensor], Tensor | None]
 
@@ -42,7 +44,9 @@ def _paths(graph: NetworkGraph, source: str, target: str) -> list[list[LinearMap
     return paths
 
 
-def pull_back(graph: NetworkGraph, target: str, cotangent: Tensor, slopes: Slopes | SlopeRule) -> dict[str, Tensor]:
+def pull_back(
+    graph: NetworkGraph, target: str, cotangent: Tensor, slopes: Slopes | SlopeRule, visit: Visit | None = None
+) -> dict[str, Tensor]:
     """Cotangents ``(batch, *shape)`` at the input and at every activation's *output*, for one at ``target``.
 
     An activation with slopes passes its cotangent on, scaled; one without ends the walk there. A rule chooses slopes
@@ -55,6 +59,8 @@ def pull_back(graph: NetworkGraph, target: str, cotangent: Tensor, slopes: Slope
         if name not in pending:
             continue
         node, value = graph[name], pending.pop(name)
+        if visit is not None:
+            visit(name, value)
         if node.maps is not None:
             for map_, parent in zip(node.maps, node.parents):
                 _accumulate(pending, parent, map_.adjoint(value))

@@ -8,7 +8,7 @@ import torch
 
 from lirpa_lip.norms.linear_map import DiagonalMap
 
-from . import smooth
+from . import curved, smooth
 from .elementwise_affine import broadcast_to_sample, multiply
 from .piecewise_linear import PiecewiseLinear, absolute, clip, hard_sigmoid, leaky_relu, relu
 from .traits import Activation
@@ -36,9 +36,29 @@ SOFTPLUS, SILU, GELU, SELU = (simple(f) for f in (smooth.softplus, smooth.silu, 
 HARD_SWISH = simple(smooth.hard_swish)
 
 
+SQRT, LOG, RECIPROCAL = simple(curved.square_root), simple(curved.logarithm), simple(curved.reciprocal)
+TAN = simple(curved.Tangent)
+
+
+def power(builder, traced) -> str:
+    """A power with one constant exponent."""
+    exponent = torch.as_tensor(traced.constant(1))
+    if exponent.numel() != 1:
+        raise traced.unsupported("its exponents differ between entries; use one power for each exponent")
+    return _emit(builder, traced, curved.power(float(exponent)))
+
+
+def heaviside(builder, traced) -> str:
+    """The step from 0 to 1, with a constant value at 0."""
+    at_zero = torch.as_tensor(traced.constant(1)).to(builder.dtype)
+    if not bool(((at_zero >= 0) & (at_zero <= 1)).all()):
+        raise traced.unsupported("its value at 0 is not between 0 and 1")
+    return _emit(builder, traced, curved.Step(lambda z: torch.where(z == 0, at_zero, (z > 0).to(z))))
+
+
 def leaky(builder, traced) -> str:
     """LeakyReLU with its slope as an attribute."""
-    return _emit(builder, traced, leaky_relu(float(traced.attr.get("alpha", 0.01))))
+    return _emit(builder, traced, leaky_relu(traced.number(traced.attr.get("alpha", 0.01))))
 
 
 def prelu(builder, traced) -> str:
@@ -51,12 +71,13 @@ def prelu(builder, traced) -> str:
 
 def elu(builder, traced) -> str:
     """ELU with its alpha as an attribute."""
-    return _emit(builder, traced, smooth.elu(float(traced.attr.get("alpha", 1.0))))
+    return _emit(builder, traced, smooth.elu(traced.number(traced.attr.get("alpha", 1.0))))
 
 
 def hard_sigmoid_(builder, traced) -> str:
     """HardSigmoid with its slope and offset as attributes."""
-    return _emit(builder, traced, hard_sigmoid(traced.attr.get("alpha", 0.2), traced.attr.get("beta", 0.5)))
+    slope, offset = (float(traced.attr.get(name, default)) for name, default in (("alpha", 0.2), ("beta", 0.5)))
+    return _emit(builder, traced, hard_sigmoid(slope, offset))
 
 
 def clipped(builder, traced) -> str:
@@ -66,7 +87,7 @@ def clipped(builder, traced) -> str:
         value = traced.attr.get(name)
         if value is None and index < len(traced.parents):
             value = traced.constant(index)
-        value = None if value is None else float(torch.as_tensor(value))
+        value = None if value is None else traced.number(value)
         return None if value is None or math.isinf(value) or abs(value) > 1e38 else value
 
     low, high = end("min", 1), end("max", 2)

@@ -22,9 +22,9 @@ from .elementwise_affine import broadcast_to_sample
 
 
 def linear(builder, traced) -> str:
-    """``y = alpha * x W^T + beta * b`` on flat samples (ONNX Gemm)."""
+    """``y = alpha * x W + beta * b`` on flat samples (ONNX Gemm; ``transB`` says that ``W^T`` is what is given)."""
     weight = traced.constant(1)
-    weight = weight if traced.attr.get("transB", 1) else weight.mT
+    weight = weight if traced.attr.get("transB", 0) else weight.mT
     alpha, beta = traced.attr.get("alpha", 1.0), traced.attr.get("beta", 1.0)
     weight = weight if alpha == 1 else alpha * weight
     bias = traced.constant(2)
@@ -35,28 +35,57 @@ def linear(builder, traced) -> str:
 
 
 def matmul(builder, traced) -> str:
-    """``y = x W`` for a constant matrix, along the last axis."""
-    if traced.parents[0] is not None and traced.parents[1] is not None:
+    """``x W`` along the last axis, or ``W x`` along the last but one, for a constant matrix (or a vector, in ``x W``)."""
+    left = traced.parents[0] is None
+    if len(traced.parents) == 2 and not left and traced.parents[1] is not None:
         raise traced.unsupported("both factors depend on the input (attention), which has no Lipschitz rule here")
-    shape, weight = builder.shape(traced.parent), traced.constant(1)
-    if weight.ndim != 2:
-        raise traced.unsupported("the constant factor must be a matrix")
-    if len(shape) == 1:
-        maps: LinearMap = DenseMap(weight.mT)
-    else:
-        # the last axis as channels of a convolution with kernel 1
-        rest, last = shape[:-1].numel(), shape[-1]
-        like = {"dtype": builder.dtype, "device": builder.device}
+    parent = traced.parents[1 if left else 0]
+    shape, weight = builder.shape(parent), traced.constant(0 if left else 1)
+    while weight.ndim > 2 and weight.shape[0] == 1:
+        weight = weight[0]
+    if weight.ndim != 2 and (left or weight.ndim != 1):
+        raise traced.unsupported("the constant factor must be one matrix, the same for all samples and channels")
+    if left and len(shape) < 2:
+        raise traced.unsupported("a constant matrix on the left multiplies the batch axis; write x @ W.T")
+    if left:
+        maps = _turned(builder, _along_last(builder, weight.mT, torch.Size([*shape[:-2], shape[-1], shape[-2]])))
+    elif weight.ndim == 1:
+        product = _along_last(builder, weight.unsqueeze(1), shape)
         maps = ComposedMap(
-            [
-                ReshapeMap((rest, weight.shape[1]), (*shape[:-1], weight.shape[1]), **like),
-                FunctionMap(_swap, (weight.shape[1], rest), **like, monomial=True, entries_nonnegative=True),
-                Conv1dMap(weight.mT.unsqueeze(-1), (last, rest)),
-                FunctionMap(_swap, (rest, last), **like, monomial=True, entries_nonnegative=True),
-                ReshapeMap(shape, (rest, last), **like),
-            ]
+            [ReshapeMap(product.out_shape, shape[:-1], dtype=builder.dtype, device=builder.device), product]
         )
-    return builder.affine(traced.name, traced.operator, [traced.parent], [maps])
+    else:
+        maps = _along_last(builder, weight, shape)
+    return builder.affine(traced.name, traced.operator, [parent], [maps])
+
+
+def _along_last(builder, weight: Tensor, shape: torch.Size) -> LinearMap:
+    """``x W`` along the last axis of samples of a shape."""
+    if len(shape) == 1:
+        return DenseMap(weight.mT)
+    # the last axis as channels of a convolution with kernel 1
+    rest, last = shape[:-1].numel(), shape[-1]
+    like = {"dtype": builder.dtype, "device": builder.device}
+    return ComposedMap(
+        [
+            ReshapeMap((rest, weight.shape[1]), (*shape[:-1], weight.shape[1]), **like),
+            FunctionMap(_swap, (weight.shape[1], rest), **like, monomial=True, entries_nonnegative=True),
+            Conv1dMap(weight.mT.unsqueeze(-1), (last, rest)),
+            FunctionMap(_swap, (rest, last), **like, monomial=True, entries_nonnegative=True),
+            ReshapeMap(shape, (rest, last), **like),
+        ]
+    )
+
+
+def _turned(builder, maps: LinearMap) -> LinearMap:
+    """A map of matrices between two transpositions of them."""
+    before = torch.Size([*maps.in_shape[:-2], maps.in_shape[-1], maps.in_shape[-2]])
+    like = {"dtype": builder.dtype, "device": builder.device, "monomial": True, "entries_nonnegative": True}
+    return ComposedMap([FunctionMap(_turn, maps.out_shape, **like), maps, FunctionMap(_turn, before, **like)])
+
+
+def _turn(x: Tensor) -> Tensor:
+    return x.transpose(-1, -2)
 
 
 def _swap(x: Tensor) -> Tensor:
@@ -95,6 +124,8 @@ def convolution_transposed(builder, traced) -> str:
 
 
 def _padding(traced, axes: int) -> tuple[int, ...]:
+    if traced.attr.get("auto_pad", "NOTSET") != "NOTSET":
+        raise traced.unsupported(f"auto_pad={traced.attr['auto_pad']!r}; give the padding in numbers")
     pads = tuple(traced.attr.get("pads", [0] * 2 * axes))
     if pads[:axes] != pads[axes:]:
         raise traced.unsupported(f"padding {pads} differs between the two sides of an axis")
@@ -116,4 +147,5 @@ def batch_norm(builder, traced) -> str:
     channels = (1, -1, *[1] * (len(shape) - 1))
     maps = DiagonalMap(broadcast_to_sample(scale.reshape(channels), shape), shape)
     shift = (bias - mean * scale).reshape(channels)
-    return builder.affine(traced.name, traced.operator, [traced.parent], [maps], shift)
+    size = (bias.abs() + (mean * scale).abs()).detach().reshape(channels)
+    return builder.affine(traced.name, traced.operator, [traced.parent], [maps], shift, bias_size=size)

@@ -13,7 +13,6 @@ that may clip has a free upper slope as well.
 from __future__ import annotations
 
 import torch
-from auto_LiRPA import register_custom_op
 from torch import Tensor
 
 from lirpa_lip.nn.functional import clipped_relu, non_negative
@@ -77,6 +76,3 @@ class BoundClippedRelu(RelaxedActivation):
 
     def relax(self, lower: Tensor, upper: Tensor, mix: list[Tensor], *thresholds: Tensor) -> list[Relaxation]:
         return [relax_clipped_relu(lower, upper, *thresholds, *mix)]
-
-
-register_custom_op("lirpa_lip::ClippedRelu", BoundClippedRelu)

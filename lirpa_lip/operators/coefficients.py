@@ -74,6 +74,28 @@ def _windows(image: Tensor, A: Patches) -> Tensor:
     )
 
 
+def dense(A, shape: tuple[int, ...]) -> Tensor:
+    """Coefficients as a matrix (rows, batch, *shape) of an image ``shape``, whatever the stride and the padding.
+
+    auto_LiRPA's own conversion takes the height of the padded image for its width.
+    """
+    if not isinstance(A, Patches):
+        return A
+    height, width = shape[1:]
+    places = torch.arange(1, height * width + 1, dtype=torch.float64, device=A.patches.device)
+    places = _windows(places.view(1, 1, height, width), A)[0, :, :, 0].long()  # (out_h, out_w, K, K), 0 in the padding
+    entries = A.patches
+    if A.unstable_idx is None:
+        entries = entries.permute(0, 2, 3, 1, 4, 5, 6).flatten(0, 2)  # (rows, batch, C, K, K)
+        places = places.flatten(0, 1).repeat(A.patches.shape[0], 1, 1)
+    else:
+        places = places[A.unstable_idx[-2], A.unstable_idx[-1]]
+    entries = entries.flatten(3)
+    places = places.flatten(1)[:, None, None].expand_as(entries)
+    flat = entries.new_zeros(*entries.shape[:3], height * width + 1).scatter_add(3, places, entries)
+    return flat[..., 1:].unflatten(3, (height, width))
+
+
 def multiply(A, relaxations: list[Relaxation], side: int, groups: int):
     """``A`` · activation, bounded by ``A'`` · pre-activation + bias; from below if ``side`` is 0, else from above.
 
@@ -94,12 +116,12 @@ def multiply(A, relaxations: list[Relaxation], side: int, groups: int):
         for signed, plane in ((part.clamp(min=0), relaxation[side]), (part.clamp(max=0), relaxation[1 - side])):
             plane = Plane(tuple(map(laid_out, plane.slopes)), laid_out(plane.bias))
             columns = [total + signed * slope for total, slope in zip(columns, plane.slopes, strict=True)]
-            bias = bias + _finite_product(signed, plane.bias).sum(dim=summed)
+            bias = bias + finite_product(signed, plane.bias).sum(dim=summed)
     product = torch.cat(columns, dim=channel)
     return (A.create_similar(product) if patches else product), bias
 
 
-def _finite_product(entries: Tensor, bias: Tensor) -> Tensor:
+def finite_product(entries: Tensor, bias: Tensor) -> Tensor:
     """entries · bias, with 0 · inf = 0: a row that does not use a neuron does not suffer from its lack of a bound."""
     product = entries * bias
     if not bool(torch.isinf(bias).any()):

@@ -16,9 +16,18 @@ def broadcast_to_sample(value: Tensor, shape: torch.Size) -> Tensor:
         ShapeError: a constant that differs from sample to sample.
     """
     value = value.reshape((1,) * (len(shape) + 1 - value.ndim) + tuple(value.shape))
-    if value.shape[0] != 1:
+    return one_sample(value)[0].expand(shape)
+
+
+def one_sample(value: Tensor) -> Tensor:
+    """A constant whose first axis is the batch's, with batch size 1.
+
+    Raises:
+        ShapeError: a constant that differs from sample to sample.
+    """
+    if value.shape[0] != 1 and not bool((value == value[:1]).all()):
         raise ShapeError(f"a constant of shape {tuple(value.shape)} differs between samples; use one of batch size 1.")
-    return value[0].expand(shape)
+    return value[:1]
 
 
 def widened(builder, parent: str, shape: torch.Size) -> LinearMap:
@@ -100,4 +109,4 @@ def divide(builder, traced) -> str:
         raise traced.unsupported(
             "it divides by a value that depends on the input (LayerNorm, softmax), which has no Lipschitz rule here"
         )
-    return _scaled(builder, traced, traced.parent, 1 / traced.constant(1))
+    return _scaled(builder, traced, traced.parent, 1 / traced.constant(1).to(builder.dtype))

@@ -20,21 +20,24 @@ class GraphBuilder:
 
     Attributes:
         nodes: what has been emitted so far.
-        dtype, device: of the network's parameters.
+        dtype: what constants are converted to, before anything is computed from them.
+        model_dtype: what the network computes in, and rounds its numbers to.
+        device: of the network's parameters.
     """
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, dtype: torch.dtype, device: torch.device, model_dtype: torch.dtype | None = None) -> None:
         self.nodes: dict[str, Node] = {}
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device, self.model_dtype = dtype, device, model_dtype or dtype
 
     def add(self, node: Node) -> str:
         self.nodes[node.name] = node
         return node.name
 
-    def affine(self, name, operator, parents, maps, bias=None, shortcut=None) -> str:
+    def affine(self, name, operator, parents, maps, bias=None, shortcut=None, bias_size=None) -> str:
         """Emits ``z = sum_p A_p z_p + bias``."""
-        shape = maps[0].out_shape
-        return self.add(Node(name, operator, shape, tuple(parents), maps=tuple(maps), bias=bias, shortcut=shortcut))
+        shape, maps = maps[0].out_shape, tuple(maps)
+        node = Node(name, operator, shape, tuple(parents), maps, bias, shortcut=shortcut, bias_size=bias_size)
+        return self.add(node)
 
     def activation(self, name, operator, parent, activation: Activation, isometry_of=None) -> str:
         """Emits an elementwise function."""
@@ -64,12 +67,21 @@ class Traced:
     attr: Mapping
     parents: tuple[str | None, ...]
     shape: Any
+    builder: GraphBuilder
 
     def constant(self, index: int) -> Any:
-        """Value of a constant input (weight, bias, threshold), differentiable; ``None`` if there is no such input."""
+        """Value of a constant input (weight, bias, threshold), differentiable; ``None`` if there is no such input.
+
+        It is computed as the network does and then converted: what an adapter computes from it is more precise.
+        """
         if index >= len(self.bound.inputs):
             return None
-        return constant_value(self.bound.inputs[index])
+        value = constant_value(self.bound.inputs[index])
+        return value.to(self.builder.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def number(self, value: Any) -> float:
+        """A number given to an operator (a slope, a threshold), as the network's precision holds it."""
+        return float(torch.as_tensor(value, dtype=torch.float64).to(self.builder.model_dtype))
 
     @property
     def parent(self) -> str:
@@ -87,8 +99,14 @@ def constant_value(bound) -> Tensor:
     if not bound.inputs:
         return bound.forward()
     if type(bound).__name__ == "BoundShape":
-        return bound.forward_value
+        known = getattr(bound, "forward_value", None)  # auto_LiRPA forgets it with the values of a call
+        return _shape_of(bound.inputs[0]) if known is None else known
     return bound.forward(*(constant_value(i) for i in bound.inputs))
+
+
+def _shape_of(bound) -> Tensor:
+    value = getattr(bound, "value", None)
+    return torch.tensor(value.shape if isinstance(value, Tensor) else bound.output_shape)
 
 
 def depends_on_input(bound) -> bool:
@@ -103,3 +121,17 @@ def depends_on_input(bound) -> bool:
             return True
         pending.extend(node.inputs)
     return False
+
+
+def may_vary(bound) -> bool:
+    """Whether a traced node depends on the network's input, or on a perturbed parameter."""
+    pending, seen = [bound], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if getattr(node, "perturbation", None) is not None:
+            return True
+        pending.extend(node.inputs)
+    return depends_on_input(bound)

@@ -18,7 +18,6 @@ max(x, y), and composed; max(·, b) = −min(−·, −b).
 from __future__ import annotations
 
 import torch
-from auto_LiRPA import register_custom_op
 from torch import Tensor
 
 from lirpa_lip.nn.functional import clipped_maxmin, maxmin
@@ -170,7 +169,3 @@ class BoundClippedMaxMin(BoundMaxMin):
         ceiling, floor = thresholds
         top = relax_clipped_max(box, ceiling, *mix[:3])
         return [top, mirror(relax_clipped_max(mirrored, -floor, *mix[3:]))]
-
-
-register_custom_op("lirpa_lip::MaxMin", BoundMaxMin)
-register_custom_op("lirpa_lip::ClippedMaxMin", BoundClippedMaxMin)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lirpa_lip.norms.linear_map import FunctionMap, ReshapeMap
 
-from .elementwise_affine import widened
+from .elementwise_affine import one_sample, widened
 
 
 def _moved(builder, traced, fn, parent: str | None = None) -> str:
@@ -73,22 +73,22 @@ def _sample_axis(axis: int, ndim: int, traced) -> int:
 
 
 def slice_(builder, traced) -> str:
-    """``x[..., start:end, ...]`` along one axis."""
-    attr, constants = traced.attr, [traced.constant(i) for i in range(1, 5)]
-    defaults = [*(attr.get(k, [None])[0] for k in ("starts", "ends", "axes")), 1]
-    start, end, axis, step = (
-        int(torch.as_tensor(c).flatten()[0]) if c is not None else default
-        for c, default in zip(constants, defaults, strict=True)
-    )
+    """``x[..., start:end:step, ...]`` along some axes; a negative step reads backwards."""
+    if traced.parents[0] is None:
+        raise traced.unsupported("its first input is constant")
+    constants = [traced.constant(i) for i in range(1, 5)]
+    given = [traced.attr.get(key) if c is None else c for key, c in zip(("starts", "ends", "axes", "steps"), constants)]
+    starts, ends, axes, steps = (None if g is None else [int(v) for v in torch.as_tensor(g).flatten()] for g in given)
     shape = builder.shape(traced.parents[0])
-    axis = _sample_axis(axis, len(shape) + 1, traced)
-    size = shape[axis - 1]
-    if step < 1:
-        raise traced.unsupported(f"step {step} is not positive")
-    start, end = (min(max(v + size if v < 0 else v, 0), size) for v in (start, end))
+    kept: dict[int, list[int]] = {}
+    for i, (start, end) in enumerate(zip(starts or (), ends or (), strict=True)):
+        axis = _sample_axis(axes[i] if axes else i, len(shape) + 1, traced)
+        kept[axis] = list(range(*slice(start, end, steps[i] if steps else 1).indices(shape[axis - 1])))
 
     def cut(x: Tensor) -> Tensor:
-        return x.narrow(axis, start, end - start)[(slice(None),) * axis + (slice(None, None, step),)]
+        for axis, positions in kept.items():
+            x = x.index_select(axis, torch.tensor(positions, dtype=torch.long, device=x.device))
+        return x
 
     return _moved(builder, traced, cut, traced.parents[0])
 
@@ -136,7 +136,8 @@ def concatenate(builder, traced) -> str:
         size = (builder.shape(parent) if parent is not None else value.shape[1:])[axis - 1]
         place = partial(_embed, axis=axis, start=start, total=traced.shape[axis - 1])
         if parent is None:
-            bias = place(value[:1]) if bias is None else bias + place(value[:1])
+            part = place(one_sample(value))
+            bias = part if bias is None else bias + part
         else:
             parents.append(parent)
             like = {"dtype": builder.dtype, "device": builder.device}

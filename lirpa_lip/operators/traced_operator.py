@@ -12,14 +12,12 @@ from typing import Any
 import torch
 from auto_LiRPA.bound_ops import Bound
 from auto_LiRPA.linear_bound import LinearBound
-from auto_LiRPA.patches import Patches
 from torch import Tensor
 
-from lirpa_lip.errors import UnsupportedOperatorError
-
+from .coefficients import dense
 from .emit import GraphBuilder, Traced, depends_on_input
 from .lines import relaxations
-from .node import Interval, Node, affine_value, node_interval
+from .node import Interval, Node, affine_value, own_interval
 from .planes import Plane, Relaxation
 
 Adapter = Callable[[GraphBuilder, Traced], str]
@@ -49,7 +47,7 @@ class TracedOperator(Bound):
             if parent is not None:
                 builder.add(Node(parent, "BoundInput", value.shape[1:]))
         operator = type(self).__name__
-        traced = Traced(self.name or "", operator, self, self.attr, tuple(parents), None)
+        traced = Traced(self.name or "", operator, self, self.attr, tuple(parents), None, builder)
         output = type(self).adapter(builder, traced)
         nodes = list(builder.nodes.values())
         return nodes[: [n.name for n in nodes].index(output) + 1]
@@ -74,7 +72,8 @@ class TracedOperator(Bound):
         lines = {n.name: relaxations(n.activation, *intervals[n.parents[0]])[1] for n in nodes if n.activation}
         found, biases = [], []
         for side, A in enumerate((last_lA, last_uA)):
-            coefficients, bias = ({}, 0) if A is None else self._pull_back(nodes, lines, self._dense(A), side)
+            A = None if A is None else dense(A, self.output_shape[1:])
+            coefficients, bias = ({}, 0) if A is None else self._pull_back(nodes, lines, A, side)
             found.append(coefficients)
             biases.append(bias)
         pairs = [tuple(side.get(f"input{i}") for side in found) for i in range(len(x))]
@@ -102,17 +101,6 @@ class TracedOperator(Bound):
                 pending[parent] = pending[parent] + part if parent in pending else part
         return pending, constant
 
-    def _dense(self, A) -> Tensor:
-        if isinstance(A, Tensor):
-            return A
-        if isinstance(A, Patches):
-            try:
-                return A.to_matrix((1, *self.output_shape[1:])).transpose(0, 1)
-            except (AssertionError, NotImplementedError):
-                pass
-        reason = 'CROWN reaches it in patches mode; pass bound_opts={"conv_mode": "matrix"}, or use method="local-lip"'
-        raise UnsupportedOperatorError(self.name, type(self).__name__, reason=reason)
-
     # ---- forward mode ---------------------------------------------------------------------------------------------
     def bound_forward(self, dim_in: int, *x: LinearBound) -> LinearBound:
         nodes = self._emitted(*(bound.lb for bound in x))
@@ -136,7 +124,7 @@ class TracedOperator(Bound):
 
 def _intervals(nodes: list[Node], intervals: dict[str, Interval]) -> dict[str, Interval]:
     for node in nodes:
-        intervals[node.name] = node_interval(node, intervals)
+        intervals[node.name] = own_interval(node, intervals)
     return intervals
 
 

@@ -428,3 +428,41 @@ def test_mean_value_bounds_hold_all_sampled_outputs(name, norm):
     assert (seen >= low.unsqueeze(1)).all() and (seen <= high.unsqueeze(1)).all()
     loose = mean_value_bounds(graph, inputs, seed, method="fastlip")
     assert (low >= loose[0] - 1e-9).all() and (high <= loose[1] + 1e-9).all()
+
+
+def _constants(model: nn.Module, x: torch.Tensor, method: str, norm: float = 2, **region):
+    bounded = BoundedModule(model.eval(), x)
+    ball = BoundedTensor(x, PerturbationLpNorm(norm=norm, **region))
+    return bounded.local_lipschitz(x=(ball,), method=method, norm=norm)
+
+
+@pytest.mark.parametrize("method", ["clarke-jacobian", "recurjac"])
+def test_lower_bounds_at_a_kink_stay_below_the_constant(method):
+    found = _constants(nn.Sequential(nn.LeakyReLU(0.2)), torch.zeros(1, 1), method, eps=0.1)
+    assert found.lower <= 1 <= found.upper
+
+
+@pytest.mark.parametrize("limit", [0.0, 1.0])
+@pytest.mark.parametrize("norm", [2, torch.inf])
+def test_coordinates_without_width_do_not_count_in_lower_bounds(norm, limit):
+    """f = x + 100 y on a region in which y is fixed: two of its points differ by x alone."""
+    model = nn.Sequential(nn.Linear(2, 1, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 100.0]]))
+    low, high = torch.tensor([[0.0, 0.5]]), torch.tensor([[1.0, 0.5]])
+    bounded = BoundedModule(model, low)
+    x = BoundedTensor(torch.tensor([[0.3, 0.5]]), PerturbationLpNorm(norm=norm, eps=0.1, x_L=low, x_U=high))
+    found = bounded.local_lipschitz(x=(x,), method="clarke-jacobian", norm=norm, time_limit=limit)
+    assert 1 - 1e-6 < found.lower.item() <= 1 <= found.upper.item()
+
+
+def test_lower_bounds_through_windows_that_repeat_a_pixel():
+    """A pixel that meets itself in a padded, overlapping window is no kink; differences of values are the oracle."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.MaxPool2d(3, 1, 1), nn.Flatten(), nn.Linear(16, 1)), torch.rand(1, 1, 4, 4)
+    found = _constants(model, x, "clarke-jacobian", eps=0.1)
+    steps = torch.randn(200, 1, 4, 4)
+    steps = 0.1 * steps / steps.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    with torch.no_grad():
+        seen = (model(x + steps) - model(x - steps)).abs().max() / 0.2
+    assert seen > 0.1 and seen * 0.5 <= found.lower.item() <= found.upper.item()

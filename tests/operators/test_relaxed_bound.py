@@ -13,6 +13,7 @@ from torch import nn
 from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
 from lirpa_lip.operators.clipped_relu_bound import BoundClippedRelu
 from lirpa_lip.operators.maxmin_bound import BoundClippedMaxMin, BoundMaxMin
+from lirpa_lip.operators.registration import operators
 from lirpa_lip.operators.relaxed_bound import RelaxedActivation
 
 INF = float("inf")
@@ -64,7 +65,7 @@ def build(make, dtype=torch.float32, **options) -> tuple[nn.Module, torch.Tensor
     # sparse_spec_alpha: 0.3's α-CROWN fails where a ReLU meets any other activation, its own tanh too.
     options = {"optimize_bound_args": {"iteration": 5}, "sparse_spec_alpha": auto_LiRPA.__version__ != "0.3", **options}
     x = torch.randn(2, 1, 6, 6, dtype=dtype)
-    return model.eval(), x, auto_LiRPA.BoundedModule(model, x, bound_opts=options)
+    return model.eval(), x, auto_LiRPA.BoundedModule(model, x, bound_opts=options, custom_ops=operators())
 
 
 def bounds(bounded, x, norm, eps, method, **kwargs):
@@ -313,7 +314,7 @@ def test_cuda_agrees_with_cpu(name):
     results = []
     for device in ("cpu", "cuda"):
         model, x, _ = build(NETWORKS[name])
-        bounded = auto_LiRPA.BoundedModule(model.to(device), x.to(device), device=device)
+        bounded = auto_LiRPA.BoundedModule(model.to(device), x.to(device), device=device, custom_ops=operators())
         results.append([b.cpu() for b in bounds(bounded, x.to(device), 2, 0.4, "CROWN")])
     for a, b in zip(*results, strict=True):
         assert torch.allclose(a, b, atol=1e-4)
