@@ -1,6 +1,7 @@
 # make setup   builds .venv (nothing is redone while setup.py, TORCH, AUTO_LIRPA stay as they are)
 # make demo    trains, certifies and draws demo.png
 # make test    runs the tests;  make test AUTO_LIRPA=<pip requirement or path>  runs them on another auto_LiRPA
+# make lirpa-tests LIRPA=<checkout>   runs auto_LiRPA's own tests with its class and with ours, and explains differences
 # make lint    ruff and mypy
 # make bench   runs every script of benchmarks/
 # make clean   removes .venv and caches
@@ -25,7 +26,7 @@ DEPS_STAMP := $(VENV)/.dependencies
 # Threads of one process gain little on small networks, and the test workers would fight over the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lirpa-tests lint bench clean
 setup: $(LIRPA_STAMP) $(DEPS_STAMP)
 
 $(PY):
@@ -58,6 +59,10 @@ demo: setup
 
 test: setup
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+lirpa-tests: setup
+	@test -n "$(LIRPA)" || { echo "make lirpa-tests LIRPA=<checkout of auto_LiRPA>"; exit 2; }
+	$(PY) tests/tools/lirpa_suite.py '$(LIRPA)'
 
 lint: setup
 	$(PY) -m ruff check .

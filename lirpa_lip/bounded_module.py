@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
-from .errors import ConfigError, LirpaLipError, MethodFailedError, TrainingModeError, UnknownMethodError, UnsupportedNormError, UnsupportedOperatorError
+from .errors import (
+    ConfigError,
+    LirpaLipError,
+    MethodFailedError,
+    TrainingModeError,
+    UnknownMethodError,
+    UnsupportedNormError,
+    UnsupportedOperatorError,
+)
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
 from .lirpa_call import guarded
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants

@@ -50,7 +50,9 @@ def plain_kernel(weight: Tensor, groups: int, dilation: list[int]) -> Tensor:
     """The kernel (out, in, *size) without groups and dilation that does what ``weight (out, in / groups, *)`` does."""
     for axis, step in enumerate(dilation, start=2):
         if step > 1:
-            wide = weight.new_zeros(*weight.shape[:axis], (weight.shape[axis] - 1) * step + 1, *weight.shape[axis + 1 :])
+            wide = weight.new_zeros(
+                *weight.shape[:axis], (weight.shape[axis] - 1) * step + 1, *weight.shape[axis + 1 :]
+            )
             places = torch.arange(weight.shape[axis], device=weight.device) * step
             weight = wide.index_copy(axis, places, weight)
     if groups == 1:
