@@ -1,18 +1,23 @@
-# make setup   builds .venv (nothing is redone while setup.py, TORCH, AUTO_LIRPA stay as they are)
+# make setup   builds .venv (nothing is redone while pyproject.toml, TORCH, AUTO_LIRPA stay as they are)
 # make demo    trains, certifies and draws demo.png
 # make test    runs the tests;  make test AUTO_LIRPA=<pip requirement or path>  runs them on another auto_LiRPA
+# make fuzz    N random models, regions and settings against independent oracles (make fuzz N=10000 SEED=1)
 # make lint    ruff and mypy
-# make bench   runs every script of benchmarks/
+# make smoke   builds wheel and sdist and tries the wheel outside the checkout
+# make test-pythons   runs the tests on every Python 3.10 … 3.14 at hand;  PYTHONS="3.12 3.13" chooses
+# make bench   runs every benchmark (benchmarks/README.md)
 # make clean   removes .venv and caches
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 AUTO_LIRPA ?= auto_LiRPA==0.3
+N ?= 1000
+SEED ?= 0
 PYTEST_ARGS ?= -n auto --maxprocesses 4
 
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check -q
+PIP := $(PY) -m pip --disable-pip-version-check -qq
 # Every later installation is held to the torch that is there: nothing may swap a CPU build for a CUDA one.
 CONSTRAINTS := $(VENV)/constraints.txt
 
@@ -25,32 +30,36 @@ DEPS_STAMP := $(VENV)/.dependencies
 # Threads of one process gain little on small networks, and the test workers would fight over the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test fuzz lint smoke test-pythons bench clean
 setup: $(LIRPA_STAMP) $(DEPS_STAMP)
 
 $(PY):
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv $(VENV)
 
 $(TORCH_STAMP): | $(PY)
 	@echo "installing $(TORCH)"
 	@rm -f $(VENV)/.torch-* $(DEPS_STAMP)
-	$(PIP) install '$(TORCH)' numpy
-	$(PY) -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(CONSTRAINTS)
+	@$(PIP) install '$(TORCH)' numpy
+	@$(PY) -c "from importlib.metadata import version; print('torch==' + version('torch'))" > $(CONSTRAINTS)
 	@touch $@
 
 # --no-deps: auto_LiRPA declares a torch older than the one it runs on here.
 $(LIRPA_STAMP): $(TORCH_STAMP)
 	@echo "installing $(AUTO_LIRPA)"
 	@rm -f $(VENV)/.auto_lirpa-*
-	$(PIP) install --no-deps --force-reinstall '$(AUTO_LIRPA)'
+	@$(PIP) install --no-deps --force-reinstall '$(AUTO_LIRPA)'
 	@touch $@
 
+# pip would report in red, at every installation, that torch is newer than auto_LiRPA declares. That is meant to be and
+# not shown; `pip check` looks afterwards, and anything else that does not fit is shown and stops the setup.
 # A CUDA build of torch brings its own triton; a CPU build has none, and there the kernels run in its interpreter.
 # Where no wheel of it exists, only the kernel tests are skipped.
-$(DEPS_STAMP): setup.py $(TORCH_STAMP)
+$(DEPS_STAMP): pyproject.toml setup.py $(TORCH_STAMP) | $(LIRPA_STAMP)
 	@echo "installing lirpa_lip and what it needs"
-	$(PIP) install -c $(CONSTRAINTS) -e '.[dev]'
+	@$(PIP) install --no-warn-conflicts -c $(CONSTRAINTS) -e '.[dev]'
 	@$(PY) -c "import triton" 2>/dev/null || $(PIP) install --no-deps triton || echo "triton is not available here"
+	@! $(PY) -m pip --disable-pip-version-check check | grep -vi -e '^auto.lirpa ' -e '^No broken requirements'
+	@echo "(auto_LiRPA declares older versions of torch than it runs on here: lirpa_lip._compat fills the gaps)"
 	@touch $@
 
 demo: setup
@@ -59,12 +68,21 @@ demo: setup
 test: setup
 	$(PY) -m pytest $(PYTEST_ARGS)
 
+fuzz: setup
+	cd tests && $(abspath $(PY)) -m fuzz $(N) --seed $(SEED)
+
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+smoke: setup
+	$(PY) tests/package/smoke.py
+
+test-pythons:
+	PYTEST_ARGS='$(PYTEST_ARGS)' bash tests/package/pythons.sh $(PYTHONS)
+
 bench: setup
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+	@for script in $(addprefix benchmarks/,verify.py clarke.py norms.py train_step.py train_cpu.py); do echo "== $$script"; $(PY) $$script || exit 1; done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-3.* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

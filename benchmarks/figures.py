@@ -1,6 +1,6 @@
 """Figures of benchmark results.
 
-    python benchmarks/figures.py     # docs/figures/verify.png and training.png from results/*.csv
+python benchmarks/figures.py     # docs/figures/verify.png and training.png from results/*.csv
 """
 
 from __future__ import annotations
@@ -26,54 +26,71 @@ STYLES = {
 }
 
 
+#: Methods that saw fewer images are named in a panel but not compared in it.
+FEWEST = 30
+_KINDS = {"deterministic": "d", "probabilistic": "p"}
+
+
 def draw_verification(rows: list[dict], path: Path) -> None:
-    """Certified accuracy of every method: bars per network and radius, with the attack's accuracy as the ceiling."""
+    """Certified accuracy of every method: a panel per network and radius, all of its bars on the same images."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    measured = [r for r in rows if r["certified"] != "" and r["method"] in STYLES]
-    order = list(dict.fromkeys(r["network"] for r in measured))
-    groups = sorted({(r["network"], r["eps"]) for r in measured}, key=lambda g: (order.index(g[0]), Fraction(g[1])))
-    methods = [m for m in STYLES if any(r["method"] == m for r in measured)]
+    rows = [r for r in rows if r["method"] in STYLES]
+    order = list(dict.fromkeys(r["network"] for r in rows))
+    groups = sorted({(r["network"], r["eps"]) for r in rows}, key=lambda g: (order.index(g[0]), Fraction(g[1])))
+    methods = [m for m in STYLES if any(r["method"] == m for r in rows)]
     columns = min(4, len(groups))
     height = -(-len(groups) // columns)
-    size = (4.2 * columns, 2.9 * height + 0.6)
+    size = (4.6 * columns, 2.9 * height + 1.2)
     figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False)
     for axis in axes.flat[len(groups) :]:
         axis.set_visible(False)
     for axis, (network, eps) in zip(axes.flat, groups, strict=False):
-        here = {r["method"]: r for r in measured if (r["network"], r["eps"]) == (network, eps)}
-        skipped = {r["method"] for r in rows if (r["network"], r["eps"]) == (network, eps)} - set(here)
-        _panel(axis, methods, here, skipped)
-        axis.set_title(f"{network}, ε = {eps}", fontsize=9)
+        here = {r["method"]: r for r in rows if (r["network"], r["eps"]) == (network, eps)}
+        count = _panel(axis, methods, here)
+        axis.set_title(f"{network}, ε = {eps}, n = {count}", fontsize=9)
+    delta = max(float(r["delta"]) for r in rows if r["delta"])
     figure.suptitle(
-        "Certified accuracy in % (bars; pale: fewer images), PGD on them (lines), processor seconds per image"
+        "Certified accuracy in % on the first n test images, the same for all bars of a panel; ε: ℓ₂ radius, pixels in "
+        "[0, 1]; line: PGD on these images\n"
+        "beside each bar: per cent, processor seconds per image (of all it saw), kind: d deterministic, "
+        f"p probabilistic (δ ≤ {delta:g} per image)",
+        fontsize=11,
     )
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0, 1, 0.995))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
-def _panel(axis, methods: list[str], here: dict[str, dict], skipped: set[str]) -> None:
-    most = max(int(row["images"]) for row in here.values())
+def _panel(axis, methods: list[str], here: dict[str, dict]) -> int:
+    """Bars on the images that every compared method saw; returns how many these are."""
+    seen = {m: int(row["images"] or 0) for m, row in here.items()}
+    compared = [m for m in methods if seen.get(m, 0) >= min(FEWEST, max(seen.values()))]
+    count = min(seen[m] for m in compared)
+    fewest = next(here[m] for m in compared if seen[m] == count)  # its PGD accuracy is that of just these images
     for place, method in enumerate(reversed(methods)):
-        row = here.get(method)
-        if row is None:
-            axis.text(1, place, "not run: cost" if method in skipped else "", va="center", fontsize=6)
+        if method not in compared:
+            text = f"only {seen[method]} images" if seen.get(method) else here.get(method, {}).get("note") or "not run"
+            text = text.replace(" of processor time for an image", " an image")
+            axis.barh(place, 100, color="none", edgecolor="#d8d8d8", hatch="////", linewidth=0)
+            axis.text(3, place, text, va="center", fontsize=6, style="italic", color="#555555",
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # fmt: skip
             continue
-        few = int(row["images"]) < most
-        axis.barh(place, 100 * float(row["certified"]), color=STYLES[method][1], alpha=0.5 if few else 1.0)
-        axis.plot([100 * float(row["pgd"])] * 2, [place - 0.4, place + 0.4], color="black", linewidth=1.5)
-        text = f"{float(row['cpu_seconds_per_image']):.2g} s" + (f", n = {row['images']}" if few else "")
-        axis.text(101, place, text, va="center", fontsize=6)
+        row = here[method]
+        value = 100 * row["verdicts"][:count].count("1") / count
+        axis.barh(place, max(value, 0.8), color=STYLES[method][1])  # a 0 is a bar too, as thin as can be seen
+        text = f"{value:.0f}, {float(row['cpu_seconds_per_image']):.2g} s, {_KINDS[row['certificate']]}"
+        axis.text(102, place, text, va="center", fontsize=6)
+    axis.axvline(100 * float(fewest["pgd"]), color="black", linewidth=1.2)
     axis.set_yticks(range(len(methods)), [STYLES[m][0] for m in reversed(methods)], fontsize=7)
     axis.set_ylim(-0.6, len(methods) - 0.4)
     axis.set_xlim(0, 100)
     axis.tick_params(axis="x", labelsize=7)
-    axis.text(1.0, 1.02, f"n = {most}", transform=axis.transAxes, fontsize=7)
+    return count
 
 
 def _run_name(row: dict) -> str:
@@ -82,7 +99,7 @@ def _run_name(row: dict) -> str:
 
 
 #: How a network was trained -> colour.
-_TRAINING = {"plain": "#999999", "global": "#1f77b4", "local-lip": "#ff7f0e", "composed": "#d62728"}
+_TRAINING = {"plain": "#999999", "global-product": "#1f77b4", "local-product": "#ff7f0e", "local-lip": "#d62728"}
 
 
 def draw_training(rows: list[dict], path: Path) -> None:
@@ -114,7 +131,14 @@ def draw_training(rows: list[dict], path: Path) -> None:
         axis.set_title(setting.replace("-", ", ε = "), fontsize=9)
         axis.set_xlabel("% of test images", fontsize=8)
     handles = [Patch(color=color, label=name) for name, color in _TRAINING.items()]
-    figure.suptitle("Certified (bars), PGD (lines) and clean accuracy (dots), by the bound trained with", fontsize=10)
+    counts = sorted({int(row["samples"]) for row in rows})
+    kinds = sorted({kind for row in rows for kind in row["certificate"].split("/")})
+    figure.suptitle(
+        "Certified (bars; the best of four certificates), PGD (lines) and clean accuracy (dots), by the bound trained"
+        f" with\nn = {' or '.join(map(str, counts))} test images; ε: ℓ₂ radius, pixels in [0, 1]; "
+        f"kinds: {', '.join(kinds)}",
+        fontsize=10,
+    )
     figure.tight_layout(rect=(0, 0.25 / figure.get_figheight(), 1, 1))
     figure.legend(handles=handles, ncol=len(handles), fontsize=8, loc="lower center", frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)

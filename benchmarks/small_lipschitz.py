@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 import torch
-from networks import SHARED, cnn_a, load_images
+from lib.networks import SHARED, cnn_a, load_images
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F

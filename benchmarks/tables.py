@@ -7,10 +7,10 @@ python benchmarks/tables.py --norms                              # those of docs
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import click
+from lib.table import read
 
 RESULTS = Path(__file__).parent / "results"
 #: Columns of the README's tables, and those whose times stand beside them.
@@ -19,11 +19,6 @@ README = (
     ("sdp-crown,sdp-crown-global", "sdp-crown,sdp-crown-global"),
     ("crown,local-lip,sdp-crown-tight", "sdp-crown-tight"),
 )
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def verification(rows: list[dict[str, str]], methods: list[str], timed: list[str]) -> list[list[str]]:

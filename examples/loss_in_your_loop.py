@@ -27,7 +27,7 @@ def main(steps: int, eps: float) -> None:
     )
 
     # The bound belongs to the model; it keeps one vector per layer, and is called once per step.
-    bound = make_bound("local-lip", model, torch.zeros(1, 1, 8, 8), interval_gradients=True)
+    bound = make_bound("local-product", model, torch.zeros(1, 1, 8, 8), interval_gradients=True)
     loss_function, sparsity = GloRoLoss(), SparsityLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for step in range(steps):

@@ -38,7 +38,7 @@ def main(dataset: str, data_dir: str | None, eps: str, epochs: int, limit: int |
         arch="cnn-small",
         activation="maxmin",
         loss="gloro",
-        bound="local-lip",
+        bound="local-product",
         eps=eps,
         epochs=epochs,
         ramp=epochs / 2,
@@ -51,7 +51,7 @@ def main(dataset: str, data_dir: str | None, eps: str, epochs: int, limit: int |
 
     # Training rests on estimates. A certificate is computed anew, from the saved weights.
     model = model_from(load_checkpoint(best))
-    settings = CertifySettings(eps=f"{eps}", bound="composed", pgd_steps=20)
+    settings = CertifySettings(eps=f"{eps}", bound="local-lip", pgd_steps=20)
     test = first_of(trainer.data.test, count)
     folder = Path(out) / "certificates" / "example"
     certify_shard(model, test, settings, folder, identity_of(model, f"{dataset}, {count} images"))

@@ -4,12 +4,13 @@
 
 Without --folder, a data set of bright and dark squares is drawn first, so that there is something to see.
 The command line does the same: lirpa-lip train --dataset imagefolder --data-dir FOLDER --image-size 32
---arch my_package.my_module:make_network.
+--arch my_package.my_module:make_network. That module is looked for on PYTHONPATH and in the current folder.
 """
 
 from __future__ import annotations
 
 import random
+import shlex
 import sys
 from pathlib import Path
 
@@ -58,14 +59,15 @@ def main(folder: Path | None, image_size: int, eps: str, epochs: int, out: str) 
     if folder is None:
         folder = Path(out) / "squares"
         draw_squares(folder, size=image_size)
-    sys.path.insert(0, str(Path(__file__).parent))  # where "train_own_data:make_network" is found
+    here = Path(__file__).resolve().parent
+    sys.path.insert(0, str(here))  # where "train_own_data:make_network" is found
     config = TrainConfig(
         dataset="imagefolder",
         data_dir=str(folder),
         image_size=image_size,
         arch="train_own_data:make_network",
         loss="bcp",
-        bound="local-lip",
+        bound="local-product",
         eps=eps,
         epochs=epochs,
         ramp=epochs / 2,
@@ -76,7 +78,9 @@ def main(folder: Path | None, image_size: int, eps: str, epochs: int, out: str) 
         out=out,
     )
     best = Trainer(config, RichProgress()).fit()
-    click.echo(f"trained; certify with: lirpa-lip certify {best}")
+    # A checkpoint's own code runs only where it is named on the command line, and the module must be found there.
+    found = f"PYTHONPATH={shlex.quote(str(here))}"
+    click.echo(f"trained; certify with: {found} lirpa-lip certify {shlex.quote(str(best))} --arch {config.arch}")
 
 
 if __name__ == "__main__":

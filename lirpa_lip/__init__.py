@@ -1,7 +1,16 @@
 """Valid, tight and fast local Lipschitz bounds for auto_LiRPA."""
 
-# ruff: noqa: I001  (_compat must run before anything imports auto_LiRPA)
-from lirpa_lip import _compat  # noqa: F401
+import sys
+
+try:  # before anything imports auto_LiRPA
+    from lirpa_lip import _compat  # noqa: F401
+except ImportError:
+    if sys.argv[:1] == ["-m"] and "lirpa_lip.cli" in sys.orig_argv:  # help and version work without auto_LiRPA too
+        import lirpa_lip_cli
+
+        lirpa_lip_cli.main(sys.argv[1:], prog_name="lirpa-lip")
+    raise
+
 from auto_LiRPA import BoundedTensor
 
 from lirpa_lip import nn
@@ -20,8 +29,18 @@ __all__ = [
     "LocalLipConfig",
     "NormResult",
     "PerturbationLpNorm",
+    "certify",
     "masked_spectral_norm",
     "nn",
     "register",
     "unregister",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`certify` comes with its first use: what it takes to certify need not be imported to bound."""
+    if name == "certify":
+        from lirpa_lip.certifying import certify
+
+        return certify
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -20,9 +20,7 @@ from typing import Any
 import numpy
 import torch
 
-from lirpa_lip.errors import MissingDependencyError
-
-INSTALL_AUTO_LIRPA = "pip install --no-deps auto_LiRPA==0.3"
+from lirpa_lip.errors import INSTALL_AUTO_LIRPA, MissingDependencyError
 
 _declared: list[torch.library.Library] = []  # an operator lives as long as the Library that declares it
 

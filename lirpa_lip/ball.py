@@ -19,7 +19,8 @@ from auto_LiRPA.perturbations import PerturbationLpNorm as AutoLirpaPerturbation
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError
-from lirpa_lip.perturbation import PerturbationLpNorm
+from lirpa_lip.perturbation import PerturbationLpNorm, check_ball_and_box
+from lirpa_lip.precision import rounded_up
 
 Interval = tuple[Tensor, Tensor]
 
@@ -45,7 +46,7 @@ class Ball:
 
     @property
     def is_cut(self) -> bool:
-        return self.perturbation.x_L is not None or self.perturbation.x_U is not None
+        return any(end is not None for end in _box(self.perturbation))
 
 
 def is_ball(node: Any) -> bool:
@@ -71,15 +72,25 @@ def input_ball(node: Any) -> Ball:
             perturbation class would broadcast the wrong way.
     """
     centre, perturbation = node.center, node.perturbation
-    radius = _radius(perturbation, centre.ndim)
+    if isinstance(perturbation, PerturbationLpNorm):
+        check_ball_and_box(perturbation, centre)
+    radius = _radius(perturbation, centre)
     lower, upper = centre - radius, centre + radius
-    if perturbation.x_L is not None:
-        lower = torch.maximum(lower, perturbation.x_L)
-    if perturbation.x_U is not None:
-        upper = torch.minimum(upper, perturbation.x_U)
+    low, high = _box(perturbation)
+    if low is not None:
+        lower = torch.maximum(lower, -rounded_up(-low, centre.dtype))
+    if high is not None:
+        upper = torch.minimum(upper, rounded_up(high, centre.dtype))
     if (lower > upper).any():
         raise ConfigError("x_L and x_U leave nothing of the ball: they must hold a point within eps of the input.")
     return Ball(centre, torch.ones_like(centre), lower, upper, perturbation, shared=True)
+
+
+def _box(perturbation: AutoLirpaPerturbation) -> tuple[Tensor | None, Tensor | None]:
+    """The box that cuts the ball. auto_LiRPA's own class has none: there x_L and x_U mean nothing for finite p."""
+    if isinstance(perturbation, PerturbationLpNorm):
+        return perturbation.x_L, perturbation.x_U
+    return None, None
 
 
 def ball_at(module: Any, node: Any) -> Ball | None:
@@ -113,7 +124,7 @@ def ball_interval(module: Any, node: Any, C: Tensor | None = None) -> Interval |
         return None
     parameters = [module.get_forward_value(parent) for parent in node.inputs[1:]]
     centre, deviation = affine(node, ball, *parameters, C=C)
-    deviation = deviation.to(centre) * _radius(ball.perturbation, centre.ndim)
+    deviation = rounded_up(deviation, centre.dtype) * _radius(ball.perturbation, centre)
     lower, upper = centre - deviation, centre + deviation
     if ball.is_cut:
         options = {} if C is None else {"C": C}
@@ -122,13 +133,14 @@ def ball_interval(module: Any, node: Any, C: Tensor | None = None) -> Interval |
     return lower, upper
 
 
-def _radius(perturbation: AutoLirpaPerturbation, ndim: int) -> float | Tensor:
+def _radius(perturbation: AutoLirpaPerturbation, centre: Tensor) -> float | Tensor:
+    """The radius in the precision of ``centre``, rounded up, and so that it broadcasts against it."""
     eps = perturbation.eps
     if not isinstance(eps, Tensor):
-        return eps
+        return float(rounded_up(eps, centre.dtype))
     if eps.numel() > 1 and not isinstance(perturbation, PerturbationLpNorm):
         raise ConfigError("auto_LiRPA's PerturbationLpNorm takes one eps for all samples; use lirpa_lip's instead.")
-    return eps.reshape(-1, *[1] * (ndim - 1))
+    return rounded_up(eps, centre.dtype, centre.device).reshape(-1, *[1] * (centre.ndim - 1))
 
 
 # Rules: (node, ball at its perturbed input, the values of its other inputs) -> ball at the node

@@ -10,20 +10,39 @@ from contextlib import contextmanager
 from typing import Any
 
 import auto_LiRPA
+import torch
+from auto_LiRPA.utils import unpack_inputs
 from torch import Tensor, nn
 
 from .arguments import check_input, check_rows, ordinary, ordinary_tensors, prepare_call, some_parameter
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
 from .conversion import convert, model_precision
-from .errors import ConfigError, TrainingModeError, UnknownMethodError, UnsupportedNormError, UnsupportedOperatorError
+from .errors import (
+    ConfigError,
+    LirpaLipError,
+    MethodFailedError,
+    TrainingModeError,
+    UnknownMethodError,
+    UnsupportedNormError,
+    UnsupportedOperatorError,
+)
+from .graph import build_graph
 from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
+from .lirpa_call import guarded
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
 from .operators.registration import operators
 from .precision import true_float32
 from .result import LipschitzResult
+from .trust.audit import audited
+from .trust.gate import check_at_wrapping
+from .trust.inherited import checked_bounds
+from .trust.live import follow, remember
+from .trust.model import training_dependent
 
-#: What auto_LiRPA's own compute_bounds understands, in both supported versions.
+_HAS_DYNAMIC_FORWARD = "dynamic-forward" in (auto_LiRPA.BoundedModule.compute_bounds.__doc__ or "")
+
+#: What auto_LiRPA's own compute_bounds understands, in both supported versions; each knows more, and is asked.
 LIRPA_METHODS = (
     "ibp",
     "crown-ibp",
@@ -37,8 +56,8 @@ LIRPA_METHODS = (
     "crown-optimized",
     "alpha-crown",
     "forward-optimized",
+    *(("dynamic-forward", "dynamic-forward+backward", "dynamic-forward+crown") if _HAS_DYNAMIC_FORWARD else ()),
 )
-_TRAINING_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 _SIGNATURE = inspect.signature(auto_LiRPA.BoundedModule.compute_bounds)
 _INIT = inspect.signature(auto_LiRPA.BoundedModule.__init__)
 
@@ -51,12 +70,14 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     call = bound.arguments
     method = call.get("method", _SIGNATURE.parameters["method"].default)
     name = method.lower() if isinstance(method, str) else method
-    if isinstance(name, str) and name not in METHODS + LIRPA_METHODS:
-        raise UnknownMethodError(method, METHODS + LIRPA_METHODS)
     if name not in METHODS:
         prepare_call(bounded, bound, name)
-        with model_precision(bounded), some_parameter(bounded), _operator_named(name):
-            return inherited(*bound.args[1:], **bound.kwargs)
+
+        def run() -> Any:
+            return guarded(bounded, method, lambda: inherited(*bound.args[1:], **bound.kwargs))
+
+        with model_precision(bounded), some_parameter(bounded), _operator_named(name), _known_to_auto_lirpa(name):
+            return checked_bounds(bounded, call, run)
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")
@@ -65,8 +86,21 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     x = ordinary(call.get("x"))
     c = ordinary(check_rows(call.get("C"), check_input(bounded, x)))
     bounds = local_lip_bounds(bounded, x, c, name, *wanted)
-    object.__setattr__(bounded, "last_certificate", bounds[2:])
+    object.__setattr__(bounded, "last_certificate", bounds[2:4])
+    object.__setattr__(bounded, "last_seed", bounds[4])
     return bounds[:2]
+
+
+@contextmanager
+def _known_to_auto_lirpa(name: object) -> Iterator[None]:
+    """A method in no list of ours is auto_LiRPA's to know; where it fails on one, the lists are what to choose from."""
+    try:
+        yield
+    except Exception as error:
+        listed = not isinstance(name, str) or name in LIRPA_METHODS
+        if listed or (isinstance(error, LirpaLipError) and not isinstance(error, MethodFailedError)):
+            raise
+        raise UnknownMethodError(name, METHODS + LIRPA_METHODS) from error
 
 
 @contextmanager
@@ -106,25 +140,64 @@ def _check_mode(bounded) -> None:
         raise TrainingModeError(name, "BatchNorm or Dropout")
 
 
+def _before_wrapping(bounded, model, global_input) -> None:
+    """Notes what is in training mode, and looks at what the model does, before it is traced."""
+    names = training_dependent(model)
+    object.__setattr__(bounded, "_in_training_mode", names)
+    if names or isinstance(model, auto_LiRPA.BoundedModule) or not isinstance(model, nn.Module):
+        return
+    try:
+        audited(model, _inputs_like(model, global_input))
+    except LirpaLipError:
+        raise
+    except Exception:
+        return  # what the model itself fails with is left for the conversion to meet
+
+
+def _after_wrapping(bounded, model, global_input) -> None:
+    """Remembers the model and compares it with what was traced of it."""
+    if isinstance(model, auto_LiRPA.BoundedModule):
+        return
+    remember(bounded, model)
+    if bounded._in_training_mode or not isinstance(model, nn.Module):
+        return
+    try:
+        graph = build_graph(bounded, torch.float64)
+    except Exception:  # an operator of auto_LiRPA's alone; methods of ours will name it
+        graph = None
+    with model_precision(bounded):
+        check_at_wrapping(bounded, _inputs_like(model, global_input), graph)
+
+
+def _inputs_like(model: nn.Module, global_input) -> tuple[Tensor, ...]:
+    """The inputs a model is wrapped with, on its device."""
+    first = next(model.parameters(), None)
+    inputs = unpack_inputs(global_input)
+    return tuple(t.detach().as_subclass(Tensor).to(t.device if first is None else first.device) for t in inputs)
+
+
 def _convert(bounded, inherited: Callable, args: tuple, kwargs: dict) -> None:
-    """auto_LiRPA's ``__init__``, with our operators for this one module, on a prepared trace.
+    """auto_LiRPA's ``__init__``, with our operators for this one module; the model is audited before, compared after.
 
     Raises:
+        UntraceableError: the model does what no trace can carry.
         UnsupportedOperatorError, ShapeError, ConfigError: see `lirpa_lip.conversion.convert`.
+        TraceMismatchError: the trace is not the model.
     """
     call = _INIT.bind(bounded, *args, **kwargs)
     model, custom = call.arguments["model"], call.arguments.get("custom_ops")
-    modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    names = [name or "model" for name, m in modules if isinstance(m, _TRAINING_DEPENDENT) and m.training]
-    object.__setattr__(bounded, "_in_training_mode", names)
     call.arguments["custom_ops"] = operators(custom)
 
     def initialise(given: Any) -> None:
         call.arguments["global_input"] = given
         inherited(*call.args[1:], **call.kwargs)
 
-    names += convert(bounded, model, call.arguments["global_input"], initialise, {"custom_ops": custom})
-    bounded.custom_ops = custom or {}  # needed no more, and ours could not be pickled
+    with ordinary_tensors():
+        global_input = ordinary(call.arguments["global_input"])
+        _before_wrapping(bounded, model, global_input)
+        bounded._in_training_mode += convert(bounded, model, global_input, initialise, {"custom_ops": custom})
+        bounded.custom_ops = custom or {}  # needed no more, and ours could not be pickled
+        _after_wrapping(bounded, model, global_input)
 
 
 class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
@@ -136,6 +209,12 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
     def __init__(self, model, global_input, bound_opts=None, *args, **kwargs) -> None:
         LocalLipConfig.from_options(bound_opts)
         _convert(self, super().__init__, (model, global_input, bound_opts, *args), kwargs)
+
+    def _apply(self, fn, *args, **kwargs):
+        """``.to()``, ``.double()`` and their kin: the model goes along."""
+        super()._apply(fn, *args, **kwargs)
+        follow(self, fn)
+        return self
 
     def check_incompatible_nodes(self, model) -> None:
         """auto_LiRPA would switch a model with dropout to training mode; in eval mode dropout is the identity."""
@@ -157,7 +236,8 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         All are for one input in an ℓ₂ ball, ``x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``, and
         return ``(lower, upper)``, each ``(batch, specs)``, with ``None`` for what ``bound_lower=False`` or
         ``bound_upper=False`` leaves out. They hold as the certificate kind says, which is afterwards in
-        ``last_certificate`` as ``(kind, failure probability)``.
+        ``last_certificate`` as ``(kind, failure probability)``; ``LocalLipConfig(seed=bounded.last_seed)`` repeats
+        the run.
 
         Raises:
             UnknownMethodError: no such method.
@@ -185,7 +265,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         return _local_lipschitz(self, x, C, method, norm, options)
 
 
-_REGISTERED = ("__init__", "check_incompatible_nodes", "compute_bounds", "local_lipschitz")
+_REGISTERED = ("__init__", "check_incompatible_nodes", "compute_bounds", "_apply", "local_lipschitz")
 
 
 def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
@@ -194,11 +274,17 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
         return
     own = {name: vars(cls)[name] for name in _REGISTERED if name in vars(cls)}
     install_ball_repair(cls)
-    init, check, compute = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds
+    init, check, compute, apply = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds, cls._apply
 
     @functools.wraps(init)
     def __init__(self, *args, **kwargs):
         _convert(self, functools.partial(init, self), args, kwargs)
+
+    @functools.wraps(apply)
+    def _apply(self, fn, *args, **kwargs):
+        apply(self, fn, *args, **kwargs)
+        follow(self, fn)
+        return self
 
     @functools.wraps(check)
     def check_incompatible_nodes(self, model):
@@ -212,7 +298,7 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
     def local_lipschitz(self, x, C=None, method="local-lip", norm=2, **options):
         return _local_lipschitz(self, x, C, method, norm, options)
 
-    for function in (__init__, check_incompatible_nodes, compute_bounds, local_lipschitz):
+    for function in (__init__, check_incompatible_nodes, compute_bounds, _apply, local_lipschitz):
         setattr(cls, function.__name__, function)
     cls._before_lirpa_lip = own
 

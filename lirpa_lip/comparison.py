@@ -1,7 +1,7 @@
 """Certification methods by name, ours and others', behind one call: what comparisons and benchmarks run.
 
 A method takes a batch, rows ``C`` and a radius and returns lower bounds of ``C f`` over the balls. Adding one is a
-class with ``lower`` here, and one row of ``METHODS``.
+class with ``lower`` here, one row of `lirpa_lip.methods`, and its factory here.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from . import BoundedModule, BoundedTensor, PerturbationLpNorm
+from . import BoundedModule, BoundedTensor, PerturbationLpNorm, methods
 from .config import LocalLipConfig
 from .errors import UnknownMethodError
 from .graph import NetworkGraph
@@ -147,29 +147,23 @@ def _local(name: str = "local-lip", optimize: bool = False, **changes) -> Factor
     return make
 
 
-#: Name -> (factory of (model, sample, optimisation steps, settings), what it is).
+_FACTORIES: dict[str, Factory] = {
+    **{name: _lirpa(name) for name in ("ibp", "crown-ibp", "crown", "alpha-crown")},
+    "global-product": lambda m, x, n, s: Global(m, x, s),
+    "global-composed": lambda m, x, n, s: Global(m, x, s, composed=True),
+    "local-product": _local(bound="product"),
+    "local-composed": _local(bound="composed"),
+    "local-lip": _local(bound="auto"),
+    "local-lip-crown": _local("local-lip-crown", bound="auto"),
+    "local-lip-tight": _local(bound="auto", tighten=-1, image_box=_BOX),
+    "sdp-crown": _local("sdp-crown", bound="auto", optimize=True),
+    "sdp-crown-tight": _local("sdp-crown", bound="auto", optimize=True, tighten=-1, image_box=_BOX),
+    "sdp-crown-global": lambda m, x, n, s: Global(m, x, s, steps=_SDP_STEPS * n),
+    "clarke-jacobian": lambda m, x, n, s: MeanValue(m, x, s),
+}
+#: Name -> (factory of (model, sample, optimisation steps, settings), what it is): `lirpa_lip.methods` with its makers.
 METHODS: dict[str, tuple[Factory, str]] = {
-    "ibp": (_lirpa("ibp"), "interval bound propagation"),
-    "crown-ibp": (_lirpa("crown-ibp"), "CROWN over interval bounds"),
-    "crown": (_lirpa("crown"), "CROWN"),
-    "alpha-crown": (_lirpa("alpha-crown"), "CROWN with optimised slopes"),
-    "global-product": (lambda m, x, n, s: Global(m, x, s), "global norm product, margins of pairs (GloRo)"),
-    "global-composed": (lambda m, x, n, s: Global(m, x, s, composed=True), "global composed bound (as LipLT)"),
-    "local-product": (_local(bound="product"), "published local product"),
-    "local-composed": (_local(bound="composed"), "composed bound"),
-    "local-lip": (_local(), "composed and product, the default"),
-    "local-lip-crown": (_local("local-lip-crown"), "the same, intersected with CROWN"),
-    "local-lip-tight": (_local(tighten=-1, image_box=_BOX), "pre-activations bounded again, pixels in [0, 1]"),
-    "sdp-crown": (_local("sdp-crown", optimize=True), "local-lip with slopes free and optimised"),
-    "sdp-crown-tight": (
-        _local("sdp-crown", optimize=True, tighten=-1, image_box=_BOX),
-        "that, pre-activations bounded again, pixels in [0, 1]",
-    ),
-    "sdp-crown-global": (
-        lambda m, x, n, s: Global(m, x, s, steps=_SDP_STEPS * n),
-        "our rendering of SDP-CROWN's relaxation, over balls of global radius",
-    ),
-    "clarke-jacobian": (lambda m, x, n, s: MeanValue(m, x, s), "mean value bound of the Clarke Jacobian"),
+    name: (_FACTORIES[name], methods.METHODS[name].bounds) for name in methods.names_at("compare")
 }
 
 

@@ -11,6 +11,7 @@ from .errors import ConfigError, UnknownMethodError
 BOUNDS = ("auto", "product", "composed")
 CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
 PRECISIONS = ("auto", "float32", "float64")
+INFERENCE = (None, "float32", "bfloat16")
 _OPTIMIZE_STEPS = 30
 
 
@@ -37,7 +38,13 @@ class LocalLipConfig:
             rows, one backward pass per neuron; 0 for none, -1 for all.
         optimize: steps of descent on the slopes of each specification, of stable neurons too, and on the multipliers
             of the layers' balls; ``True`` for 30 of them, 0 or ``False`` for none. ``bound="product"`` takes none.
-        precision: of the computation. ``"auto"`` is float64 for certificates and the model's own for estimates.
+        precision: of the computation. ``"auto"`` is float64 for certificates and the model's own for estimates. A
+            certificate is never computed in less than the model's own.
+        inference: precision the network runs in, ``"float32"`` or ``"bfloat16"`` (weights and inputs rounded to it,
+            sums in float32). Bounds of outputs then hold for what it computes, in any order of summation, and not only
+            for the network in real arithmetic, which is what ``None`` speaks of.
+        seed: of the random starts of norms, as an earlier run's ``details["seed"]`` or ``last_seed`` gives it, to
+            repeat that run; ``None`` draws one from the operating system's entropy, and only then does ``delta`` hold.
     """
 
     bound: Literal["auto", "product", "composed"] = "auto"
@@ -52,19 +59,29 @@ class LocalLipConfig:
     tighten: int = 0
     optimize: int | bool = 0
     precision: Literal["auto", "float32", "float64"] = "auto"
+    inference: Literal["float32", "bfloat16"] | None = None
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.optimize, bool):
             object.__setattr__(self, "optimize", _OPTIMIZE_STEPS if self.optimize else 0)
-        for name, choices in (("bound", BOUNDS), ("certificate", CERTIFICATES), ("precision", PRECISIONS)):
+        settings: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+            ("bound", BOUNDS),
+            ("certificate", CERTIFICATES),
+            ("precision", PRECISIONS),
+            ("inference", INFERENCE),
+        )
+        for name, choices in settings:
             if getattr(self, name) not in choices:
-                raise UnknownMethodError(getattr(self, name), choices, kind=name)
+                raise UnknownMethodError(getattr(self, name), map(str, choices), kind=name)
         if not 0 < self.delta < 1:
             raise ConfigError(f"delta={self.delta} must lie strictly between 0 and 1: it is a failure probability.")
         if self.norm_iterations is not None and self.norm_iterations < 1:
             raise ConfigError(f"norm_iterations={self.norm_iterations} must be at least 1, or None.")
         if not 0 < self.norm_tolerance < 1:
             raise ConfigError(f"norm_tolerance={self.norm_tolerance} must lie strictly between 0 and 1.")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed={self.seed} must be an integer from 0 to 2^63 - 1, as results hold them.")
         if self.tighten < -1 or self.optimize < 0:
             raise ConfigError("tighten must be -1, 0 or a number of layers, and optimize a number of steps, >= 0.")
         if self.image_box is not None:

@@ -90,7 +90,8 @@ class NetworkGraph:
         for node in self:
             if node.maps is not None:
                 bias = None if node.bias is None else node.bias.to(dtype)
-                node = replace(node, maps=tuple(m.to(dtype) for m in node.maps), bias=bias)
+                size = None if node.bias_size is None else node.bias_size.to(dtype)
+                node = replace(node, maps=tuple(m.to(dtype) for m in node.maps), bias=bias, bias_size=size)
             nodes[node.name] = node
         return NetworkGraph(nodes, self.input, self.output, dtype, self.device)
 
@@ -143,13 +144,14 @@ def build_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
     from .operators.table import ADAPTERS, REFUSED
 
     order, dependent, root = _walk(bounded)
+    shapes = getattr(bounded, "_traced_shapes", {})  # a call of auto_LiRPA's changes those on its nodes
     reference = _reference(bounded, root)
     builder = GraphBuilder(dtype or reference.dtype, reference.device, reference.dtype)
     emitted: dict[str, str] = {}
-    scalar = next((bound for bound in order if len(_shape(bound, root)) < 2), None)
+    scalar = next((bound for bound in order if len(_shape(bound, root, shapes)) < 2), None)
     for bound in order:
         operator = type(bound).__name__
-        shape = torch.Size(_shape(bound, root)[1:])
+        shape = torch.Size(_shape(bound, root, shapes)[1:])
         if bound is root:
             emitted[bound.name] = builder.add(Node(bound.name, operator, shape))
             continue
@@ -160,8 +162,9 @@ def build_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
         traced = Traced(bound.name, operator, bound, attr, parents, shape, builder)
         emitted[bound.name] = ADAPTERS[operator](builder, traced)
     if scalar is not None:  # asked last, so that an unsupported operator (softmax) is named first
+        found = tuple(_shape(scalar, root, shapes))
         raise ShapeError(
-            f"node {scalar.name!r} has shape {tuple(_shape(scalar, root))}; every value needs a batch axis first and "
+            f"node {scalar.name!r} has shape {found}; every value needs a batch axis first and "
             "one more axis: keep the reduced axis (keepdim=True)."
         )
     output = emitted[order[-1].name]
@@ -197,5 +200,7 @@ def _walk(bounded):
     return order, {n.name for n in order}, roots[0]
 
 
-def _shape(bound, root) -> torch.Size:
+def _shape(bound, root, traced: Mapping[str, torch.Size]) -> torch.Size:
+    if bound.name in traced:
+        return traced[bound.name]
     return root.value.shape if bound is root else bound.output_shape

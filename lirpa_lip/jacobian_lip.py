@@ -16,9 +16,16 @@ from .intermediate import lirpa_intervals
 from .lipschitz.clarke import METHODS, check_norm, clarke_lipschitz
 from .lipschitz.clarke_options import ClarkeOptions
 from .lipschitz.clarke_region import InputSet
+from .lirpa_call import double_input, in_float64
 from .local_lip import network_graph, outward
 from .margin import check_specification
+from .perturbation import check_ball_and_box
+from .precision import rounded_up
+from .region import box_ends
 from .result import LipschitzResult
+from .trust.gate import check_graph
+from .trust.model import current_model
+from .trust.points import generator_of
 
 JACOBIAN_METHODS = METHODS
 
@@ -33,7 +40,7 @@ def jacobian_constants_of(bounded, x, c: Tensor | None, method: str, norm: float
     graph, inputs, dtype = prepare_region(bounded, x)
     rows = check_specification(c, len(inputs), graph)
     seed = rows.reshape(*rows.shape[:2], *graph[graph.output].shape).detach()
-    known = alpha_crown_intervals(bounded, x, graph) if settings.intermediate == "alpha-crown" else {}
+    known = alpha_crown_intervals(bounded, x, graph, inputs) if settings.intermediate == "alpha-crown" else {}
     upper, lower, details = clarke_lipschitz(graph, inputs, seed, c is None, method, norm, settings, known)
     slopes = details.pop("slopes").values()
     stable, eliminated = (
@@ -55,8 +62,11 @@ def jacobian_constants_of(bounded, x, c: Tensor | None, method: str, norm: float
 def prepare_region(bounded, x) -> tuple[NetworkGraph, InputSet, torch.dtype]:
     """The graph in float64, the closed region of ``x``, and the model's own precision."""
     config = LocalLipConfig.from_options(bounded.bound_opts)
+    current_model(bounded)
     graph = network_graph(bounded, torch.float64)
-    return graph, input_set(x, config, graph), model_dtype(bounded)
+    inputs = input_set(x, config, graph)
+    check_graph(bounded, graph, inputs.centre, inputs.sample(1, generator_of(bounded, inputs.centre.device))[:, 0])
+    return graph, inputs, model_dtype(bounded)
 
 
 def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
@@ -81,31 +91,40 @@ def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
     region, norm = x.ptb, getattr(x.ptb, "norm", None)
     if norm not in (2, math.inf):
         raise UnsupportedNormError(norm, "the region of a Jacobian bound", (math.inf, 2))
+    check_ball_and_box(region, x)
     centre = x.as_subclass(Tensor).detach().double()
-    low, high = (
-        None if t is None else torch.as_tensor(t, dtype=centre.dtype, device=centre.device)
-        for t in (getattr(region, "x_L", None), getattr(region, "x_U", None))
-    )
+    given = x.as_subclass(Tensor).detach()
+
+    def ends(low, high) -> tuple[Tensor | None, Tensor | None]:
+        least, most = box_ends(given, low, high, torch.float64)
+        return None if low is None else least, None if high is None else most
+
+    low, high = getattr(region, "x_L", None), getattr(region, "x_U", None)
     image = config.image_box
+    eps = rounded_up(region.eps, torch.float64, centre.device)
     if norm == 2:
         low = image[0] if low is None and image else low
         high = image[1] if high is None and image else high
-        low, high = (
-            t if t is None else torch.as_tensor(t, dtype=centre.dtype, device=centre.device) for t in (low, high)
-        )
-        return InputSet.ball(centre, torch.as_tensor(region.eps, dtype=centre.dtype, device=centre.device), low, high)
-    eps = torch.as_tensor(region.eps, dtype=centre.dtype, device=centre.device)
+        return InputSet.ball(centre, eps, *ends(low, high))
+    low, high = ends(low, high)
     if eps.ndim == 1 and eps.numel() not in (1, len(centre)):
         raise ShapeError(f"eps has {eps.numel()} entries for a batch of {len(centre)}; give one for each sample.")
     eps = eps.reshape(-1, *[1] * (centre.ndim - 1)) if eps.ndim == 1 else eps
     low = torch.nextafter(centre - eps, torch.full_like(centre, -math.inf)) if low is None else low
     high = torch.nextafter(centre + eps, torch.full_like(centre, math.inf)) if high is None else high
     if image:
-        low, high = low.clamp(min=image[0]), high.clamp(max=image[1])
+        start, end = box_ends(given, *image, torch.float64)
+        low, high = torch.maximum(low, start), torch.minimum(high, end)
     return InputSet.box(centre, low, high)
 
 
-def alpha_crown_intervals(bounded, x, graph: NetworkGraph) -> dict:
-    """Pre-activation bounds that auto_LiRPA's optimised CROWN leaves on its nodes."""
-    bounded.compute_bounds(x=x if isinstance(x, tuple) else (x,), method="alpha-crown")
-    return {name: tuple(t.detach() for t in pair) for name, pair in lirpa_intervals(bounded, graph).items()}
+def alpha_crown_intervals(bounded, x, graph: NetworkGraph, inputs: InputSet) -> dict:
+    """Pre-activation bounds that auto_LiRPA's optimised CROWN leaves on its nodes, in float64 and less its rounding."""
+    box = (inputs.low, inputs.high)
+    if inputs.radius is not None:  # auto_LiRPA's ball is not cut by the box of possible inputs
+        wide = inputs.radius.reshape(-1, *[1] * (inputs.centre.ndim - 1))
+        box = (torch.minimum(inputs.low, inputs.centre - wide), torch.maximum(inputs.high, inputs.centre + wide))
+    with in_float64(bounded):
+        bounded.compute_bounds(x=double_input(x), method="alpha-crown")
+        found = lirpa_intervals(bounded, graph, box)
+    return {name: tuple(t.detach() for t in pair) for name, pair in found.items()}

@@ -7,13 +7,16 @@ from torch import Tensor
 
 from .config import LocalLipConfig
 from .errors import NonFiniteError, ShapeError
+from .forward_error import forward_error
 from .graph import NetworkGraph
 from .lipschitz.composed import composed_rate, composed_rows
 from .lipschitz.deviation import Deviation
 from .lipschitz.layers import Layers
 from .lipschitz.oracle import NormOracle
-from .lipschitz.product import product_rate, product_rows, times
+from .lipschitz.product import layer_gains, local_rows, product_norms, product_rows, rate_of
+from .lipschitz.rate_errors import raised, rate_errors
 from .region import Region
+from .rounding import RowErrors, positive_slack
 
 #: Most elements of one batch of specification rows pulled back through the graph.
 _ROW_ELEMENTS = 1 << 26
@@ -67,34 +70,72 @@ def _chunks(graph: NetworkGraph, c: Tensor) -> tuple[Tensor, ...]:
 
 
 def _output_upper(graph, region: Region, c: Tensor, layers: Layers, config, threshold: Tensor | None) -> Tensor:
-    at = torch.einsum("bso,bo->bs", c, graph.values(region.centre)[graph.output].flatten(1))
+    centre = graph.values(region.centre)[graph.output].flatten(1)
+    at = torch.einsum("bso,bo->bs", c, centre)
     rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)
-    upper = torch.full_like(at, torch.inf)
+    upper = _by_interval(graph, c, layers)
     if config.bound != "composed":
-        reach = times(region.eps.unsqueeze(1), product_rows(graph, graph.output, rows, layers))
-        upper = torch.minimum(upper, at + reach)
+        errors = RowErrors(layers.slack, len(c))
+        reach = product_rows(graph, graph.output, rows, layers, region.eps, errors.visit)
+        upper = torch.minimum(upper, at + errors.added(reach, graph))
     if config.bound != "product":
         goal = None
         if threshold is not None:
             # where the product bound is below it, nothing is left to reach
             goal = torch.where(upper < threshold, 0.0, threshold - at)
-        upper = torch.minimum(
-            upper, at + Deviation(graph, layers, region).upper(graph.output, rows, config.optimize, goal)
-        )
-    return upper
+        found = at + Deviation(graph, layers, region).upper(graph.output, rows, config.optimize, goal)
+        upper = torch.minimum(upper, found)
+    if config.is_estimate:
+        return upper
+    # of the row's product with the value at the centre, and of the last additions
+    size = torch.einsum("bso,bo->bs", c.detach().abs(), centre.detach().abs())
+    return upper + positive_slack(c.shape[2], c.dtype) * (size + (upper.detach() - at.detach()).abs())
+
+
+def _by_interval(graph: NetworkGraph, c: Tensor, layers: Layers) -> Tensor:
+    """``max c · z`` over the output's interval: ``Σ c⁺ u + c⁻ l``."""
+    if graph.output not in layers.intervals:
+        return torch.full(c.shape[:2], torch.inf, dtype=c.dtype, device=c.device)
+    low, high = (t.flatten(1) for t in layers.intervals[graph.output])
+    ends = torch.einsum("bso,bo->bs", c.clamp(min=0), high) + torch.einsum("bso,bo->bs", c.clamp(max=0), low)
+    if not layers.slack:
+        return ends
+    size = torch.einsum("bso,bo->bs", c.detach().abs(), torch.maximum(low.abs(), high.abs()).detach())
+    return ends + positive_slack(2 * c.shape[2], c.dtype) * size
+
+
+@torch.no_grad()
+def inference_error(graph: NetworkGraph, c: Tensor, layers: Layers, config: LocalLipConfig, own: torch.dtype) -> Tensor:
+    """How far ``C f(x)``, run in ``config.inference``, can be from its exact value, anywhere in the region.
+
+    ``(batch, specs)``: 0 where no such precision is set, infinite where values may overflow it.
+
+    Args:
+        own: the model's own precision, in which inputs come.
+    """
+    if config.inference is None:
+        return torch.zeros(c.shape[:2], dtype=c.dtype, device=c.device)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.inference]
+    rounded = torch.finfo(dtype).eps > torch.finfo(own).eps
+    error = forward_error(graph, layers.intervals, dtype, rounded_input=rounded)[graph.output].flatten(1).unsqueeze(1)
+    used = c != 0
+    total = torch.where(used, c.abs() * torch.where(used, error, 0.0), 0.0).sum(2)
+    return total * (1 + positive_slack(c.shape[2], c.dtype))
 
 
 def row_lipschitz(graph: NetworkGraph, c: Tensor, layers: Layers, config: LocalLipConfig) -> Tensor:
     """Upper bounds of ``Lip(c_s · f)`` for each specification row, ``(batch, specs)``."""
     found = []
+    errors = None if config.is_estimate else rate_errors(graph, layers)
     for part in _chunks(graph, c):
         rows = part.reshape(*part.shape[:2], *graph[graph.output].shape)
         value = torch.full(part.shape[:2], torch.inf, dtype=graph.dtype, device=graph.device)
-        if config.bound != "composed":
-            value = torch.minimum(value, product_rows(graph, graph.output, rows, layers))
-        if config.bound != "product":
-            value = torch.minimum(value, composed_rows(graph, graph.output, rows, layers))
-        found.append(value)
+        for kind, rates in (("product", product_rows), ("composed", composed_rows)):
+            if config.bound in ("auto", kind):
+                own = RowErrors({} if errors is None else errors.slack, len(part))
+                rate = rates(graph, graph.output, rows, layers, visit=own.visit)
+                value = torch.minimum(value, own.added(rate, graph))
+        found.append(value if errors is None else raised(graph, rows, value, layers, errors))
     return torch.cat(found, dim=1)
 
 
@@ -103,11 +144,18 @@ def whole_lipschitz(
 ) -> Tensor:
     """Upper bound of the whole network's ℓ₂ → ℓ₂ Lipschitz constant, ``(batch,)``."""
     value = torch.full((batch,), torch.inf, dtype=graph.dtype, device=graph.device)
+    gains, room = None, 1.0
+    if not config.is_estimate:
+        gains = layer_gains(graph, graph.output, None, local_rows(graph, graph.output, layers), layers)
+        room = 1 + positive_slack(len(layers), graph.dtype)
     if config.bound != "composed":
-        value = torch.minimum(value, product_rate(graph, None, None, layers, norm))
+        norms = product_norms(graph, None, None, layers, norm)
+        if gains is not None:
+            norms = {s: n + gains[s].gamma * gains[s].size for s, n in norms.items()}
+        value = torch.minimum(value, rate_of(norms, layers))
     if config.bound != "product":
-        value = torch.minimum(value, composed_rate(graph, graph.output, None, layers, norm))
-    return value
+        value = torch.minimum(value, composed_rate(graph, graph.output, None, layers, norm, gains))
+    return value * room
 
 
 def margin_specification(labels: Tensor, classes: int, dtype: torch.dtype | None = None) -> Tensor:

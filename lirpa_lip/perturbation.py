@@ -15,6 +15,7 @@ from auto_LiRPA.utils import eyeC
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
+from lirpa_lip.precision import rounded_up
 
 
 class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
@@ -36,7 +37,9 @@ class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
         NonFiniteError: eps is NaN or infinite, the box holds a NaN, or the input does.
     """
 
-    eps: Any  # auto_LiRPA assigns it
+    eps: Any  # auto_LiRPA assigns these
+    x_L: Any
+    x_U: Any
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
     def init(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not torch.isfinite(x).all():
             raise NonFiniteError("the input")
-        with self._radius_beside(x, x.ndim - 1):
+        with self._region_beside(x, x.ndim - 1):
             return super().init(x, *args, **kwargs)
 
     def concretize(self, x: Tensor, A: Any, *args: Any, **kwargs: Any) -> Any:
@@ -70,23 +73,28 @@ class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
             trailing = 2  # it meets x of shape (batch, inputs, 1)
         else:
             trailing = 1  # it meets dual norms of shape (batch, specs)
-        with self._radius_beside(x, trailing):
+        with self._region_beside(x, trailing):
             return super().concretize(x, A, *args, **kwargs)
 
     @contextmanager
-    def _radius_beside(self, x: Tensor, trailing: int) -> Iterator[None]:
-        """Give a radius per sample as many trailing dimensions as the parent's formula needs to broadcast it."""
-        eps = self.eps
-        if not isinstance(eps, Tensor) or eps.ndim != 1:
-            yield
-            return
-        if eps.shape[0] not in (1, x.shape[0]):
+    def _region_beside(self, x: Tensor, trailing: int) -> Iterator[None]:
+        """Region in the precision of x, rounded outward; a radius per sample with as many trailing dimensions as the
+        parent's formula needs to broadcast it."""
+        given = eps, low, high = self.eps, self.x_L, self.x_U
+        if not isinstance(eps, Tensor):
+            self.eps = float(rounded_up(eps, x.dtype))
+        elif eps.ndim != 1:
+            self.eps = rounded_up(eps, x.dtype, x.device)
+        elif eps.shape[0] not in (1, x.shape[0]):
             raise ShapeError(f"eps has {eps.shape[0]} entries for a batch of {x.shape[0]}; give one for each sample.")
-        self.eps = eps.to(x).reshape(-1, *[1] * trailing)
+        else:
+            self.eps = rounded_up(eps, x.dtype, x.device).reshape(-1, *[1] * trailing)
+        self.x_L = low if low is None or low.dtype == x.dtype else -rounded_up(-low, x.dtype)
+        self.x_U = high if high is None or high.dtype == x.dtype else rounded_up(high, x.dtype)
         try:
             yield
         finally:
-            self.eps = eps
+            self.eps, self.x_L, self.x_U = given
 
 
 def _check_radius(eps: float | Tensor) -> None:
@@ -105,3 +113,37 @@ def _check_box(x_L: Tensor | None, x_U: Tensor | None) -> None:
             raise NonFiniteError(name, "give numbers, or leave it out")
     if x_L is not None and x_U is not None and (x_L > x_U).any():
         raise ConfigError("x_L exceeds x_U somewhere, so the box is empty; swap or correct them.")
+
+
+def check_ball_and_box(perturbation: Any, x: Tensor) -> None:
+    """Refuses a ball (finite p) whose box cannot be meant as one that cuts it.
+
+    auto_LiRPA ignores a box beside a ball, and its examples give ``x_L = x_U = x``, which would leave one point.
+
+    Raises:
+        ConfigError: the box beside a ball of positive radius is half given or has no width anywhere, or the class is
+            auto_LiRPA's own.
+    """
+    ends = [getattr(perturbation, name, None) for name in ("x_L", "x_U")]
+    norm, eps = getattr(perturbation, "norm", math.inf), getattr(perturbation, "eps", 0.0)
+    if math.isinf(norm) or all(end is None for end in ends):
+        return
+    if not isinstance(perturbation, PerturbationLpNorm):
+        raise ConfigError(
+            f"auto_LiRPA's own PerturbationLpNorm ignores x_L and x_U for norm={norm}; leave them out for the ball, or "
+            "use lirpa_lip.PerturbationLpNorm for the part of the ball inside that box."
+        )
+    radius = torch.as_tensor(eps, device=x.device).reshape(-1)
+    if any(end is None for end in ends):
+        if bool((radius > 0).any()):
+            raise ConfigError(
+                "of the box beside a ball only one of x_L and x_U is given; give both (-inf or inf where a side is "
+                "free), or neither."
+            )
+        return
+    low, high = (torch.as_tensor(end, device=x.device).expand_as(x).flatten(1) for end in ends)
+    if bool(((low == high).all(1) & (radius > 0)).any()):
+        raise ConfigError(
+            "x_L equals x_U everywhere, which leaves one point of a ball of positive radius; leave both out for the "
+            "whole ball, or set eps=0 for the point."
+        )

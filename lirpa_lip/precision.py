@@ -1,4 +1,4 @@
-"""float32 that is float32: no products of rounded factors while bounds are computed.
+"""float32 that is float32: no products of rounded factors while bounds are computed; and rounding in one direction.
 
 On a GPU, PyTorch lets convolutions (by default) and matrix products (where asked to) round their float32 factors to
 TensorFloat-32, ten bits of fraction, and on a CPU to bfloat16. Training does not mind; what is called a bound does.
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -45,3 +46,23 @@ def _settings() -> Iterator[Callable[[], None]]:
 
 def _restorer(switch: object, value: str) -> Callable[[], None]:
     return lambda: setattr(switch, "fp32_precision", value)
+
+
+def rounded_up(value, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
+    """A number or tensor as a tensor of ``dtype``, no entry smaller than it was."""
+    exact = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    exact = exact.to(device=device)
+    near = exact.to(dtype)
+    with torch.no_grad():
+        lost = torch.where(near.double() < exact.double(), next_above(near) - near, 0.0)
+    return near + lost
+
+
+def next_above(x: Tensor) -> Tensor:
+    """The next number above, with the gradient of x."""
+    return x + (torch.nextafter(x, torch.full_like(x, torch.inf)) - x).detach()
+
+
+def next_below(x: Tensor) -> Tensor:
+    """The next number below, with the gradient of x."""
+    return -next_above(-x)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .errors import ConfigError, NonFiniteError, ShapeError
+from .precision import next_above, next_below, rounded_up
 
 #: Steps towards the best multiplier in `box_ball_support`; any number of them gives a valid bound.
 _STEPS = 8
@@ -29,8 +30,12 @@ class Region:
     high: Tensor | None = None
 
     @classmethod
-    def make(cls, x: Tensor, eps, low=None, high=None) -> Region:
+    def make(cls, x: Tensor, eps, low=None, high=None, dtype: torch.dtype | None = None) -> Region:
         """Checks and broadcasts; ``low`` and ``high`` are numbers or tensors that broadcast to ``x``.
+
+        Args:
+            dtype: of the region, that of ``x`` by default. Numbers come into it as they were given, not through the
+                precision of ``x``, and what it cannot hold is rounded outward.
 
         Raises:
             NonFiniteError: NaN or infinity in ``x`` or ``eps``.
@@ -39,7 +44,8 @@ class Region:
         """
         if not bool(torch.isfinite(x).all()):
             raise NonFiniteError("the input", "check how it is loaded and normalised")
-        eps = torch.as_tensor(eps, dtype=x.dtype, device=x.device)
+        dtype = dtype or x.dtype
+        eps = rounded_up(eps, dtype, x.device)
         if eps.numel() == 1:
             eps = eps.reshape(1).expand(x.shape[0])
         if eps.numel() != x.shape[0]:
@@ -50,11 +56,9 @@ class Region:
         if bool((eps < 0).any()):
             raise ConfigError(f"eps={eps.min().item()} is negative; a radius must be >= 0.")
         if low is None and high is None:
-            return cls(x, eps)
-        low, high = (
-            torch.as_tensor(infinite if end is None else end, dtype=x.dtype, device=x.device).expand_as(x)
-            for end, infinite in ((low, -torch.inf), (high, torch.inf))
-        )
+            return cls(x.to(dtype), eps)
+        low, high = box_ends(x, low, high, dtype)
+        x = x.to(dtype)
         if bool(((x < low) | (x > high)).any()):
             raise ConfigError(
                 "an input lies outside the box of possible inputs (image_box, or x_L and x_U); leave the box out, or "
@@ -62,20 +66,18 @@ class Region:
             )
         return cls(x, eps, low, high)
 
-    def to(self, dtype: torch.dtype) -> Region:
-        """The same region in another precision."""
-        parts = (None if t is None else t.to(dtype) for t in (self.centre, self.eps, self.low, self.high))
-        return Region(*parts)
-
     def select(self, index: Tensor) -> Region:
         """The samples at ``index``, which may repeat."""
         ends = (None if end is None else end[index] for end in (self.low, self.high))
         return Region(self.centre[index], self.eps[index], *ends)
 
     def interval(self) -> tuple[Tensor, Tensor]:
-        """The box that encloses the region."""
+        """The box that encloses the region, rounded outward."""
         eps = self.eps.reshape(-1, *[1] * (self.centre.ndim - 1))
-        low, high = self.centre - eps, self.centre + eps
+        low, high = (
+            torch.where(eps == 0, self.centre, end)
+            for end in (next_below(self.centre - eps), next_above(self.centre + eps))
+        )
         if self.low is not None:
             low, high = torch.maximum(low, self.low), torch.minimum(high, self.high)
         return low, high
@@ -100,14 +102,56 @@ class Region:
         if self.low is None or ball_only:
             return safe_norm(flat) * self.eps.unsqueeze(1)
         low, high = (end - self.centre for end in self.interval())
+        # a difference that is 0 is exact
+        low, high = torch.where(low == 0, low, next_below(low)), torch.where(high == 0, high, next_above(high))
         return box_ball_support(flat, low.flatten(1), high.flatten(1), self.eps)
 
 
+def box_ends(x: Tensor, low, high, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Ends of a box, infinite where they are ``None``, in ``dtype``, rounded outward and expanded to ``x``.
+
+    An input that lies at an end as *its* precision has it (0.3 in float32 exceeds 0.3) is inside.
+    """
+    found = []
+    for end, sign in ((low, -1.0), (high, 1.0)):
+        given = sign * torch.inf if end is None else end
+        exact = given if isinstance(given, Tensor) else torch.as_tensor(given, dtype=torch.float64)
+        exact = exact.to(x.device)
+        outward = sign * rounded_up(sign * exact, dtype)
+        as_input = exact.to(x.dtype).to(dtype)
+        found.append(sign * torch.maximum(sign * outward, sign * as_input).expand_as(x))
+    return found[0], found[1]
+
+
 def safe_norm(x: Tensor, dim: int = -1) -> Tensor:
-    """Euclidean norm along one axis, with gradient zero (not NaN) where it is zero."""
+    """Euclidean norm along one axis, with gradient zero (not NaN) where it is zero.
+
+    Where squares would underflow or overflow it is taken of numbers scaled by a power of two.
+    """
     squares = x.square().sum(dim)
     positive = squares > 0
-    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+    norm = torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+    info = torch.finfo(x.dtype)
+    doubtful = (squares < 1024 * info.tiny / info.eps) | (squares > info.max / 4)
+    if not bool(doubtful.any()):
+        return norm
+    part = x.movedim(dim, -1)[doubtful]
+    if part.shape[-1] == 0:
+        return norm
+    size = part.detach().abs().amax(-1, keepdim=True)
+    usable = (size > 0) & torch.isfinite(size)
+    if not bool(usable.any()):
+        return norm
+    # two steps, since neither a scale nor its inverse need be a number
+    half = torch.frexp(size).exponent.div(2, rounding_mode="floor")
+    one = torch.ones_like(size)
+    first, second = (torch.ldexp(one, e) for e in (half, torch.frexp(size).exponent - half))
+    part = torch.where(usable, part / first / second, 0.0)
+    squares = part.square().sum(-1, keepdim=True)
+    scaled = torch.where(usable, torch.where(usable, squares, 1.0).sqrt(), 0.0) * first * second
+    # the square root of a norm that underflows is not zero
+    scaled = torch.where(usable, scaled.clamp(min=info.tiny * info.eps), norm[doubtful].unsqueeze(-1))
+    return norm.index_put(tuple(doubtful.nonzero(as_tuple=True)), scaled.squeeze(-1))
 
 
 def box_ball_support(direction: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
@@ -137,8 +181,13 @@ def box_ball_support(direction: Tensor, low: Tensor, high: Tensor, radius: Tenso
         scale = _scale(direction, low, high, radius)
         e = _clipped(direction * scale.unsqueeze(-1), low, high)
         multiplier = 1 / (2 * scale)
-    dual = (direction * e - multiplier.unsqueeze(-1) * e.square()).sum(-1) + multiplier * radius.square()
+    dual = (direction * e - multiplier.unsqueeze(-1) * e.square()).sum(-1) + multiplier * safe_square(radius)
     return torch.minimum(torch.minimum(ball, box), torch.where(torch.isfinite(dual), dual, ball))
+
+
+def safe_square(x: Tensor) -> Tensor:
+    """Squares of which none is zero but that of zero."""
+    return torch.where(x == 0, torch.zeros_like(x), x.square().clamp(min=torch.finfo(x.dtype).tiny))
 
 
 def _scale(direction: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:

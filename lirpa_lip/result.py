@@ -18,6 +18,7 @@ class LipschitzResult:
         certificate: ``"deterministic"``; ``"probabilistic"``: holds with probability ``1 − failure_probability``
             per sample over the solver's own random start; ``"estimate"``: bounds nothing.
         failure_probability: ``0.0``, ``delta`` or ``nan``.
+        details: of ``"local-lip"`` ``"seed"``, which repeats the run: ``LocalLipConfig(seed=...)``.
         stable, eliminated, neurons: neurons that are linear, of these constant, and all, per sample ``(batch,)``.
     """
 

@@ -102,6 +102,29 @@ def test_auto_lirpa_methods_still_work(net):
         assert bounded.compute_bounds(x=ball(), method=method)[0].shape == (2, 3)
 
 
+def test_methods_that_we_do_not_list_are_auto_lirpas_to_know(net, monkeypatch):
+    monkeypatch.setattr(lirpa_lip.bounded_module, "LIRPA_METHODS", ("crown",))
+    lower, upper = wrapped(net).compute_bounds(x=ball(), method="CROWN-IBP")
+    assert_sound(net, X, 0.1, torch.eye(3).expand(2, -1, -1), lower.detach(), upper.detach(), count=20)
+    with pytest.raises(UnknownMethodError, match=r"'locallip'.*'local-lip'.*'crown'"):
+        wrapped(net).compute_bounds(x=ball(), method="locallip")
+
+
+@pytest.mark.parametrize("method", ["dynamic-forward", "dynamic-forward+backward", "dynamic-forward+crown"])
+def test_dynamic_forward_where_auto_lirpa_has_it(method):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    bounded = BoundedModule(model, X[:1])
+    if method not in lirpa_lip.bounded_module.LIRPA_METHODS:
+        assert auto_LiRPA.__version__ == "0.3"
+        with pytest.raises(UnknownMethodError, match="'forward'"):
+            bounded.compute_bounds(x=ball(norm=np.inf), method=method)
+        return
+    region = PerturbationLpNorm(norm=np.inf, eps=0.1, x_L=X - 0.1, x_U=X + 0.1)
+    lower, upper = (t.detach() for t in bounded.compute_bounds(x=(BoundedTensor(X, region),), method=method))
+    values = torch.stack([model(X + 0.1 * torch.randn_like(X).sign()) for _ in range(200)]).detach()
+    assert (lower <= values.amin(0) + 1e-5).all() and (upper >= values.amax(0) - 1e-5).all()
+
+
 def test_image_box_from_the_perturbation_or_the_settings(net):
     eps = 1.5
     free = wrapped(net).compute_bounds(x=ball(eps=eps), method="local-lip")[0]

@@ -13,7 +13,7 @@ from auto_LiRPA.bound_op_map import bound_op_map
 from torch import nn
 
 import lirpa_lip
-from lirpa_lip.operators.traced_operator import TracedOperator
+from lirpa_lip.operators.max_pool_bound import BoundMaxPool
 
 # Everything that lives in auto_LiRPA's modules and classes, and what it reads of torch's state, before and after.
 SNAPSHOT = """
@@ -88,7 +88,7 @@ def pooled() -> tuple[nn.Module, torch.Tensor]:
 
 
 def makes_ours(bounded) -> bool:
-    return any(isinstance(node, TracedOperator) for node in bounded._modules.values())
+    return any(isinstance(node, BoundMaxPool) for node in bounded._modules.values())
 
 
 def test_operators_are_ours_where_asked_for():

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from lirpa_lip.training.certification import (
-    CertifySettings,
-    certify_shard,
-    identity_of,
-    read_rows,
-    write_merged,
-)
-from lirpa_lip.training.certifiers import CERTIFIERS
+from lirpa_lip.cli.arch import arch_options
+from lirpa_lip.cli.tables import CERTIFIED, EPS, PGD, WORTH, say, show_table
+from lirpa_lip.cli.terminal import MethodName, option
+from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, PROBABILITY, SEED
 
 
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("--eps", help="Radii, such as 0.5,36/255; read exactly.  [default: the run's]")
-@click.option("--bound", type=click.Choice(CERTIFIERS), default="sdp-crown", show_default=True, help="What certifies.")
+@click.option("--bound", type=MethodName("certify"), default="sdp-crown", show_default=True, help="What certifies.")
 @click.option(
     "--certificate",
     type=click.Choice(["auto", "deterministic", "probabilistic"]),
@@ -28,81 +28,133 @@ from lirpa_lip.training.certifiers import CERTIFIERS
     show_default=True,
     help="What the norms must be worth.",
 )
-@click.option("--delta", type=float, default=1e-6, show_default=True, help="Failure probability per sample, at most.")
-@click.option("--radius-steps", type=int, default=4, show_default=True, help="Bisections for the radius of a sample.")
+@option("--delta", float, PROBABILITY, default=1e-6, help="Failure probability per sample, at most.")
+@option("--radius-steps", int, NOT_NEGATIVE, default=2, help="Verdicts spent on the radius of a sample, at most.")
+@click.option(
+    "--radius",
+    type=click.Choice(["search", "none"]),
+    default="search",
+    show_default=True,
+    help="Search each sample's radius, or try those of --eps only.",
+)
 @click.option("--image-box", is_flag=True, help="Certify images in [0, 1] only, not the whole ball.")
-@click.option("--pgd-steps", type=int, default=100, show_default=True, help="Steps of the attack; 0 for none.")
+@option("--pgd-steps", int, NOT_NEGATIVE, default=100, help="Steps of the attack; 0 for none.")
+@click.option("--inference", help="Arithmetic the network is run in, such as float32.  [default: of LocalLipConfig]")
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
-@click.option("--limit", type=int, help="Certify this many samples at most.")
-@click.option("--batch-size", type=int, default=100, show_default=True)
+@option("--limit", int, COUNT, help="Certify this many samples at most.")
+@option("--batch-size", int, COUNT, help="Samples at once.  [default: 10, on a GPU 100]")
+@option("--seed", int, SEED, default=0, help="Of the attack's and the norms' random starts.")
+@arch_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: in the run's folder]")
 def certify(checkpoint: Path, **options: Any) -> None:
     """Certify a trained network: CHECKPOINT is a run's folder, or one of its checkpoints.
 
     Writes one CSV row per sample, a summary, and a figure of certified accuracy against the radius. Started again, it
-    goes on where it was stopped. Several processes: `torchrun --nproc-per-node 4 -m lirpa_lip.cli certify ...`.
+    goes on where it was stopped; with a larger --limit, or more radii, it adds to what is there. Several processes:
+    `torchrun --nproc-per-node 4 -m lirpa_lip.cli certify ...`.
     """
     from rich.console import Console
 
+    from lirpa_lip.training.certification import certify_shard, read_rows, share_of
     from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
-    from lirpa_lip.training.data import load_data
+    from lirpa_lip.training.epsilon import parse_epsilons
+    from lirpa_lip.training.lock import FolderLock
     from lirpa_lip.training.processes import process_state
-    from lirpa_lip.training.run_state import model_from
+    from lirpa_lip.training.progress import Pace, counted
+    from lirpa_lip.training.run_state import config_of, data_of, model_from
     from lirpa_lip.training.sources import first_of
 
     path = find_checkpoint(checkpoint)
     loaded = load_checkpoint(path)
-    state, config = process_state(), loaded.state["config"]
-    model = model_from(loaded).to(state.device)
-    data_dir = options["data_dir"] or config["data_dir"]
-    bundle = load_data(config["dataset"], data_dir, config["validation"], config["seed"], config["image_size"])
+    settings = _settings(options, config_of(loaded).radius)
+    bundle = data_of(loaded, options["data_dir"])
+    state = process_state()
+    model = model_from(loaded, options["arch"], options["trust_arch"]).to(state.device)
     data = getattr(bundle, options["split"])
     data = data if options["limit"] is None else first_of(data, options["limit"])
-    names = ("bound", "certificate", "delta", "radius_steps", "image_box", "pgd_steps")
-    settings = CertifySettings(options["eps"] or config["eps"], **{name: options[name] for name in names})
+    _check_data(data, bundle, settings, options["split"])
     out = options["out"] or path.parent.parent / "certificates" / f"{settings.bound}-{options['split']}"
-    identity = identity_of(model, f"{config['dataset']}/{options['split']}/{len(data)}")
-    console = Console(quiet=not state.is_main_process)
-    with _bar(console, len(range(state.process_index, len(data), state.num_processes))) as advance:
-        place = (options["batch_size"], state.process_index, state.num_processes)
-        certify_shard(model, data, settings, out, identity, *place, advance)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        _report(console, settings, out)
+    size = options["batch_size"] or (100 if state.device.type == "cuda" else 10)
+    place = (size, state.process_index, state.num_processes)
+    console = Console(stderr=True, quiet=not state.is_main_process)
+    with FolderLock(out, wanted=state.is_main_process), _rows_are_kept(out):
+        wanted = set(parse_epsilons(settings.eps).values())
+        there = {row.index for row in read_rows(out) if wanted <= set(row.eps)}
+        mine = [index for part in share_of(len(data), *place) for index in part.tolist()]
+        pace = Pace(len(mine), sum(index in there for index in mine))
+        with counted(console, "certifying", "samples", pace) as advance:
+            certify_shard(model, data, settings, out, _identity(model, bundle, options["split"]), *place, advance)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            network = options["arch"] or config_of(loaded).arch
+            _report(settings, out, len(data), f"{network} ({path.name}), {bundle.name} {options['split']}")
 
 
-def _bar(console: Any, total: int) -> Any:
-    """A progress bar as a context that gives the function which advances it."""
-    from contextlib import contextmanager
+def _settings(options: dict[str, Any], eps: str) -> Any:
+    from lirpa_lip.training.certification import CertifySettings
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextmanager
-    def shown() -> Any:
-        columns = (TextColumn("certifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task("certifying", total=total)
-            yield lambda count: bar.advance(task, count)
-
-    return shown()
+    names = ("bound", "certificate", "delta", "radius_steps", "image_box", "pgd_steps", "seed", "inference")
+    chosen = {name: options[name] for name in names}
+    if options["radius"] == "none":
+        chosen["radius_steps"] = 0
+    return CertifySettings(options["eps"] or eps, **chosen)
 
 
-def _report(console: Any, settings: CertifySettings, out: Path) -> None:
-    from rich.table import Table
+def _check_data(data: Any, bundle: Any, settings: Any, split: str) -> None:
+    from lirpa_lip.errors import DataError
+    from lirpa_lip.training.epsilon import parse_epsilons
+    from lirpa_lip.training.separation import check_radius
 
+    if not len(data):
+        raise DataError(f"the {split} split holds no images; choose another --split.")
+    for value in parse_epsilons(settings.eps).values():
+        warning = check_radius(value, data, bundle.shape)
+        if warning is not None:
+            warnings.warn(warning, stacklevel=2)
+
+
+def _identity(model: Any, bundle: Any, split: str) -> str:
+    from lirpa_lip.training.certification import identity_of
+
+    return identity_of(model, f"{bundle.name}/{split}/{bundle.class_names}")
+
+
+@contextmanager
+def _rows_are_kept(out: Path) -> Iterator[None]:
+    """Says so, and how to go on, where somebody stops the run or another process of it is lost."""
+    from lirpa_lip.errors import LirpaLipError, RunInterruptedError
+    from lirpa_lip.training.interrupts import sigterm_as_interrupt
+    from lirpa_lip.training.processes import lost_process, process_count
+    from lirpa_lip.training.rows import read_rows
+
+    def stopped(why: str, number: int) -> RunInterruptedError:
+        kept = f"{len(read_rows(out))} samples are certified and kept in {out}"
+        return RunInterruptedError(f"{why}: {kept}. The same command goes on from there.", number)
+
+    try:
+        with sigterm_as_interrupt():
+            yield
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else int(signal.SIGINT)
+        raise stopped("stopped", number) from error
+    except RuntimeError as error:
+        if isinstance(error, LirpaLipError) or process_count() == 1 or not lost_process(error):
+            raise
+        raise stopped("another process was lost", int(signal.SIGTERM)) from error
+
+
+def _report(settings: Any, out: Path, count: int, network: str) -> None:
+    from lirpa_lip.training.certification import read_rows, write_merged
     from lirpa_lip.training.epsilon import parse_epsilon
     from lirpa_lip.training.figures import draw_certified_accuracy
 
-    summary = write_merged(out, settings)
-    kind = summary["certificate"]
-    kind += f", δ ≤ {summary['delta_per_sample']:.1g} per sample" if kind == "probabilistic" else ""
-    table = Table(title=f"{summary['samples']} samples, clean {summary['clean']:.2%}, bound {settings.bound} ({kind})")
-    for name in ("ε", "PGD", "certified"):
-        table.add_column(name, justify="right")
-    for row in summary["table"]:
-        table.add_row(row["eps"], "–" if row["pgd"] is None else f"{row['pgd']:.2%}", f"{row['certified']:.2%}")
-    console.print(table)
+    summary = write_merged(out, settings, count)
+    title = f"{summary['samples']} samples, clean {summary['clean']:.2%}, bound {settings.bound}"
+    worth = (summary["certificate"], summary["delta_per_sample"])
+    lines = [(r["eps"], r["pgd"], r["certified"], *worth) for r in summary["table"]]
+    show_table(title, (EPS, PGD, CERTIFIED, *WORTH), lines)
     attacked = {float(parse_epsilon(r["eps"])): r["pgd"] for r in summary["table"] if r["pgd"] is not None}
-    draw_certified_accuracy({settings.bound: read_rows(out)}, out / "certified.png", {settings.bound: attacked})
-    console.print(f"wrote {out / 'certificates.csv'}, summary.json and certified.png", highlight=False)
+    rows = [row for row in read_rows(out) if row.index < count]
+    draw_certified_accuracy({settings.bound: rows}, out / "certified.png", {settings.bound: attacked}, network)
+    say(f"wrote {out / 'certificates.csv'}, summary.json and certified.png")

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lirpa_lip.cli.arch import arch_options
+from lirpa_lip.cli.tables import CERTIFIED, EPS, WORTH, Column, say, show_table
+from lirpa_lip.cli.terminal import option, refuse_foreign
 from lirpa_lip.errors import ConfigError, LirpaLipError, UnknownMethodError
+from lirpa_lip.ranges import COUNT, PROBABILITY, SEED
 
 _DEFAULT = "ibp,crown-ibp,crown,global-product,local-product,local-lip,local-lip-crown"
 
@@ -34,19 +38,40 @@ class Line:
     note: str = ""
 
 
+def _list_methods(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Eager, so that the list can be had before a network is given."""
+    if value != "help":
+        return value
+    from lirpa_lip.comparison import METHODS
+
+    for name, (_, summary) in METHODS.items():
+        click.echo(f"{name:20} {summary}")
+    ctx.exit()
+
+
 @click.command()
 @click.argument("networks", nargs=-1, required=True, metavar="NETWORK...")
 @click.option("--eps", required=True, help="Radii, such as 0.1,8/255; read exactly.")
-@click.option("--methods", default=_DEFAULT, show_default=True, help="Comma-separated; --methods help lists all.")
+@click.option(
+    "--methods",
+    default=_DEFAULT,
+    show_default=True,
+    is_eager=True,
+    callback=_list_methods,
+    help="Comma-separated; `--methods help` lists all, and needs nothing else.",
+)
 @click.option("--dataset", help="Of networks that are no runs.  [default: the run's]")
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Test samples.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True, help="Of optimising methods.")
+@option("--limit", int, COUNT, default=100, help="Test samples.")
+@option("--batch-size", int, COUNT, default=20)
+@option("--steps", int, COUNT, default=20, help="Of optimising methods.")
 @click.option("--certificate", type=click.Choice(["auto", "deterministic", "probabilistic"]), default="auto")
-@click.option("--delta", type=float, default=1e-6, show_default=True, help="Failure probability per sample, at most.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the table to this CSV file, too.")
-def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None, **options: Any) -> None:
+@option("--delta", float, PROBABILITY, default=1e-6, help="Failure probability per sample, at most.")
+@option("--seed", int, SEED, default=0, help="Of the norms' random starts, the same for every radius.")
+@arch_options
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table to this CSV file, too, row by row.")
+@click.option("--force", is_flag=True, help="Overwrite --out.")
+def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None, force: bool, **options: Any) -> None:
     """Compare bounds on the same networks and samples.
 
     NETWORK is a run's folder, one of its checkpoints, or `package.module:factory`, one's own network, called as
@@ -60,33 +85,45 @@ def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None,
     from lirpa_lip.training.epsilon import parse_epsilons
 
     console = Console()
-    if methods == "help":
-        for name, (_, summary) in METHODS.items():
-            console.print(f"{name:20} {summary}", highlight=False)
-        return
-    chosen = [name.strip() for name in methods.split(",")]
+    chosen = list(dict.fromkeys(name.strip() for name in methods.split(",")))
     for name in chosen:
         if name not in METHODS:
             raise UnknownMethodError(name, METHODS)
     radii = parse_epsilons(eps)
-    lines: list[Line] = []
-    for network in networks:
-        lines += _progress(console, network, chosen, radii, options)
-        _show(console, [line for line in lines if line.network == network])
     if out is not None:
-        with out.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(asdict(lines[0])), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(line) for line in lines)
-        console.print(f"wrote {out}", highlight=False)
+        refuse_foreign([out], lambda path: False, force)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _write(out, "w", [item.name for item in fields(Line)])
+    lines: list[Line] = []
+    for network in dict.fromkeys(networks):
+        lines += _progress(network, chosen, radii, out, options)
+        if console.is_terminal:
+            _show(console, [line for line in lines if line.network == network])
+    if not console.is_terminal:
+        _show(console, lines)  # one CSV of all networks
+    if out is not None:
+        say(f"wrote {out}")
 
 
-def _progress(console: Any, network: str, methods: list[str], radii: dict, options: dict) -> list[Line]:
-    from rich.progress import track
+def _progress(network: str, methods: list[str], radii: dict, out: Path | None, options: dict) -> list[Line]:
+    """The lines of one network, written to the file and counted as they come."""
+    from rich.console import Console
 
-    total = len(methods) * len(radii)
-    found = compare_network(network, methods, radii, **options)
-    return list(track(found, network, total=total, console=console, disable=not console.is_terminal))
+    from lirpa_lip.training.progress import Pace, counted
+
+    lines = []
+    with counted(Console(stderr=True), network, "lines", Pace(len(methods) * len(radii))) as advance:
+        for line in compare_network(network, methods, radii, **options):
+            lines.append(line)
+            if out is not None:
+                _write(out, "a", ["" if value is None else value for value in asdict(line).values()])
+            advance(1)
+    return lines
+
+
+def _write(path: Path, mode: str, cells: list[Any]) -> None:
+    with path.open(mode, newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator="\n").writerow(cells)
 
 
 def compare_network(
@@ -100,21 +137,31 @@ def compare_network(
     steps: int = 20,
     certificate: str = "auto",
     delta: float = 1e-6,
+    arch: str | None = None,
+    trust_arch: bool = False,
+    seed: int = 0,
 ) -> Iterator[Line]:
-    """One `Line` for each radius and method; ``radii`` as `parse_epsilons` gives them."""
+    """One `Line` for each radius and method; ``radii`` as `parse_epsilons` gives them.
+
+    Every method's chance is a function of the seed and its name, so that what does not depend on the radius, such as
+    a global constant, reads the same at each.
+    """
     import torch
 
     from lirpa_lip import LocalLipConfig
     from lirpa_lip.comparison import make_method
     from lirpa_lip.training.epsilon import rounded_up
+    from lirpa_lip.training.sampling import derived_seed
 
-    model, x, labels = _load(network, dataset, data_dir, limit)
+    torch.manual_seed(derived_seed("compare", seed, "network"))  # a factory may draw its weights
+    model, x, labels = _load(network, dataset, data_dir, limit, arch, trust_arch)
     config = LocalLipConfig(certificate=certificate, delta=delta)  # type: ignore[arg-type]
     with torch.no_grad():
         clean = float((model(x).argmax(1) == labels).float().mean())
         for text, exact in radii.items():
             for name in methods:
                 head = (network, text, name, len(x), clean)
+                torch.manual_seed(derived_seed("compare", seed, name))
                 try:
                     method = make_method(name, model, x, steps, config)
                     yield Line(*head, **_measured(method, model, x, labels, rounded_up(exact, x.dtype), batch_size))
@@ -153,14 +200,16 @@ def _measured(method: Any, model: Any, x: Any, labels: Any, eps: float, batch_si
     }
 
 
-def _load(network: str, dataset: str | None, data_dir: str | None, limit: int) -> tuple[Any, Any, Any]:
+def _load(
+    network: str, dataset: str | None, data_dir: str | None, limit: int, arch: str | None, trust_arch: bool
+) -> tuple[Any, Any, Any]:
     """The network in eval mode, the first test images and their labels."""
     import torch
 
     from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
     from lirpa_lip.training.data import load_data
     from lirpa_lip.training.models import build_model
-    from lirpa_lip.training.run_state import model_from
+    from lirpa_lip.training.run_state import data_of, model_from
 
     own = ":" in network and not Path(network).exists()
     if own:
@@ -170,33 +219,25 @@ def _load(network: str, dataset: str | None, data_dir: str | None, limit: int) -
         model = build_model(network, data.shape, data.classes)
     else:
         loaded = load_checkpoint(find_checkpoint(Path(network)))
-        run = loaded.state["config"]
-        name, root = dataset or run["dataset"], data_dir or run["data_dir"]
-        data = load_data(name, root, run["validation"], run["seed"], run["image_size"])
-        model = model_from(loaded)
+        data = data_of(loaded, data_dir, dataset)
+        model = model_from(loaded, arch, trust_arch)
     x, labels = data.test.batch(torch.arange(min(limit, len(data.test))))
     return model.eval(), x, labels
 
 
 def _show(console: Any, lines: list[Line]) -> None:
-    from rich.table import Table
-
+    """A table; as CSV it is what `--out` holds."""
     first = lines[0]
-    table = Table(title=f"{first.network}: {first.samples} samples, clean {first.clean:.2%}")
-    columns = ("ε", "method", "certified", "mean Lipschitz", "stable neurons", "s / sample", "certificate")
-    for index, name in enumerate(columns):
-        table.add_column(name, justify="left" if index in (1, 6) else "right", no_wrap=index == 1)
-    for line in lines:
-        kind = f"{line.certificate}, δ ≤ {line.delta:.1g}" if line.delta else line.certificate
-        cells = [
-            _text(line.certified, ".2%"),
-            _text(line.lipschitz, ".4g"),
-            _text(line.stable, ".1%"),
-            _text(line.seconds_per_sample, ".3g"),
-        ]
-        table.add_row(line.eps, line.method, *cells, line.note or kind)
-    console.print(table)
-
-
-def _text(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
+    noted = "note" if any(line.note for line in lines) else ""
+    columns = (
+        *(Column("network", ""), EPS, Column("method", "method"), Column("samples", ""), Column("clean", "")),
+        replace(CERTIFIED, head="certified\n%"),
+        Column("lipschitz", "mean\nLipschitz", "#.4g", "up"),
+        Column("stable", "stable\n%", ".1f", "down", scale=100),
+        Column("seconds_per_sample", "ms per\nsample", ".3g", scale=1000),
+        *WORTH,
+        Column("note", noted),
+    )
+    rows = [[getattr(line, column.name) for column in columns] for line in lines]
+    title = f"{first.network}: {first.samples} samples, clean {first.clean:.2%}"
+    show_table(title if console.is_terminal else "", columns, rows, console)

@@ -5,16 +5,52 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import pickle
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lirpa_lip.cli.arch import arch_options
+from lirpa_lip.cli.tables import WORTH, Column, Table, say
+from lirpa_lip.cli.terminal import begins_with, option, refuse_foreign
+from lirpa_lip.methods import names_at
+from lirpa_lip.ranges import COUNT, NOT_NEGATIVE
+
 _NORMS = {"inf": math.inf, "2": 2, "1": 1}
-_METHODS = ("naive", "fastlip", "recurjac", "clarke-jacobian", "local-lip")
+_LOCAL = names_at("local_lipschitz", "local")
+_METHODS = (*names_at("local_lipschitz", "jacobian"), *_LOCAL)
+_COLUMNS = (
+    Column("sample", "sample"),
+    Column("method", "method"),
+    Column("upper", "upper", "#.5g", "up"),
+    Column("lower", "lower", "#.5g", "down"),
+    Column("upper_over_lower", "upper /\nlower", "#.4g", "up"),
+    *WORTH,
+    Column("seconds", "s", ".1f"),
+)
+_KINDS = ("deterministic", "probabilistic", "estimate")  # from the strongest to the weakest
+
+
+@dataclass(frozen=True)
+class Constant:
+    """What one method found at one sample: the constant from above and from below, and what that is worth."""
+
+    sample: int
+    method: str
+    upper: float
+    lower: float
+    certificate: str
+    delta: float
+    seconds: float
+
+    def cells(self) -> tuple[str | int | float | None, ...]:
+        gap = self.upper / self.lower if self.lower > 0 else None
+        head = (self.sample, self.method, self.upper, self.lower, gap)
+        return (*head, self.certificate, self.delta, round(self.seconds, 3))
 
 
 @click.command()
@@ -28,64 +64,83 @@ _METHODS = ("naive", "fastlip", "recurjac", "clarke-jacobian", "local-lip")
 )
 @click.option("--per-output", is_flag=True, help="The largest constant of a single output, not the whole network's.")
 @click.option("--methods", help="Separated by commas.  [default: all that exist for the norm and region]")
-@click.option(
-    "--time-limit",
-    type=float,
-    default=10.0,
-    show_default=True,
-    help="Seconds of branch and bound per sample; 0 for none.",
-)
-@click.option("--max-domains", type=int, default=100_000, show_default=True)
-@click.option("--memory", type=float, default=4.0, show_default=True, help="GiB that waiting domains may take.")
+@option("--time-limit", float, NOT_NEGATIVE, default=10.0, help="Seconds of branch and bound per sample; 0 for none.")
+@option("--max-domains", int, COUNT, default=100_000)
+@option("--memory", float, NOT_NEGATIVE, default=4.0, help="GiB of waiting domains.")
 @click.option("--heuristic", type=click.Choice(["gap", "width", "area", "strong"]), default="gap", show_default=True)
 @click.option("--intermediate", type=click.Choice(["ibp", "crown", "alpha-crown"]), default="crown", show_default=True)
 @click.option("--image-box/--no-image-box", default=True, show_default=True, help="Only images in [0, 1].")
-@click.option("--limit", type=int, default=5, show_default=True, help="Samples of the test set.")
+@option("--limit", int, COUNT, default=5, help="Samples of the test set.")
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
 @click.option("--state", type=click.Path(path_type=Path), help="File to keep branch and bound in, and to go on from.")
-@click.option("--out", type=click.Path(path_type=Path), help="CSV file for the results.")
+@arch_options
+@click.option("--out", type=click.Path(path_type=Path), help="CSV file for the results, written row by row.")
+@click.option("--force", is_flag=True, help="Overwrite --out whatever it holds.")
 def lipschitz(checkpoint: Path, **options: Any) -> None:
-    """Local Lipschitz constants of a trained network: CHECKPOINT is a run's folder, or one of its checkpoints."""
+    """Local Lipschitz constants of a trained network: CHECKPOINT is a run's folder, or one of its checkpoints.
+
+    Upper bounds hold on the whole region, and are worth what their kind says; lower ones are rates of change found in
+    it. Into a pipe the table is CSV, each row as soon as it is known. `--out` holds the samples without their means.
+    """
+    import torch
     from rich.console import Console
-    from rich.table import Table
 
     from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
-    from lirpa_lip.training.data import load_data
-    from lirpa_lip.training.epsilon import parse_epsilon
-    from lirpa_lip.training.run_state import model_from
+    from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
+    from lirpa_lip.training.run_state import data_of, model_from
     from lirpa_lip.training.sources import first_of
 
+    eps, methods, console = rounded_up(parse_epsilon(options["eps"])), _chosen(options), Console()
     loaded = load_checkpoint(find_checkpoint(checkpoint))
-    config = loaded.state["config"]
-    bundle = load_data(
-        config["dataset"],
-        options["data_dir"] or config["data_dir"],
-        config["validation"],
-        config["seed"],
-        config["image_size"],
-    )
-    samples = first_of(bundle.test, options["limit"])
-    eps, console = float(parse_epsilon(options["eps"])), Console()
-    methods = _chosen(options)
-    shown = Table(title=f"ℓ{options['norm']} constants over ℓ{options['region']} regions of radius {options['eps']}")
-    for name in ("sample", "method", "upper", "lower", "upper / lower", "seconds"):
-        shown.add_column(name, justify="left" if name == "method" else "right")
-    rows = []
-    import torch
-
-    for index in range(len(samples)):
-        x = samples.batch(torch.tensor([index]))[0]
-        for method in methods:
-            row = bound_sample(model_from(loaded), x, eps, method, index, options, console)
-            rows.append((index, *row))
-            gap = row[1] / row[2] if row[2] > 0 else math.inf
-            shown.add_row(str(index), row[0], f"{row[1]:.5g}", f"{row[2]:.5g}", f"{gap:.4g}", f"{row[3]:.1f}")
-    console.print(shown)
+    samples = first_of(data_of(loaded, options["data_dir"]).test, options["limit"])
+    title = f"ℓ{options['norm']} constants over ℓ{options['region']} regions of radius {options['eps']}"
+    table = Table(_COLUMNS, title, console)
+    found: list[Constant] = []
+    with _file(options["out"], options["force"]) as write:
+        for index in range(len(samples)):
+            x = samples.batch(torch.tensor([index]))[0]
+            for method in methods:
+                model = model_from(loaded, options["arch"], options["trust_arch"])
+                constant = bound_sample(model, x, eps, method, index, options, console)
+                found.append(constant)
+                table.add(*constant.cells(), new_section=method == methods[0])
+                write(constant)
+    for number, row in enumerate(means(found)):
+        table.add("mean", *row[1:], new_section=number == 0)
+    table.close()
     if options["out"]:
-        with open(options["out"], "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(("sample", "method", "upper", "lower", "seconds"))
-            writer.writerows(rows)
+        say(f"wrote {options['out']}")
+
+
+@contextmanager
+def _file(path: Path | None, force: bool) -> Iterator[Any]:
+    """Gives the function that writes a constant, at once, to the CSV file."""
+    if path is None:
+        yield lambda constant: None
+        return
+    head = ",".join(column.name for column in _COLUMNS)
+    refuse_foreign([path], begins_with(head), force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        file.write(head + "\n")
+        file.flush()
+
+        def write(constant: Constant) -> None:
+            csv.writer(file, lineterminator="\n").writerow(["" if c is None else c for c in constant.cells()])
+            file.flush()
+
+        yield write
+
+
+def means(found: list[Constant]) -> list[tuple[str | int | float | None, ...]]:
+    """Per method the means over the samples, with the weakest kind and the largest δ among them."""
+    rows = []
+    for method in dict.fromkeys(c.method for c in found):
+        mine = [c for c in found if c.method == method]
+        upper, lower, seconds = (sum(getattr(c, n) for c in mine) / len(mine) for n in ("upper", "lower", "seconds"))
+        kind = max((c.certificate for c in mine), key=_KINDS.index)
+        rows.append(Constant(-1, method, upper, lower, kind, max(c.delta for c in mine), seconds).cells())
+    return rows
 
 
 def _chosen(options: dict[str, Any]) -> list[str]:
@@ -96,16 +151,17 @@ def _chosen(options: dict[str, Any]) -> list[str]:
                 raise click.BadParameter(f"{method!r}; choose from: {', '.join(_METHODS)}.", param_hint="--methods")
         return chosen
     both = options["norm"] == options["region"] == "2"
-    return [m for m in _METHODS if m != "local-lip" or both]
+    return [m for m in _METHODS if m not in _LOCAL or both]
 
 
 def bound_sample(
     model: Any, x: Any, eps: float, method: str, index: int, options: dict[str, Any], console: Any
-) -> tuple:
-    """Method, upper and lower bound, and seconds, of one sample."""
+) -> Constant:
+    """The constant of one sample by one method."""
     import torch
 
     from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
+    from lirpa_lip.lipschitz.branch_and_bound_file import load_states, save_states
 
     ends = (0.0, 1.0) if options["image_box"] else (-math.inf, math.inf)
     if options["region"] == "2":
@@ -116,9 +172,10 @@ def bound_sample(
     settings = {"image_box": ends} if options["image_box"] and options["region"] == "2" else {}
     bounded = BoundedModule(model, torch.empty_like(x), bound_opts={"local_lip": settings})
     extra: dict[str, Any] = {}
-    states: dict = _read(options["state"])
+    kept: Path | None = options["state"]
+    states = load_states(kept) if kept is not None and kept.exists() else {}
     key = (index, eps, options["region"], options["norm"], options["per_output"])
-    if method != "local-lip":
+    if method not in _LOCAL:
         extra["intermediate"] = options["intermediate"]
     if method == "clarke-jacobian" and options["time_limit"] > 0:
         extra |= {
@@ -136,10 +193,11 @@ def bound_sample(
         (BoundedTensor(x, region),), C=c, method=method, norm=_NORMS[options["norm"]], **extra
     )
     seconds = time.monotonic() - started
-    if options["state"] and "state" in result.details:
-        _write(options["state"], {**states, key: result.details["state"]})
+    if kept is not None and "state" in result.details:
+        save_states(kept, {**states, key: result.details["state"]})
     name = f"{method} + BaB" if "state" in result.details else method
-    return name, *(float(t.detach().max()) for t in (result.upper, result.lower)), seconds
+    upper, lower = (float(t.detach().max()) for t in (result.upper, result.lower))
+    return Constant(index, name, upper, lower, result.certificate, result.failure_probability, seconds)
 
 
 def reporter(console: Any, index: int) -> Any:
@@ -158,18 +216,3 @@ def reporter(console: Any, index: int) -> Any:
             console.print("  ".join(parts), end="\r", highlight=False)
 
     return report
-
-
-def _read(path: Path | None) -> dict:
-    """States kept before. A pickle runs code when it is read: only files of one's own belong here."""
-    if path is None or not path.exists():
-        return {}
-    with open(path, "rb") as file:
-        return pickle.load(file)
-
-
-def _write(path: Path, states: dict) -> None:
-    scratch = path.with_name(path.name + ".writing")
-    with open(scratch, "wb") as file:
-        pickle.dump(states, file)
-    os.replace(scratch, path)

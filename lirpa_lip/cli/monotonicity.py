@@ -8,8 +8,12 @@ from typing import Any
 
 import click
 
+from lirpa_lip.cli.tables import Cell, Column, say, show_table
+from lirpa_lip.cli.terminal import Number, begins_with, option, refuse_foreign
+from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, SEED
 from lirpa_lip.training.tabular import TABLES
 
+_HEAD = ("sample", "feature", "verdict", "slope_lower", "slope_upper")
 VERDICTS = {
     "increasing": "#2a9d8f",
     "decreasing": "#e76f51",
@@ -21,27 +25,27 @@ VERDICTS = {
 
 @click.command()
 @click.option("--data", type=click.Choice(list(TABLES)), default="diabetes", show_default=True, help="Which table.")
-@click.option("--samples", type=int, default=20, show_default=True, help="Test samples to look at.")
+@option("--samples", int, COUNT, default=20, help="Test samples to look at.")
 @click.option("--features", help="Columns, by name or number, separated by commas.  [default: all]")
 @click.option(
     "--range",
     "reach",
-    type=float,
+    type=Number(float, NOT_NEGATIVE),
     default=1.0,
     show_default=True,
     help="How much of its range the feature in question may move by, either way (the rest of the sample fixed).",
 )
-@click.option("--eps", type=float, default=0.0, show_default=True, help="How far the other features may move.")
-@click.option(
+@option("--eps", float, NOT_NEGATIVE, default=0.0, help="How far the other features may move.")
+@option(
     "--time-limit",
-    type=float,
+    float,
+    NOT_NEGATIVE,
     default=1.0,
-    show_default=True,
     help="Seconds of branch and bound for each feature, over all samples; 0 for none.",
 )
-@click.option("--hidden", type=int, default=32, show_default=True, help="Width of the network's two layers.")
-@click.option("--epochs", type=int, default=60, show_default=True, help="Epochs of its training.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@option("--hidden", int, COUNT, default=32, help="Width of the network's two layers.")
+@option("--epochs", int, NOT_NEGATIVE, default=60, help="Epochs of its training.")
+@option("--seed", int, SEED, default=0)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -49,22 +53,24 @@ VERDICTS = {
     show_default=True,
     help="Folder for monotonicity.csv and monotonicity.png.",
 )
+@click.option("--force", is_flag=True, help="Overwrite files in --out that are no such results.")
 def monotonicity(data: str, samples: int, features: str | None, **options: Any) -> None:
     """Train a network on a table and certify, feature by feature, where it rises and where it falls.
 
     "increasing" and "decreasing" are certificates for every point of the sample's region; "neither" was refuted by
     slopes of both signs; "unknown" is neither proved nor refuted.
     """
-    from rich.console import Console
-    from rich.table import Table as RichTable
-
     from lirpa_lip.training.tabular import load_table, train_mlp
 
-    console, table = Console(), load_table(data)
+    out = options["out"]
+    refuse_foreign([out / "monotonicity.csv"], begins_with(",".join(_HEAD)), options["force"])
+    if not (out / "monotonicity.csv").exists():
+        refuse_foreign([out / "monotonicity.png"], lambda path: False, options["force"])
+    table = load_table(data)
     net, score, held = train_mlp(table, options["hidden"], options["epochs"], options["seed"])
     chosen = _columns(table.features, features)
     x = table.x[held[:samples]]
-    console.print(f"{data}: {len(table.x)} rows, test {'accuracy' if table.classification else 'R²'} {score:.3f}")
+    say(f"{data}: {len(table.x)} rows, test {'accuracy' if table.classification else 'R²'} {score:.3f}")
     counts = {name: dict.fromkeys(VERDICTS, 0) for name in (table.features[j] for j in chosen)}
     rows = []
     for j in chosen:
@@ -73,24 +79,23 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
         ):
             counts[table.features[j]][verdict] += 1
             rows.append((int(held[k]), table.features[j], verdict, low, high))
-    shown = RichTable(title=f"{len(x)} samples, share of samples per verdict")
-    for column in ("feature", *VERDICTS):
-        shown.add_column(column, justify="left" if column == "feature" else "right")
-    for name, found in counts.items():
-        shown.add_row(name, *(f"{100 * found[v] / max(1, len(x)):.0f} %" for v in VERDICTS))
-    console.print(shown)
-    out = options["out"]
+    columns = (Column("feature", "feature"), *(Column(name, f"{name} %", ".0f", scale=100) for name in VERDICTS))
+    shares: list[list[Cell]] = [
+        [name, *(found[v] / max(1, len(x)) for v in VERDICTS)] for name, found in counts.items()
+    ]
+    show_table(f"{len(x)} samples, share of samples per verdict", columns, shares)
     out.mkdir(parents=True, exist_ok=True)
     with open(out / "monotonicity.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(("sample", "feature", "verdict", "slope_lower", "slope_upper"))
+        writer.writerow(_HEAD)
         writer.writerows(rows)
     draw(
         counts,
         out / "monotonicity.png",
-        f"{data}: certified slopes of a {options['hidden']}-{options['hidden']} ReLU network",
+        f"{data}, ReLU network of 2 × {options['hidden']}, n = {len(x)}: certified slopes (deterministic)\n"
+        f"feature ± {options['reach']:g}, others ± {options['eps']:g} of their ranges",
     )
-    console.print(f"wrote {out / 'monotonicity.csv'} and monotonicity.png", highlight=False)
+    say(f"wrote {out / 'monotonicity.csv'} and monotonicity.png")
 
 
 def _columns(names: tuple[str, ...], wanted: str | None) -> list[int]:

@@ -9,7 +9,18 @@ from typing import Any
 
 import click
 
+from lirpa_lip.cli.tables import Column, say, show_table
+from lirpa_lip.cli.terminal import begins_with, refuse_foreign
 from lirpa_lip.errors import DataError
+
+_HEADS = {
+    "eps": "ε",
+    "clean": "clean %",
+    "pgd": "PGD %",
+    "certified": "certified %",
+    "certificate": "kind",
+    "delta": "δ",
+}
 
 
 @click.command()
@@ -22,23 +33,28 @@ from lirpa_lip.errors import DataError
     show_default=True,
     help="Folder for report.csv, report.md and report.png.",
 )
-def report(folders: tuple[Path, ...], names: str | None, out: Path) -> None:
+@click.option("--force", is_flag=True, help="Overwrite files in --out that no report wrote.")
+def report(folders: tuple[Path, ...], names: str | None, out: Path, force: bool) -> None:
     """Compare runs: FOLDERS are results of `lirpa-lip certify`, or runs that hold such results."""
-    from rich.console import Console
-
     from lirpa_lip.training.certification import read_rows
     from lirpa_lip.training.epsilon import parse_epsilon
     from lirpa_lip.training.figures import draw_certified_accuracy
 
-    found = [certificate for folder in folders for certificate in certificates_in(folder)]
+    found = list(dict.fromkeys(certificate for folder in folders for certificate in certificates_in(folder)))
     labels = names.split(",") if names else short_names(found)
     if len(labels) != len(found):
         raise click.UsageError(
             f"--names has {len(labels)} names for {len(found)} results: {', '.join(map(str, found))}"
         )
-    summaries = [json.loads((folder / "summary.json").read_text()) for folder in found]
+    if len(set(labels)) != len(labels):
+        raise click.UsageError(f"two results would have one name: {', '.join(labels)}; tell them apart with --names.")
+    summaries = [summary_of(folder) for folder in found]
     rows = [line for label, summary in zip(labels, summaries, strict=True) for line in report_lines(label, summary)]
     out.mkdir(parents=True, exist_ok=True)
+    refuse_foreign([out / "report.csv"], begins_with(",".join(rows[0])), force)
+    refuse_foreign([out / "report.md"], begins_with(markdown(rows).splitlines()[0]), force)
+    if not (out / "report.csv").exists():
+        refuse_foreign([out / "report.png"], lambda path: False, force)
     with (out / "report.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -48,10 +64,29 @@ def report(folders: tuple[Path, ...], names: str | None, out: Path) -> None:
         label: {float(parse_epsilon(r["eps"])): r["pgd"] for r in summary["table"] if r["pgd"] is not None}
         for label, summary in zip(labels, summaries, strict=True)
     }
-    curves = {label: read_rows(folder) for label, folder in zip(labels, found, strict=True)}
+    curves = {
+        label: [row for row in read_rows(folder) if row.index < summary["samples"]]
+        for label, folder, summary in zip(labels, found, summaries, strict=True)
+    }
     draw_certified_accuracy(curves, out / "report.png", attacked)
-    Console().print(_table(rows))
-    click.echo(f"wrote report.csv, report.md and report.png to {out}")
+    show_table("", columns_of(rows), [list(row.values()) for row in rows])
+    say(f"wrote report.csv, report.md and report.png to {out}")
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """What ``certify`` wrote of a folder.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        report_lines("", found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{folder / 'summary.json'} is damaged ({error!r}); certify once more to write it anew."
+        ) from error
+    return found
 
 
 def certificates_in(folder: Path) -> list[Path]:
@@ -88,7 +123,7 @@ def report_lines(label: str, summary: dict[str, Any]) -> list[dict[str, Any]]:
             **common,
             "clean": round(100 * summary["clean"], 2),
             "eps": line["eps"],
-            "pgd": "" if line["pgd"] is None else round(100 * line["pgd"], 2),
+            "pgd": None if line["pgd"] is None else round(100 * line["pgd"], 2),
             "certified": round(100 * line["certified"], 2),
             **kind,
         }
@@ -96,19 +131,13 @@ def report_lines(label: str, summary: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def columns_of(rows: list[dict[str, Any]]) -> list[Column]:
+    """Columns of the table; those named in `_HEADS` have another head on a terminal."""
+    return [Column(name, _HEADS.get(name, name)) for name in rows[0]]
+
+
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table for a README."""
-    names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    return "\n".join(lines + ["| " + " | ".join(str(row[name]) for name in names) + " |" for row in rows]) + "\n"
-
-
-def _table(rows: list[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
-    table = Table()
-    for name in rows[0]:
-        table.add_column(name, justify="left" if name in ("run", "bound", "certificate") else "right")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    return table
+    heads = [column.head for column in columns_of(rows)]
+    cells = [["" if value is None else str(value) for value in row.values()] for row in rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in [heads, ["---"] * len(heads), *cells])

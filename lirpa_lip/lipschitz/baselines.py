@@ -40,7 +40,7 @@ def global_layers(graph: NetworkGraph, norm: NormOracle, composed: bool = False)
         norm: planned for `lirpa_lip.lipschitz.sweep.planned_norms`.
         composed: bound the rates by compositions too, and take the smaller.
     """
-    layers: Layers = {}
+    layers = Layers()
     for node in graph.activations:
         assert node.activation is not None
         parent = node.parents[0]
@@ -80,7 +80,7 @@ def sdp_crown_layers(graph: NetworkGraph, region: Region, layers: Layers) -> Lay
     Slopes stay free on all neurons, and all neurons of a layer have the same weight.
     """
     values = graph.values(region.centre)
-    around: Layers = {}
+    around = Layers()
     for name, layer in layers.items():
         anchor = values[layer.parent]
         reach = local_ball(graph, layer.parent, layers, region.eps)

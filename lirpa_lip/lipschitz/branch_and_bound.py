@@ -9,6 +9,7 @@ Source: Shi et al., NeurIPS 2022, section 3.4, with re-bounding of pre-activatio
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 import math
 import time
@@ -41,7 +42,7 @@ class Progress:
 
 @dataclass
 class State:
-    """All of a search that is needed to go on with it; can be pickled.
+    """All of a search that is needed to go on with it; `branch_and_bound_file` keeps it on disk.
 
     Attributes:
         waiting: domains to be split.
@@ -209,12 +210,18 @@ def start(
 
 def fingerprint(graph: NetworkGraph, inputs: InputSet, seed: Tensor, *settings: object) -> str:
     """What a state must agree on to be resumed: network, region, specification and settings."""
-    parts = [float(inputs.low.sum()), float(inputs.high.sum()), float(inputs.centre.sum()), tuple(inputs.low.shape)]
-    parts += [None if inputs.radius is None else float(inputs.radius.sum()), float((seed * seed.abs().sqrt()).sum())]
+    digest = hashlib.sha256(repr((settings, inputs.radius is None)).encode())
+    tensors = [inputs.low, inputs.high, inputs.centre, seed, *([] if inputs.radius is None else [inputs.radius])]
     for node in graph:
-        if node.maps is not None:
-            parts += [float(t.double().square().sum()) for m in node.maps for t in m.tensors()]
-    return repr((parts, settings))
+        digest.update(f"{node.name} {node.operator} {node.parents}".encode())
+        tensors += [t for m in node.maps or () for t in m.tensors()] + ([] if node.bias is None else [node.bias])
+        if node.activation is not None:  # its kinks and slopes may be plain numbers: they show in its values
+            grid = torch.linspace(-4, 4, 9, dtype=graph.dtype, device=graph.device)
+            tensors.append(node.activation.value(grid.reshape(-1, *[1] * len(node.shape)).expand(-1, *node.shape)))
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 class BranchAndBound:

@@ -16,8 +16,9 @@ from scipy.optimize import linprog, nnls
 from torch import Tensor
 
 from lirpa_lip.graph import NetworkGraph
+from lirpa_lip.rounding import absolute_sizes, total_gamma
 
-from .clarke_forward import Forward, absolute_sizes, total_gamma, upper_plane
+from .clarke_forward import Forward, upper_plane
 from .clarke_region import InputSet
 
 #: Inputs up to which contradictions between several constraints are looked for.
@@ -35,7 +36,7 @@ def split_constraints(
     Args:
         splits: per domain ``(node, flat index, after, before)``.
     """
-    sizes = absolute_sizes(graph, inputs)
+    sizes = absolute_sizes(graph, inputs.size)
     rows, offsets = [], []
     for name in sorted({s[0] for own in splits for s in own}):
         listed = [_signed(own, name) for own in splits]

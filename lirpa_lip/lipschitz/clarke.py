@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lirpa_lip.errors import UnknownMethodError, UnsupportedNormError
 from lirpa_lip.graph import NetworkGraph
+from lirpa_lip.methods import names_at
 
 from .clarke_forward import Forward, Interval, forward_bounds
 from .clarke_lower import lower_bounds
@@ -29,7 +30,7 @@ from .jacobian_naive import naive_bounds
 from .jacobian_norms import NORMS, row_norms, whole_norm
 from .jacobian_relax import INTERVAL, TIGHT
 
-METHODS = ("naive", "fastlip", "recurjac", "clarke-jacobian")
+METHODS = names_at("local_lipschitz", "jacobian")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from lirpa_lip.errors import NonFiniteError
 from lirpa_lip.graph import NetworkGraph, Node
 from lirpa_lip.intermediate import node_interval
-from lirpa_lip.norms.linear_map import LinearMap
 from lirpa_lip.operators.traits import SlopeRange
+from lirpa_lip.rounding import absolute_sizes, affine_slack, total_gamma, widened
 
 from .clarke_region import InputSet
 from .clarke_slopes import Lines, clarke_slopes, lines
@@ -78,7 +78,7 @@ def forward_bounds(
     splits, known = splits or {}, known or {}
     wanted = {node.parents[0] for node in graph.activations}
     intervals: dict[str, Interval] = {graph.input: (inputs.low, inputs.high)}
-    sizes = absolute_sizes(graph, inputs)
+    sizes = absolute_sizes(graph, inputs.size)
     slopes: dict[str, SlopeRange] = {}
     found: dict[str, Lines] = {}
     empty = inputs.empty
@@ -90,7 +90,9 @@ def forward_bounds(
             after, before = splits.get(node.parents[0]) or unsplit(lower)
             slopes[node.name] = clarke_slopes(node.activation, lower, upper, after, before)
             found[node.name] = lines(node.activation, lower, upper, slopes[node.name])
-        interval = widen(node, node_interval(node, intervals), intervals)
+        slack = affine_slack(node, intervals)
+        interval = node_interval(node, intervals, slack)
+        interval = widened(node, interval) if slack is None else interval
         interval = _cut(interval, known.get(node.name), splits.get(node.name))
         if node.name in wanted:
             if crown and graph.sources(node.name) != [graph.input]:
@@ -112,60 +114,6 @@ def _cut(interval: Interval, *others: Interval | None) -> Interval:
         if other is not None:
             lower, upper = torch.maximum(lower, other[0]), torch.minimum(upper, other[1])
     return lower, upper
-
-
-def gamma(map_: LinearMap) -> float:
-    """Relative rounding error of one application of a map, beside the sum of the absolute values that enter it."""
-    return 4 * (map_.in_numel + map_.out_numel + 16) * torch.finfo(map_.dtype).eps
-
-
-def absolute(graph: NetworkGraph, map_: LinearMap) -> LinearMap:
-    """``|A|``, remembered."""
-    key = ("abs", id(map_))
-    if key not in graph._cache:
-        graph._cache[key] = map_.detach().abs()
-    return graph._cache[key]
-
-
-def widen(node: Node, interval: Interval, intervals: Mapping[str, Interval]) -> Interval:
-    """An affine node's or activation's interval, widened by the rounding of the arithmetic that gave it."""
-    lower, upper = interval
-    if node.maps is None:
-        slack = 16 * torch.finfo(lower.dtype).eps * torch.maximum(lower.abs(), upper.abs())
-        return lower - slack, upper + slack
-    slack = 0
-    for map_, parent in zip(node.maps, node.parents):
-        low, high = intervals[parent]
-        slack = slack + gamma(map_) * map_.abs().forward(torch.maximum(low.abs(), high.abs()))
-    if node.bias is not None:
-        slack = slack + 16 * torch.finfo(lower.dtype).eps * node.bias.abs()
-    return lower - slack, upper + slack
-
-
-def absolute_sizes(graph: NetworkGraph, inputs: InputSet) -> dict[str, Tensor]:
-    """``Σ over paths of |weights| |x|`` at every node: what rounding in linear bounds is measured against."""
-    sizes = {graph.input: torch.maximum(inputs.low.abs(), inputs.high.abs())}
-    if inputs.radius is not None:
-        reach = inputs.centre.abs() + inputs.radius.reshape(-1, *[1] * (inputs.centre.ndim - 1))
-        sizes[graph.input] = torch.maximum(sizes[graph.input], reach)
-    for node in graph:
-        if node.maps is not None:
-            total = sum(absolute(graph, m).forward(sizes[p]) for m, p in zip(node.maps, node.parents))
-            sizes[node.name] = total if node.bias is None else total + node.bias.abs()
-        elif node.activation is not None:
-            size = sizes[node.parents[0]]
-            everywhere = node.activation.slope_range(-size, size, closed=True).magnitude
-            at_zero = node.activation.value(torch.zeros_like(size)).abs()
-            sizes[node.name] = at_zero + everywhere.clamp(min=1.0) * size * 3
-    return sizes
-
-
-def total_gamma(graph: NetworkGraph) -> float:
-    """Relative rounding error of a chain of applications through the whole graph."""
-    key = ("gamma",)
-    if key not in graph._cache:
-        graph._cache[key] = 4 * sum(gamma(m) for node in graph if node.maps is not None for m in node.maps)
-    return graph._cache[key]
 
 
 def _tighten(graph, node: Node, interval: Interval, inputs: InputSet, found, split: Interval | None, sizes) -> Interval:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
+from lirpa_lip.precision import next_above, next_below
 from lirpa_lip.region import box_ball_support, safe_norm
 
 
@@ -55,7 +56,7 @@ class InputSet:
             raise ShapeError(f"eps has shape {tuple(radius.shape)}; give a number, or one per sample ({len(centre)}).")
         radius = radius.reshape(-1).expand(len(centre))
         wide = radius.reshape(-1, *[1] * (centre.ndim - 1))
-        start, end = _below(centre - wide), _above(centre + wide)
+        start, end = next_below(centre - wide), next_above(centre + wide)
         start = start if low is None else torch.maximum(start, low)
         end = end if high is None else torch.minimum(end, high)
         return replace(cls.box(centre, start, end), radius=radius)
@@ -76,6 +77,14 @@ class InputSet:
     def within(self, low: Tensor, high: Tensor) -> InputSet:
         """The part inside another box (it may be empty: see `empty`)."""
         return replace(self, low=torch.maximum(self.low, low), high=torch.minimum(self.high, high))
+
+    @property
+    def size(self) -> Tensor:
+        """Largest absolute values of the inputs, and of the numbers that bounds of them are computed from."""
+        size = torch.maximum(self.low.abs(), self.high.abs())
+        if self.radius is None:
+            return size
+        return torch.maximum(size, self.centre.abs() + self.radius.reshape(-1, *[1] * (self.centre.ndim - 1)))
 
     @property
     def empty(self) -> Tensor:
@@ -138,11 +147,3 @@ class InputSet:
             scale = (self.radius.unsqueeze(1) * slack / length.clamp(min=1e-300)).clamp(max=1)
             x = self.centre.unsqueeze(1) + step * scale.reshape(*scale.shape, *[1] * len(self.shape))
         return torch.minimum(torch.maximum(x, self.low.unsqueeze(1)), self.high.unsqueeze(1))
-
-
-def _below(x: Tensor) -> Tensor:
-    return torch.nextafter(x, torch.full_like(x, -torch.inf))
-
-
-def _above(x: Tensor) -> Tensor:
-    return torch.nextafter(x, torch.full_like(x, torch.inf))

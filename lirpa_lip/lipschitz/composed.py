@@ -14,6 +14,7 @@ and w_j = r_j / ‖M_j‖ recovers at most Σ_j ‖M_j‖ r_j. It is also cheape
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -22,30 +23,41 @@ from torch import Tensor
 from lirpa_lip.graph import NetworkGraph
 from lirpa_lip.region import safe_norm
 
-from .layers import Layers, centres, safe_sqrt
-from .linearised import StackedMap, pull_back
+from .layers import Gain, Layers, centres, safe_sqrt, times
+from .linearised import StackedMap, Visit, pull_back
 from .oracle import Norm
-from .product import times
 
 #: Joint steps on the leading vector and the weights before the norm is certified.
 _WEIGHT_STEPS = 6
 
 
-def composed_rate(graph: NetworkGraph, target: str, mask: Tensor | None, layers: Layers, norm: Norm) -> Tensor:
-    """``Lip(diag(mask)^½ z)`` of a node by one norm of all terms, ``(batch,)``; ``mask`` of ``None`` for ones."""
+def composed_rate(
+    graph: NetworkGraph,
+    target: str,
+    mask: Tensor | None,
+    layers: Layers,
+    norm: Norm,
+    gains: Mapping[str, Gain] | None = None,
+) -> Tensor:
+    """``Lip(diag(mask)^½ z)`` of a node by one norm of all terms, ``(batch,)``; ``mask`` of ``None`` for ones.
+
+    Args:
+        gains: of the target, for a mask that is at least this one; with them the rounding of compositions is counted.
+    """
     batch = mask.shape[0] if mask is not None else (next(iter(layers.values())).lower.shape[0] if layers else 1)
     sources, radii = _sources(graph, target, layers, batch)
     slopes = centres(layers)
     out_scale = None if mask is None else safe_sqrt(mask)
-    weights = _weights(StackedMap(graph, target, slopes, sources, out_scale), radii)
+    roots = _root_weights(StackedMap(graph, target, slopes, sources, out_scale), radii)
     weighted = {}
     for index, (name, scale) in enumerate(sources.items()):
-        root = weights[:, index].sqrt().reshape(-1, *[1] * (scale.ndim - 1))
-        weighted[name] = root * scale
+        weighted[name] = roots[:, index].reshape(-1, *[1] * (scale.ndim - 1)) * scale
     value = norm(StackedMap(graph, target, slopes, weighted, out_scale))
-    positive = weights > 0
-    budget = torch.where(positive, radii.square() / torch.where(positive, weights, 1.0), 0.0).sum(1).sqrt()
-    return times(value, budget)
+    if gains is not None:
+        map_size = min(sum(s[0].numel() for s in sources.values()), graph[target].shape.numel())
+        value = value + map_size**0.5 * _composition_error(layers, gains, sources, roots)
+    positive = roots > 0
+    return times(value, safe_norm(torch.where(positive, radii / torch.where(positive, roots, 1.0), 0.0)))
 
 
 def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -62,10 +74,46 @@ def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tu
 
 
 @torch.no_grad()
-def _weights(map_: StackedMap, radii: Tensor) -> Tensor:
-    """Weights ``r_j / ‖M_jᵀ u‖`` at an approximate leading left vector u, ``(batch, sources)``.
+def _composition_error(
+    layers: Layers, gains: Mapping[str, Gain], sources: Mapping[str, Tensor], roots: Tensor
+) -> Tensor:
+    """How far the stacked map of a target, as its steps are computed, can be from the exact one on a unit vector.
 
-    A source that cannot move (r = 0) gets weight 0. Any positive weights are valid; these balance the terms.
+    With A the gains of one layer on the next, n_l bounds the values at layer l, e_l their error:
+
+        n_l = Σ_j A_lj (n_j + √w_j),        e_l = Σ_j A_lj e_j + γ ‖|A_lj|‖ (n_j + √w_j).
+
+    Args:
+        roots: ``√w``, ``(batch, sources)``.
+    """
+    entering = {name: roots[:, index] for index, name in enumerate(sources)}
+    values: dict[str, Tensor] = {}
+    errors: dict[str, Tensor] = {}
+    zero = torch.zeros_like(roots[:, 0])
+    # what underflow takes from each entry
+    lost = (1 << 20) * torch.finfo(roots.dtype).tiny
+
+    def of(table: Mapping[str, Gain]) -> tuple[Tensor, Tensor]:
+        value = error = zero
+        for name, gain in table.items():
+            size = values.get(name, zero) + entering.get(name, zero)
+            value = value + times(gain.norm, size)
+            error = error + times(gain.norm, errors.get(name, zero)) + 4 * gain.gamma * times(gain.size, size)
+            error = error + torch.where((gain.size > 0) & (size > 0), lost, 0.0)
+        return value, error
+
+    for name in layers:
+        if name in layers.gains:
+            values[name], errors[name] = of(layers.gains[name])
+    return of(gains)[1]
+
+
+@torch.no_grad()
+def _root_weights(map_: StackedMap, radii: Tensor) -> Tensor:
+    """``√w_j``, ``w_j = r_j / ‖M_jᵀ u‖``, at an approximate leading left vector u, ``(batch, sources)``.
+
+    A source that cannot move (r = 0) gets weight 0. Any positive weights are valid; these balance the terms. (The
+    weights themselves may leave the range of float64 where rates do not.)
     """
     usable = torch.isfinite(radii)
     radii = torch.where(usable, radii, torch.zeros_like(radii))
@@ -74,23 +122,33 @@ def _weights(map_: StackedMap, radii: Tensor) -> Tensor:
     map_ = cast(StackedMap, map_.detach())
     # any start serves: these weights are no certificate, and a fixed one makes results repeatable
     start = torch.randn(map_.in_shape, dtype=map_.dtype, generator=torch.Generator().manual_seed(0))
-    left = map_.forward(start.to(map_.device).expand(map_.batch_size, -1))
+    left = map_.forward(_spread(radii, map_) * start.to(map_.device))
     for _ in range(_WEIGHT_STEPS):
-        left = left / safe_norm(left.flatten(1)).clamp(min=1e-30).reshape(-1, *[1] * (left.ndim - 1))
-        right = map_.adjoint(left)
+        size = safe_norm(left.flatten(1)).reshape(-1, *[1] * (left.ndim - 1))
+        right = map_.adjoint(left / torch.where(size > 0, size, 1.0))
         sizes = torch.stack([safe_norm(p) for p in right.split(map_.sizes, dim=1)], dim=1)
-        floor = 1e-3 * sizes.amax(1, keepdim=True).clamp(min=1e-30)
-        weights = radii / torch.maximum(sizes, floor)
-        spread = torch.cat([w.unsqueeze(1).expand(-1, n) for w, n in zip(weights.T, map_.sizes)], dim=1)
-        left = map_.forward(spread * right)
+        # no term counts for less than a thousandth of the largest: that depends on the units of no layer
+        shares = sizes * radii
+        largest = shares.amax(1, keepdim=True)
+        shares = torch.maximum(shares, 1e-3 * torch.where(largest > 0, largest, 1.0))
+        roots = radii / shares.sqrt()
+        spread = _spread(roots, map_)
+        left = map_.forward(spread * (spread * right))
     # an infinite radius keeps the bound infinite: its weight must not be 0
-    return torch.where(usable, weights, torch.ones_like(weights))
+    return torch.where(usable, roots, torch.ones_like(roots))
 
 
-def composed_rows(graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers) -> Tensor:
+def _spread(values: Tensor, map_: StackedMap) -> Tensor:
+    """A number for each source, ``(batch, sources)``, at every one of its coordinates, ``(batch, numel)``."""
+    return torch.cat([v.unsqueeze(1).expand(-1, n) for v, n in zip(values.T, map_.sizes)], dim=1)
+
+
+def composed_rows(
+    graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers, visit: Visit | None = None
+) -> Tensor:
     """``Lip(vᵀ z)`` of rows ``v (batch, specs, *shape)``: ``‖a_0‖ + Σ_j ‖R_j^½ a_j‖ r_j``, ``(batch, specs)``."""
     total: Tensor | float = 0.0
-    for name, rows in row_terms(graph, target, cotangent, layers).items():
+    for name, rows in row_terms(graph, target, cotangent, layers, visit).items():
         if name in layers:
             root = safe_sqrt(layers[name].slopes.radius).flatten(1).unsqueeze(1)
             total = total + times(safe_norm(rows.flatten(2) * root), layers[name].spread.unsqueeze(1))
@@ -99,9 +157,11 @@ def composed_rows(graph: NetworkGraph, target: str, cotangent: Tensor, layers: L
     return total
 
 
-def row_terms(graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers) -> dict[str, Tensor]:
+def row_terms(
+    graph: NetworkGraph, target: str, cotangent: Tensor, layers: Layers, visit: Visit | None = None
+) -> dict[str, Tensor]:
     """Rows pulled back to the input and to every activation's output, ``(batch, specs, *shape)`` each."""
     batch, specs = cotangent.shape[:2]
     slopes = {name: c.repeat_interleave(specs, dim=0) for name, c in centres(layers).items()}
-    collected = pull_back(graph, target, cotangent.flatten(0, 1), slopes)
+    collected = pull_back(graph, target, cotangent.flatten(0, 1), slopes, visit)
     return {name: value.reshape(batch, specs, *value.shape[1:]) for name, value in collected.items()}

@@ -10,6 +10,7 @@ from torch import Tensor
 from lirpa_lip.graph import NetworkGraph
 from lirpa_lip.operators.traits import Piece
 from lirpa_lip.region import Region
+from lirpa_lip.rounding import RowErrors
 
 from .free_slopes import FreeSlopes
 from .layers import Layer, Layers
@@ -66,8 +67,7 @@ class Deviation:
         return first.index_put((index,), torch.minimum(first[index], found))
 
     def _select(self, index: Tensor) -> Deviation:
-        layers = {name: layer.select(index) for name, layer in self.layers.items()}
-        return Deviation(self.graph, layers, self.region.select(index))
+        return Deviation(self.graph, self.layers.select(index), self.region.select(index))
 
     def _upper(self, target: str, rows: Tensor, steps: int, goal: Tensor | None) -> Tensor:
         if set(self.graph.ancestors(target)).isdisjoint(self.open):
@@ -108,7 +108,8 @@ class Deviation:
         """The search with free slopes for the rows at ``index``, a sample and a row each, ``(len(index),)``."""
         sample, _ = index
         reached = set(self.graph.ancestors(target))
-        layers = {name: layer for name, layer in self.layers.items() if name in reached}
+        layers = Layers({name: layer for name, layer in self.layers.items() if name in reached})
+        layers.slack = self.layers.slack
         slopes = {}
         for name, layer in layers.items():
             line = layer.slopes.centre.detach().flatten(1).unsqueeze(1).expand(-1, rows.shape[1], -1)
@@ -125,6 +126,7 @@ class Deviation:
         batch, specs = rows.shape[:2]
         parts: list[Tensor] = []
         used: dict[str, Tensor] = {}
+        errors = RowErrors(self.layers.slack, batch)
 
         def rule(name: str, cotangent: Tensor) -> Tensor | None:
             if name not in self.layers:
@@ -139,9 +141,9 @@ class Deviation:
             parts.append(neurons.support(c, used[name]))
             return neurons.scatter(line.reshape(batch, specs, -1), used[name]).reshape(line.shape)
 
-        collected = pull_back(self.graph, target, rows.flatten(0, 1), rule)
+        collected = pull_back(self.graph, target, rows.flatten(0, 1), rule, errors.visit)
         at_input = collected[self.graph.input].reshape(batch, specs, *self.region.centre.shape[1:])
-        return sum(parts, self.region.support(at_input, ball_only)), used
+        return errors.added(sum(parts, self.region.support(at_input, ball_only)), self.graph), used
 
 
 def _undecided(best: Tensor, goal: Tensor) -> Tensor:

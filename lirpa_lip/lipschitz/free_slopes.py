@@ -24,11 +24,11 @@ from torch import Tensor
 
 from lirpa_lip.graph import NetworkGraph
 from lirpa_lip.operators.traits import Piece
-from lirpa_lip.region import Region
+from lirpa_lip.region import Region, safe_square
+from lirpa_lip.rounding import RowErrors
 
 from .layers import Layer, Layers
 from .linearised import pull_back
-from .product import times
 from .relaxation import OpenNeurons, maxima
 
 #: First step on slopes (of ranges of length about 1) and on the logarithms of multipliers; both fall to a fifth.
@@ -61,14 +61,17 @@ class FreeNeurons:
         found = layer.activation.pieces(layer.anchor, layer.lower, layer.upper, layer.slopes)
         pieces = [Piece(*(rows(t) for t in (p.slope, p.offset, p.low, p.high))) for p in found]
         whole, spread = (
-            _ball(pieces, rows(weight), times(eps, rate)[sample].unsqueeze(1), sample)
-            for weight, rate in ((layer.slopes.magnitude, layer.magnitude), (layer.slopes.radius, layer.spread))
+            _ball(pieces, rows(weight), reach[sample].unsqueeze(1), sample)
+            for weight, reach in (
+                (layer.slopes.magnitude, layer.reach(eps)),
+                (layer.slopes.radius, layer.inner_reach(eps)),
+            )
         )
         return cls(rows(layer.slopes.low.clamp(max=0)), rows(layer.slopes.high.clamp(min=0)), (whole, spread))
 
     def multipliers(self, c: Tensor, slope: Tensor) -> Tensor:
         """Logarithms of multipliers to start from, ``(rows, 1, 2)``."""
-        found = [ball.multiplier(c, slope, ball.radius.square()) for ball in self.balls]
+        found = [ball.multiplier(c, slope, safe_square(ball.radius)) for ball in self.balls]
         return (_SHARE * torch.stack(found, dim=-1)).log()
 
     def dual(self, c: Tensor, slope: Tensor, logs: Tensor, fixed: bool) -> Tensor:
@@ -81,7 +84,7 @@ class FreeNeurons:
         radii, weights = (first.radius, second.radius), (first.weight, second.weight)
         if fixed:
             radii, weights = (tuple(t.detach() for t in pair) for pair in (radii, weights))
-        cost = multiplier[..., 0] * radii[0].square() + multiplier[..., 1] * radii[1].square()
+        cost = multiplier[..., 0] * safe_square(radii[0]) + multiplier[..., 1] * safe_square(radii[1])
         curvature = multiplier[..., :1] * weights[0] + multiplier[..., 1:] * weights[1]
         if not fixed:
             return cost + maxima(first.pieces, first.present, c, slope, curvature).value.sum(-1)
@@ -105,6 +108,8 @@ class FreeSlopes:
         self.graph, self.sample = graph, sample
         self.neurons = {name: FreeNeurons.of(layer, region.eps, sample) for name, layer in layers.items()}
         self.region = region.select(sample)
+        # rows by sample, so that each row meets the error terms of its own
+        self.slack = {name: t.expand(len(region.eps), *t.shape[1:])[sample] for name, t in layers.slack.items()}
 
     def upper(
         self, target: str, rows: Tensor, start: dict[str, Tensor], steps: int, goal: Tensor | None = None
@@ -165,8 +170,10 @@ class FreeSlopes:
             parts.append(self.neurons[name].dual(c, slopes[name], logs[name], fixed))
             return slopes[name].reshape(cotangent.shape)
 
-        collected = pull_back(self.graph, target, rows, rule)
-        return sum(parts, self.region.support(collected[self.graph.input].unsqueeze(1))).squeeze(1)
+        errors = RowErrors(self.slack, len(rows))
+        collected = pull_back(self.graph, target, rows, rule, errors.visit)
+        bound = sum(parts, self.region.support(collected[self.graph.input].unsqueeze(1)))
+        return errors.added(bound, self.graph).squeeze(1)
 
     @torch.no_grad()
     def _project(self, slopes: dict[str, Tensor]) -> None:

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from lirpa_lip.graph import NetworkGraph
 from lirpa_lip.operators.traits import SlopeRange
+from lirpa_lip.rounding import absolute, gamma, total_gamma
 
-from .clarke_forward import Interval, absolute, chunk_size, gamma, most_open, total_gamma
+from .clarke_forward import Interval, chunk_size, most_open
 from .jacobian_relax import TIGHT, Products, product_range, products
 
 

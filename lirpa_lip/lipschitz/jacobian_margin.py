@@ -15,9 +15,10 @@ from torch import Tensor
 
 from lirpa_lip.errors import ConfigError
 from lirpa_lip.graph import NetworkGraph
+from lirpa_lip.rounding import absolute_sizes, total_gamma
 
 from .clarke import jacobian_constants
-from .clarke_forward import Interval, absolute_sizes, forward_bounds, total_gamma
+from .clarke_forward import Interval, forward_bounds
 from .clarke_options import ClarkeOptions
 from .clarke_region import InputSet
 
@@ -52,6 +53,6 @@ def mean_value_bounds(
     if inputs.radius is not None:
         reach = found.rows * inputs.radius.unsqueeze(1)
         most, least = torch.minimum(most, reach), torch.maximum(least, -reach)
-    size = absolute_sizes(graph, inputs)[graph.output].flatten(1).unsqueeze(1)
+    size = absolute_sizes(graph, inputs.size)[graph.output].flatten(1).unsqueeze(1)
     slack = total_gamma(graph) * (seed.flatten(2).abs() * size).sum(-1) + 1e-12 * (most - least)
     return value + least - slack, value + most + slack

@@ -16,8 +16,8 @@ from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.linear_map import LinearMap
 from lirpa_lip.operators.traits import SlopeRange
 from lirpa_lip.region import safe_norm
+from lirpa_lip.rounding import absolute, total_gamma
 
-from .clarke_forward import absolute, total_gamma
 from .linearised import pull_back
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from lirpa_lip.operators.node import Interval
 from lirpa_lip.operators.traits import Activation, SlopeRange
 
 
@@ -20,6 +22,7 @@ class Layer:
         slopes: ranges of slopes, of secants from the centre or of all pairs of points as the sweep was asked.
         magnitude: ``Lip(S^½ z)``, the best known, ``(batch,)``.
         spread: ``Lip(R^½ z)``, the best known, ``(batch,)``.
+        error: bound of ``‖S^½ (z(centre) − anchor)‖``, what rounding has done to the anchor; ``(batch,)``.
     """
 
     name: str
@@ -31,15 +34,70 @@ class Layer:
     slopes: SlopeRange
     magnitude: Tensor
     spread: Tensor
+    error: Tensor | float = 0.0
 
     def select(self, index: Tensor) -> Layer:
         """The samples at ``index``, alone."""
         slopes = SlopeRange(self.slopes.low[index], self.slopes.high[index])
         names = ("lower", "upper", "anchor", "magnitude", "spread")
-        return replace(self, slopes=slopes, **{name: getattr(self, name)[index] for name in names})
+        error = self.error[index] if isinstance(self.error, Tensor) else self.error
+        return replace(self, slopes=slopes, error=error, **{name: getattr(self, name)[index] for name in names})
+
+    def reach(self, eps: Tensor) -> Tensor:
+        """Radius of the ball that ``S^½ (z − anchor)`` stays in, for inputs within ``eps (batch,)``."""
+        return times(eps, self.magnitude) + self.error
+
+    def inner_reach(self, eps: Tensor) -> Tensor:
+        """Likewise for ``R^½ (z − anchor)``."""
+        return times(eps, self.spread) + self.error
 
 
-Layers = dict[str, Layer]
+@dataclass(frozen=True)
+class Gain:
+    """How strongly one layer's values act on the next one's: of ``S_k^½ A S_j^½``, each ``(batch,)``.
+
+    Attributes:
+        norm: upper bound of the spectral norm.
+        size: upper bound of the norm of the absolute values.
+        gamma: relative error of an entry of A, as computed, beside the absolute values that entered it.
+    """
+
+    norm: Tensor
+    size: Tensor
+    gamma: float
+
+
+class Layers(dict[str, Layer]):
+    """Layers by activation, in topological order.
+
+    Attributes:
+        slack: error terms of affine nodes, `lirpa_lip.rounding.NodeErrors.slack`; empty for estimates.
+        gains: of each layer, by source, for the error of compositions; empty for estimates.
+        intervals: bounds of every node's value.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer] | None = None) -> None:
+        super().__init__(layers or {})
+        self.slack: dict[str, Tensor] = {}
+        self.gains: dict[str, dict[str, Gain]] = {}
+        self.intervals: dict[str, Interval] = {}
+
+    def select(self, index: Tensor) -> Layers:
+        """The samples at ``index``, alone."""
+        part = Layers({name: layer.select(index) for name, layer in self.items()})
+        part.slack = {name: t[index] if len(t) > 1 else t for name, t in self.slack.items()}
+        return part
+
+
+def times(norm: Tensor, rate: Tensor) -> Tensor:
+    """``norm * rate`` with 0 * inf = 0: a map that is zero passes nothing on, however fast its input.
+
+    What underflows is not zero, but at most the least normal number.
+    """
+    product = norm * rate
+    least = torch.finfo(product.dtype).tiny
+    lost = (product.detach() < least) & (norm.detach() != 0) & (rate.detach() != 0)
+    return torch.where(norm == 0, torch.zeros_like(product), torch.where(lost, product + least, product))
 
 
 def centres(layers: Layers) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -10,8 +10,12 @@ from torch import Tensor
 
 from lirpa_lip.graph import NetworkGraph
 from lirpa_lip.norms.linear_map import ComposedMap, IdentityMap, LinearMap, SumMap
+from lirpa_lip.norms.maps.compose import scaled_map
+from lirpa_lip.norms.powers import exponents, times_power
 
 Slopes = Mapping[str, Tensor]
+#: Is shown the complete cotangent of every node on the way, by name.
+Visit = Callable[[str, Tensor], None]
 #: Chooses the slopes of one activation from its name and the cotangent at its output; ``None`` ends the walk there.
 SlopeRule = Callable[[str, Tensor], Tensor | None]
 
@@ -40,7 +44,9 @@ def _paths(graph: NetworkGraph, source: str, target: str) -> list[list[LinearMap
     return paths
 
 
-def pull_back(graph: NetworkGraph, target: str, cotangent: Tensor, slopes: Slopes | SlopeRule) -> dict[str, Tensor]:
+def pull_back(
+    graph: NetworkGraph, target: str, cotangent: Tensor, slopes: Slopes | SlopeRule, visit: Visit | None = None
+) -> dict[str, Tensor]:
     """Cotangents ``(batch, *shape)`` at the input and at every activation's *output*, for one at ``target``.
 
     An activation with slopes passes its cotangent on, scaled; one without ends the walk there. A rule chooses slopes
@@ -53,6 +59,8 @@ def pull_back(graph: NetworkGraph, target: str, cotangent: Tensor, slopes: Slope
         if name not in pending:
             continue
         node, value = graph[name], pending.pop(name)
+        if visit is not None:
+            visit(name, value)
         if node.maps is not None:
             for map_, parent in zip(node.maps, node.parents):
                 _accumulate(pending, parent, map_.adjoint(value))
@@ -132,13 +140,53 @@ class StackedMap(LinearMap):
         return torch.cat([(scale * cotangents[name]).flatten(1) for name, scale in self.scales.items()], dim=1)
 
     def rebuild(self, shared, per_sample) -> StackedMap:
-        nodes = {}
+        maps = {n.name: [m.rebuild(shared, shared) for m in n.maps] for n in self.graph if n.maps is not None}
+        return self._copy(self._with_maps(maps), per_sample)
+
+    def _with_maps(self, maps: Mapping[str, Sequence[LinearMap]]) -> NetworkGraph:
+        nodes = {n.name: replace(n, maps=tuple(maps[n.name])) if n.name in maps else n for n in self.graph}
+        return NetworkGraph(nodes, self.graph.input, self.graph.output, self.graph.dtype, self.graph.device)
+
+    def balanced(self) -> tuple[StackedMap, Tensor]:
+        """Every node's values in a unit of its own, a power of two: maps, slopes and scales pass from unit to unit."""
+        units: dict[str, Tensor] = {}
+        maps, slopes, scales = {}, dict(self.slopes), dict(self.scales)
+        for name in self.graph.ancestors(self.target):
+            node, found = self.graph[name], []
+            if name in scales:
+                found.append(_size(scales[name]))
+            parents = [parent for parent in node.parents if parent in units]
+            if node.maps is not None:
+                parts = [m.balanced() for m in node.maps]
+                found += [units[p] + e for p, (_, e) in zip(node.parents, parts, strict=True) if p in units]
+            elif name in slopes and parents:
+                found.append(units[parents[0]] + _size(slopes[name]))
+            if not found:
+                continue
+            units[name] = torch.stack(found).amax(0)
+            if node.maps is not None:
+                maps[name] = [
+                    scaled_map(part, units[p] + e - units[name]) if p in units else part
+                    for p, (part, e) in zip(node.parents, parts, strict=True)
+                ]
+            elif name in slopes and parents:
+                slopes[name] = times_power(slopes[name], units[parents[0]] - units[name])
+            if name in scales:
+                scales[name] = times_power(scales[name], -units[name])
+        total, out_scale = units[self.target], self.out_scale
+        if out_scale is not None:
+            total, out_scale = total + _size(out_scale), times_power(out_scale, -_size(out_scale))
+        return StackedMap(self._with_maps(maps), self.target, slopes, scales, out_scale), total
+
+    def support(self) -> StackedMap | None:
+        maps = {}
         for node in self.graph:
             if node.maps is not None:
-                node = replace(node, maps=tuple(m.rebuild(shared, shared) for m in node.maps))
-            nodes[node.name] = node
-        graph = NetworkGraph(nodes, self.graph.input, self.graph.output, self.graph.dtype, self.graph.device)
-        return self._copy(graph, per_sample)
+                parts = [m.support() for m in node.maps]
+                maps[node.name] = [part for part in parts if part is not None]
+                if len(maps[node.name]) < len(parts):
+                    return None
+        return self._copy(self._with_maps(maps), lambda t: (t != 0).to(t.dtype))
 
     def to(self, dtype=None, device=None) -> StackedMap:
         return self._copy(self.graph.to(dtype or self.dtype), lambda t: t.to(dtype or t.dtype))
@@ -150,3 +198,7 @@ class StackedMap(LinearMap):
         out_scale = None if self.out_scale is None else change(self.out_scale)
         slopes = {k: change(v) for k, v in self.slopes.items()}
         return StackedMap(graph, self.target, slopes, {k: change(v) for k, v in self.scales.items()}, out_scale)
+
+
+def _size(tensor: Tensor) -> Tensor:
+    return exponents(tensor.detach().abs().amax())

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.norms import masked_spectral_norm
+from lirpa_lip.norms.draw import fresh_seed, next_seed
 from lirpa_lip.norms.linear_map import LinearMap
 
 #: Operations per sample for a deterministic norm where compositions, which mostly have none, enter too; and the
@@ -32,10 +33,14 @@ class NormOracle:
         config: solver, certificate kind and the whole certificate's ``delta``.
         planned: how many norms the certificate may take; each gets ``delta / planned``, so that by the union bound
             all hold together with probability at least ``1 - delta``.
+
+    Attributes:
+        seed: that of every norm follows from it.
     """
 
     def __init__(self, config: LocalLipConfig, planned: int) -> None:
         self.config, self.planned = config, max(1, planned)
+        self.seed = fresh_seed() if config.seed is None else config.seed
         self.calls = 0
         self._kinds: set[str] = set()
 
@@ -46,6 +51,8 @@ class NormOracle:
             raise RuntimeError(f"a certificate planned for {self.planned} norms took more: delta is overdrawn.")
         limit = self.config.norm_iterations
         options: dict[str, Any] = {} if limit is None else {"max_iterations": limit}
+        if not self.config.is_estimate or self.config.seed is not None:
+            options["seed"] = next_seed(self.seed, self.calls)
         if self.config.bound != "product" and self.config.norm_tolerance > _NEAR:
             options["work_limit"] = _WORK_LIMIT
         result = masked_spectral_norm(
@@ -78,4 +85,5 @@ class NormOracle:
 @torch.no_grad()
 def norm_below(map_: LinearMap, mask_in: Tensor | None = None, mask_out: Tensor | None = None) -> Tensor:
     """A cheap estimate of a masked norm from below, ``(batch,)``: no bound, good to see which norms are not needed."""
-    return masked_spectral_norm(map_, mask_in, mask_out, certificate="estimate", max_iterations=_ESTIMATE_STEPS).lower
+    options: dict[str, Any] = {"certificate": "estimate", "max_iterations": _ESTIMATE_STEPS, "seed": 0}
+    return masked_spectral_norm(map_, mask_in, mask_out, **options).lower

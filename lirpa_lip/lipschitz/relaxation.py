@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.operators.traits import Piece
+from lirpa_lip.region import safe_square
 
 from .layers import Layer
-from .product import times
 
 #: Steps towards the best multiplier; any number of them gives a valid bound.
 _STEPS = 6
@@ -104,7 +104,7 @@ class OpenNeurons:
             Piece(*(take(t) for t in (p.slope, p.offset, p.low, p.high)))
             for p in layer.activation.pieces(layer.anchor, layer.lower, layer.upper, layer.slopes)
         ]
-        radius = times(eps, layer.spread).unsqueeze(1)
+        radius = layer.inner_reach(eps).unsqueeze(1)
         return cls(index, pieces, take(layer.slopes.radius), radius, open_.gather(1, index).unsqueeze(1))
 
     def take(self, rows: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class OpenNeurons:
         finite = torch.isfinite(self.radius)
         if not bool(finite.any()):
             return box
-        budget = torch.where(finite, self.radius, torch.zeros_like(self.radius)).square()
+        budget = safe_square(torch.where(finite, self.radius, torch.zeros_like(self.radius)))
         multiplier = self.multiplier(c, slope, budget)
         ball = multiplier * budget + self._maxima(c, slope, multiplier).value.sum(-1)
         usable = finite & torch.isfinite(ball)

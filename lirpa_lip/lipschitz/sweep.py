@@ -10,16 +10,19 @@ from torch import Tensor
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.graph import NetworkGraph, Node
 from lirpa_lip.intermediate import Interval, check_interval, intersect, node_interval
-from lirpa_lip.region import Region
+from lirpa_lip.region import Region, safe_norm
+from lirpa_lip.rounding import NodeErrors, positive_slack
 
 from .composed import composed_rate
 from .deviation import Deviation
-from .layers import Layer, Layers
+from .layers import Gain, Layer, Layers, safe_sqrt, times
 from .oracle import Norm, norm_below
-from .product import local_ball, product_plan, product_rate
+from .product import layer_gains, local_ball, local_rows, product_norms, product_plan, product_rate, rate_of
 
 #: Most elements of one batch of composed rows (rows × widest layer): about what caches hold.
 _ROW_ELEMENTS = 1 << 20
+#: Share of a layer's reach, and of its values, from which the error of its anchors is worth norms of its own.
+_NOTABLE = 1e-7
 
 
 def planned_norms(graph: NetworkGraph, config: LocalLipConfig) -> int:
@@ -45,73 +48,163 @@ def sweep(
         anchored: override of ``config.anchored``.
     """
     anchored = config.anchored if anchored is None else anchored
-    given = given or {}
-    values = graph.values(region.centre)
-    layers: Layers = {}
-    intervals: dict[str, Interval] = {graph.input: region.interval()}
-    wanted = {node.parents[0] for node in graph.activations}
-    tightened = 0
-    for node in graph:
-        if node.is_input:
-            continue
-        if node.activation is None:
-            interval = node_interval(node, intervals)
-            if node.name in given:
-                interval = intersect(interval, given[node.name])
-            if node.name in wanted:
-                interval = _narrow(graph, node, interval, values[node.name], layers, region, config)
-                check_interval(node, interval)
-                # a ball seen through a linear map is bounded exactly as it is
-                exact = not layers and region.low is None and config.local_ball
-                if (tightened < config.tighten or config.tighten == -1) and not exact:
-                    interval = _tighten(graph, node, interval, values[node.name], layers, region)
-                tightened += 1
-            intervals[node.name] = interval
+    return _Sweep(graph, region, config, norm, given or {}, anchored).run()
+
+
+class _Sweep:
+    """The state of one pass. Estimates bound nothing, and so count no rounding."""
+
+    def __init__(
+        self, graph: NetworkGraph, region: Region, config: LocalLipConfig, norm: Norm, given, anchored: bool
+    ) -> None:
+        self.graph, self.region, self.config, self.norm = graph, region, config, norm
+        self.given: Mapping[str, Interval] = given
+        self.anchored = anchored
+        self.values = graph.values(region.centre)
+        self.errors = None if config.is_estimate else NodeErrors(graph, self.values)
+        self.layers = Layers()
+        self.intervals: dict[str, Interval] = {graph.input: region.interval()}
+        self.rows: dict[str, dict[str, Tensor]] = {}
+        self.tightened = 0
+
+    def run(self) -> Layers:
+        wanted = {node.parents[0] for node in self.graph.activations}
+        for node in self.graph:
+            if node.activation is not None:
+                self._activation(node)
+            elif not node.is_input:
+                self._affine(node, node.name in wanted)
+        self.layers.intervals = self.intervals
+        if self.errors is not None:
+            self.layers.slack = self.errors.slack
+        return self.layers
+
+    def _affine(self, node: Node, wanted: bool) -> None:
+        slack = None if self.errors is None else self.errors.affine(node, self.intervals)
+        interval = node_interval(node, self.intervals, slack, strict=slack is not None)
+        if node.name in self.given:
+            interval = self._both(node, "interval arithmetic", interval, "bounds given", self.given[node.name])
+        if wanted:
+            interval = self._narrow(node, interval)
+            check_interval(node, interval)
+            # a ball seen through a linear map is bounded exactly as it is
+            exact = not self.layers and self.region.low is None and self.config.local_ball
+            if (self.tightened < self.config.tighten or self.config.tighten == -1) and not exact:
+                found = _tighten(self.graph, node, interval, self.values[node.name], self.layers_so_far, self.region)
+                interval = self._both(node, "earlier bounds", interval, "composed rows", found)
+            self.tightened += 1
+        self.intervals[node.name] = interval
+
+    @property
+    def layers_so_far(self) -> Layers:
+        if self.errors is not None:
+            self.layers.slack = self.errors.slack
+        return self.layers
+
+    def _both(self, node: Node, first: str, a: Interval, second: str, b: Interval) -> Interval:
+        # an estimate may well contradict a bound
+        return intersect(a, b, None if self.config.is_estimate else (node.name, first, second))
+
+    def _narrow(self, node: Node, interval: Interval) -> Interval:
+        if not self.config.local_ball:
+            return interval
+        value = self.values[node.name]
+        rows = self.rows[node.name] = local_rows(self.graph, node.name, self.layers)
+        reach = local_ball(self.graph, node.name, self.layers, self.region.eps, rows)
+        if self.errors is not None:
+            count = max(self.graph[s].shape.numel() for s in rows)
+            reach = reach * (1 + positive_slack(count, self.graph.dtype)) + self.errors.chain[node.name]
+            # the difference from the centre is rounded as well, by less than what the chain has to spare
+        return self._both(node, "interval arithmetic", interval, "the ball", (value - reach, value + reach))
+
+    def _activation(self, node: Node) -> None:
+        parent, activation = node.parents[0], node.activation
+        assert activation is not None
+        interval, anchor = self.intervals[parent], self.values[parent]
+        lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
+        whole = None
+        if self.anchored:
+            slopes = activation.secant_range(anchor, lower, upper)
         else:
-            layer = _layer(graph, node, intervals[node.parents[0]], values, layers, config, norm, anchored)
-            layers[node.name] = layer
-            intervals[node.name] = node_interval(node, {layer.parent: (layer.lower, layer.upper)})
-    return layers
+            slopes = whole = activation.slope_range(lower, upper)
+        gains = self._gains(parent, slopes.magnitude)
+        magnitude, norms = self._magnitude(node, slopes.magnitude, gains)
+        spread = magnitude
+        if self.config.bound != "product":
+            # every diagonal contraction of S^½ z moves no faster, R^½ z among them
+            rate = composed_rate(self.graph, parent, slopes.radius, self.layers, self.norm, gains)
+            spread = torch.minimum(magnitude, self._outward(rate))
+        error: Tensor | float = 0.0
+        if gains is not None:
+            self.layers.gains[node.name] = gains
+            if self.anchored:
+                error = self._anchor_error(node, slopes.magnitude, gains, norms, magnitude)
+        self.layers[node.name] = Layer(
+            node.name, parent, activation, lower, upper, anchor, slopes, magnitude, spread, error
+        )
+        after = node_interval(node, {parent: (lower, upper)})
+        if self.errors is not None:
+            whole = activation.slope_range(lower, upper) if whole is None else whole
+            slack = self.errors.activation(node, whole.magnitude, (lower, upper), after)
+            after = after[0] - slack, after[1] + slack
+        self.intervals[node.name] = after
 
+    def _outward(self, rate: Tensor) -> Tensor:
+        return rate if self.errors is None else rate * (1 + positive_slack(0, self.graph.dtype))
 
-def _narrow(graph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region, config) -> Interval:
-    if not config.local_ball:
-        return interval
-    reach = local_ball(graph, node.name, layers, region.eps)
-    return intersect(interval, (value - reach, value + reach))
+    @torch.no_grad()
+    def _gains(self, parent: str, magnitude: Tensor) -> dict[str, Gain] | None:
+        if self.errors is None:
+            return None
+        rows = self.rows.get(parent) or local_rows(self.graph, parent, self.layers)
+        return layer_gains(self.graph, parent, magnitude, rows, self.layers)
 
+    def _magnitude(self, node: Node, mask: Tensor, gains) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """``Lip(S^½ z)``, and the norms of the product bound where they were taken.
 
-def _layer(graph, node: Node, interval: Interval, values, layers: Layers, config, norm: Norm, anchored) -> Layer:
-    parent, activation = node.parents[0], node.activation
-    assert activation is not None
-    anchor = values[parent]
-    lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
-    if anchored:
-        slopes = activation.secant_range(anchor, lower, upper)
-    else:
-        slopes = activation.slope_range(lower, upper)
-    magnitude = _magnitude(graph, node, slopes.magnitude, layers, config, norm)
-    spread = magnitude
-    if config.bound != "product":
-        # every diagonal contraction of S^½ z moves no faster, R^½ z among them
-        spread = torch.minimum(magnitude, composed_rate(graph, parent, slopes.radius, layers, norm))
-    return Layer(node.name, parent, activation, lower, upper, anchor, slopes, magnitude, spread)
+        Of two bounds the second is not taken where it cannot be smaller, or is the same norm.
+        """
+        graph, layers, config = self.graph, self.layers, self.config
+        first = not any(name in layers for name in graph.ancestors(node.parents[0]))
+        if config.bound == "product" or (config.bound == "auto" and first and node.isometry_of is None):
+            return self._product(node, mask, gains)
+        composed = self._outward(composed_rate(graph, node.parents[0], mask, layers, self.norm, gains))
+        if config.bound == "composed":
+            return composed, None
+        # estimates keep warm starts by the order of the norms, which then must not depend on the data
+        if not config.is_estimate and bool((composed <= product_rate(graph, node, mask, layers, norm_below)).all()):
+            return composed, None
+        product, norms = self._product(node, mask, gains)
+        return torch.minimum(composed, product), norms
 
+    def _product(self, node: Node, mask: Tensor, gains) -> tuple[Tensor, dict[str, Tensor]]:
+        norms = product_norms(self.graph, node, mask, self.layers, self.norm)
+        if gains is not None:
+            # of an isometry's source the gains are others, but no smaller than for orthogonal maps they can be
+            norms = {s: n + (gains[s].gamma * gains[s].size if s in gains else 0.0) for s, n in norms.items()}
+        return self._outward(rate_of(norms, self.layers)), norms
 
-def _magnitude(graph, node: Node, mask: Tensor, layers: Layers, config, norm: Norm) -> Tensor:
-    """``Lip(S^½ z)``; of two bounds the second is not taken where it cannot be smaller, or is the same norm."""
-    if config.bound == "product":
-        return product_rate(graph, node, mask, layers, norm)
-    first = not any(name in layers for name in graph.ancestors(node.parents[0]))
-    if config.bound == "auto" and first and node.isometry_of is None:
-        return product_rate(graph, node, mask, layers, norm)
-    composed = composed_rate(graph, node.parents[0], mask, layers, norm)
-    if config.bound == "composed":
-        return composed
-    # estimates keep warm starts by the order of the norms, which then must not depend on the data
-    if not config.is_estimate and bool((composed <= product_rate(graph, node, mask, layers, norm_below)).all()):
-        return composed
-    return torch.minimum(composed, product_rate(graph, node, mask, layers, norm))
+    @torch.no_grad()
+    def _anchor_error(self, node: Node, magnitude: Tensor, gains, norms, rate: Tensor) -> Tensor:
+        """``‖S^½ (z(centre) − anchor)‖``: its own rounding, and that of its sources times the gains on this layer."""
+        parent = node.parents[0]
+        assert self.errors is not None
+        own = safe_norm((safe_sqrt(magnitude) * self.errors.of_anchor(parent)).flatten(1))
+        sources = [s for s in gains if s in self.layers and bool((torch.as_tensor(self.layers[s].error) > 0).any())]
+
+        def total(known) -> Tensor:
+            parts = [times(torch.minimum(gains[s].norm, known.get(s, gains[s].norm)), self.layers[s].error)
+                     for s in sources]  # fmt: skip
+            return self._outward(sum(parts, own))
+
+        usable = norms if norms is not None and node.isometry_of is None else {}
+        error = total(usable)
+        size = safe_norm((safe_sqrt(magnitude) * self.values[parent]).flatten(1))
+        notable = (error > _NOTABLE * times(self.region.eps, rate)) & (error > _NOTABLE * size) & (error > 2 * own)
+        if sources and not usable and node.isometry_of is None and bool(notable.any()):
+            # Frobenius norms grow too fast in deep networks; these norms were planned for
+            error = torch.minimum(error, total(product_norms(self.graph, node, magnitude, self.layers, self.norm)))
+        return error
 
 
 def _tighten(graph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region) -> Interval:
@@ -136,4 +229,4 @@ def _tighten(graph, node: Node, interval: Interval, value: Tensor, layers: Layer
     low, high = at + torch.cat(lows, 1), at + torch.cat(highs, 1)
     lower = lower.scatter(1, index, torch.maximum(lower.gather(1, index), low))
     upper = upper.scatter(1, index, torch.minimum(upper.gather(1, index), high))
-    return intersect(interval, (lower.reshape(interval[0].shape), upper.reshape(interval[1].shape)))
+    return lower.reshape(interval[0].shape), upper.reshape(interval[1].shape)

@@ -16,6 +16,7 @@ from lirpa_lip.losses.bound import BoundOutput
 from lirpa_lip.losses.stages import Stage, stages_of
 from lirpa_lip.losses.warm_norm import WarmStarts
 from lirpa_lip.norms import masked_spectral_norm
+from lirpa_lip.ranges import check_delta
 
 CERTIFICATES = ("estimate", "auto", "deterministic", "probabilistic")
 
@@ -35,6 +36,7 @@ class GlobalBound(nn.Module):
 
     Raises:
         UnknownMethodError: no such certificate.
+        ConfigError: delta does not lie strictly between 0 and 1.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class GlobalBound(nn.Module):
         super().__init__()
         if certificate not in CERTIFICATES:
             raise UnknownMethodError(certificate, CERTIFICATES, kind="certificate")
+        check_delta(delta)
         self.certificate, self.iterations, self.delta = certificate, iterations, delta
         self._model = (model,)  # in a tuple, so that its parameters are not registered twice
         self._stages = stages_of(model, sample)

@@ -20,6 +20,7 @@ from lirpa_lip.margin import row_lipschitz
 from lirpa_lip.norms.linear_map import LinearMap
 from lirpa_lip.operators.piecewise_linear import PiecewiseLinear
 from lirpa_lip.region import Region
+from lirpa_lip.trust.live import refresh
 
 
 class GraphLocalLip(nn.Module):
@@ -58,6 +59,7 @@ class GraphLocalLip(nn.Module):
         """See ``LipschitzBound``."""
         logits = self._model[0](x)
         labels = logits.argmax(dim=1) if labels is None else labels
+        refresh(self._bounded[0])
         graph = build_graph(self._bounded[0])  # anew, since it may hold values computed from the weights
         low, high = self.image_box or (None, None)
         region = Region.make(x, eps, low, high)

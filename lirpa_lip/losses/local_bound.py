@@ -21,16 +21,16 @@ from lirpa_lip.losses.warm_norm import WarmStarts
 from lirpa_lip.norms.linear_map import LinearMap
 
 
-def local_lip_bound(model: nn.Module, sample: Tensor, **options: Any) -> nn.Module:
-    """``"local-lip"``: the product bound, by stages where the network is sequential, else on its traced graph."""
+def local_product_bound(model: nn.Module, sample: Tensor, **options: Any) -> nn.Module:
+    """``"local-product"``: the product bound, by stages where the network is sequential, else on its traced graph."""
     try:
         return SequentialLocalLip(model, sample, **options)
     except UnsupportedOperatorError:
         return _graph_bound(model, sample, bound="product", **options)
 
 
-def composed_bound(model: nn.Module, sample: Tensor, **options: Any) -> nn.Module:
-    """``"composed"``: the smaller of the composed and the product bound, likewise."""
+def local_lip_bound(model: nn.Module, sample: Tensor, **options: Any) -> nn.Module:
+    """``"local-lip"``: the smaller of the composed and the product bound, likewise."""
     from lirpa_lip.losses.composed_bound import SequentialComposed
 
     try:

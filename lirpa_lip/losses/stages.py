@@ -1,6 +1,6 @@
 """A sequential network as stages: linear map, bias, activation; the form in which the global bound reads it.
 
-Networks that are not sequential go through ``lirpa_lip.BoundedModule`` (the bounds ``local-lip`` and ``composed``).
+Other networks go through ``lirpa_lip.BoundedModule`` (the bounds ``local-product`` and ``local-lip``).
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def _check_layer(name: str, layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str):
         raise UnsupportedOperatorError(name, "Conv2d", reason=f"padding={layer.padding!r}; give it in numbers")
     if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Flatten) and type(layer).__name__ != "Normalize":
-        reason = "the bound 'global' reads sequential networks; 'local-lip' and 'composed' take general graphs"
+        reason = (
+            "the bound 'global-product' reads sequential networks; 'local-product' and 'local-lip' take general graphs"
+        )
         raise UnsupportedOperatorError(name, type(layer).__name__, _SUPPORTED, reason)
 
 

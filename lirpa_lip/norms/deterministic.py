@@ -25,7 +25,8 @@ from lirpa_lip.norms.cholesky import (
     gram_margin,
 )
 from lirpa_lip.norms.conv_gram import Side, blocks, factor_work, side, stencil
-from lirpa_lip.norms.lanczos import estimate, estimate_for_bound
+from lirpa_lip.norms.draw import Source, another
+from lirpa_lip.norms.lanczos import below, estimate, estimate_for_bound
 from lirpa_lip.norms.linear_map import ConvMap, IdentityMap
 from lirpa_lip.norms.loose import loose_bounds
 from lirpa_lip.norms.problem import Problem, unit
@@ -61,7 +62,7 @@ def work(problem: Problem) -> dict[str, float]:
     return ways
 
 
-def deterministic(problem: Problem, generator: torch.Generator | None, want_vectors: bool) -> NormResult:
+def deterministic(problem: Problem, source: Source, want_vectors: bool) -> NormResult:
     """Bounds of all samples.
 
     Raises:
@@ -70,21 +71,22 @@ def deterministic(problem: Problem, generator: torch.Generator | None, want_vect
     if isinstance(problem.map, IdentityMap):
         return _diagonal(problem)
     if not problem.map.cheap_entries:
-        return _of_written_out(problem, generator, want_vectors)
+        return _of_written_out(problem, source, want_vectors)
     double = problem.to(torch.float64)
-    guess = estimate_for_bound(problem, GUESS_RTOL, GUESS_STEPS, generator, want_vectors)
-    sigma = guess.lower.double()
+    guess = estimate_for_bound(problem, GUESS_RTOL, GUESS_STEPS, source, want_vectors)
+    sigma, lower = guess.lower.double(), below(guess, problem)
     upper = exact_bounds(double, sigma, DISTANCES[:1])
     missed = torch.isinf(upper).nonzero().squeeze(1)
     if len(missed):
         part = double.select(missed)
-        better = estimate(part, None, GUESS_RTOL / 100, 4 * GUESS_STEPS, generator, False).lower
-        sigma[missed] = torch.maximum(sigma[missed], better)
+        better = estimate(part, None, GUESS_RTOL / 100, 4 * GUESS_STEPS, another(source), False)
+        sigma[missed] = torch.maximum(sigma[missed], better.lower)
+        lower[missed] = torch.maximum(lower[missed], below(better, part))
         upper[missed] = exact_bounds(part, sigma[missed], DISTANCES)
     failed = torch.isinf(upper).nonzero().squeeze(1)
     if len(failed):
         upper[failed] = loose_bounds(double.select(failed))
-    lower = sigma * (1 - 64 * torch.finfo(guess.lower.dtype).eps)
+    lower = torch.minimum(lower, upper)
     return NormResult(lower, upper, "deterministic", 0.0, guess.iterations, guess.left, guess.right)
 
 
@@ -99,7 +101,7 @@ def exact_bounds(problem: Problem, sigma: Tensor, distances: Sequence[float]) ->
     return convolution_bounds(problem, way == "outputs", sigma, distances)
 
 
-def _of_written_out(problem: Problem, generator: torch.Generator | None, want_vectors: bool) -> NormResult:
+def _of_written_out(problem: Problem, source: Source, want_vectors: bool) -> NormResult:
     linear_map = problem.map
     if min(linear_map.in_numel, linear_map.out_numel) > DENSE_LIMIT:
         raise ConfigError(
@@ -109,15 +111,15 @@ def _of_written_out(problem: Problem, generator: torch.Generator | None, want_ve
         )
     problem = problem.to(torch.float64)
     if linear_map.batch_size is None:
-        return deterministic(written_out(problem), generator, want_vectors)
+        return deterministic(written_out(problem), source, want_vectors)
     together = max(1, GROUP_ELEMENTS // (linear_map.in_numel * linear_map.out_numel))
     parts = torch.arange(problem.size, device=linear_map.device).split(together)
-    found = [deterministic(written_out(problem.select(part)), generator, want_vectors) for part in parts]
+    found = [deterministic(written_out(problem.select(part)), source, want_vectors) for part in parts]
     return combined(found, parts, problem.size)
 
 
 def _diagonal(problem: Problem) -> NormResult:
-    """The largest scale, exactly but for one rounding."""
+    """The largest scale, exactly but for the roundings of the scales that were multiplied."""
     scale = torch.ones(problem.size, problem.numel, dtype=torch.float64, device=problem.map.device)
     for mask in (problem.mask_in, problem.mask_out):
         scale = scale if mask is None else scale * mask.flatten(1).double()
@@ -125,7 +127,7 @@ def _diagonal(problem: Problem) -> NormResult:
     right = torch.zeros_like(scale).scatter_(1, index.unsqueeze(1), (sigma > 0).double().unsqueeze(1))
     left = unit(right * scale)
     vectors = (v.reshape(-1, *problem.map.in_shape).to(problem.map.dtype) for v in (left, right))
-    return NormResult(sigma * (1 - 2 * UNIT), sigma * (1 + 2 * UNIT), "deterministic", 0.0, 0, *vectors)
+    return NormResult(sigma * (1 - 32 * UNIT), sigma * (1 + 32 * UNIT), "deterministic", 0.0, 0, *vectors)
 
 
 def dense_bounds(problem: Problem, sigma: Tensor, distances: Sequence[float]) -> Tensor:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import NonFiniteError
+from lirpa_lip.norms.draw import Source, normal
 from lirpa_lip.norms.kernels.reference import reciprocal
 from lirpa_lip.norms.kernels.registry import backend
 from lirpa_lip.norms.problem import Problem, unit
 from lirpa_lip.norms.reduce import by_reduction, reduction_pays
-from lirpa_lip.norms.result import NormResult
+from lirpa_lip.norms.result import NormResult, combined
 from lirpa_lip.norms.step_pair import StepPair, pair_for
 
 #: Lanczos vectors are kept while they take at most this many times the larger activation; past it, they are made anew.
@@ -27,6 +28,12 @@ BASIS_ACTIVATIONS = 4
 
 #: Other forms of a map, a stencil or reduced matrices, take at least as long to find as this many applications of it.
 WORTHWHILE_STEPS = 4
+
+#: Norms in float32 below this are found again in float64: their squares come near what float32 holds.
+LEAST_SINGLE = 2.0**-40
+
+#: Relative distance within which two top eigenvalues of T are copies of one.
+COPY = 1e-6
 
 #: Steps at which convergence is looked at: each costs an eigendecomposition of T.
 CHECKS = (2, 4, 6, 8, 11, 14, 18, 22, 27, 33, 40, 48, 58, 70, 84, 100, 120)
@@ -175,21 +182,40 @@ def _eigen(alpha: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
     matrix.diagonal(1, 1, 2).copy_(off)
     matrix.diagonal(-1, 1, 2).copy_(off)
     values, vectors = torch.linalg.eigh(matrix)
-    return values, vectors[:, :, -1].clone()
+    top = vectors[:, :, -1].clone()
+    if values.shape[1] > 1:
+        copied = values[:, -1] - values[:, -2] <= COPY * values[:, -1]
+        for sample in copied.nonzero().flatten().tolist():
+            top[sample] = _before_copies(matrix[sample], values[sample, -1])
+    return values, top
 
 
-def random_start(problem: Problem, generator: torch.Generator | None) -> Tensor:
+def _before_copies(matrix: Tensor, value: Tensor) -> Tensor:
+    """The top eigenvector of the first leading block that has the top eigenvalue, ``(k,)``: it has one copy of it.
+
+    Of two copies eigenvectors are any mixture, whose Lanczos vectors may cancel.
+    """
+    low, high = 1, len(matrix)
+    while low < high:  # by Cauchy's interlacing the top eigenvalue of the blocks rises
+        middle = (low + high) // 2
+        reached = torch.linalg.eigvalsh(matrix[:middle, :middle])[-1] >= value * (1 - 1e-14 * len(matrix))
+        low, high = (low, middle) if bool(reached) else (middle + 1, high)
+    top = torch.zeros_like(matrix[0])
+    top[:low] = torch.linalg.eigh(matrix[:low, :low])[1][:, -1]
+    return top
+
+
+def random_start(problem: Problem, source: Source) -> Tensor:
     """``(B, numel)``: Gaussian on the coordinates that are not masked, so uniform in direction there."""
-    shape = (problem.size, problem.numel)
-    start = torch.randn(shape, dtype=problem.map.dtype, device=problem.map.device, generator=generator)
+    start = normal((problem.size, problem.numel), problem.map.dtype, problem.map.device, source)
     return start if problem.outer is None else start * (problem.outer != 0)
 
 
-def _alive(problem: Problem, start: Tensor, generator: torch.Generator | None) -> Tensor:
+def _alive(problem: Problem, start: Tensor, source: Source) -> Tensor:
     """The start, and a random one for samples whose start is 0."""
     start = start.to(problem.map.dtype)
     alive = start.norm(dim=1, keepdim=True) > 0
-    return start if bool(alive.all()) else torch.where(alive, start, random_start(problem, generator))
+    return start if bool(alive.all()) else torch.where(alive, start, random_start(problem, source))
 
 
 def run(
@@ -246,7 +272,7 @@ def estimate(
     start: Tensor | None,
     rtol: float,
     max_steps: int,
-    generator: torch.Generator | None,
+    source: Source,
     want_vectors: bool,
 ) -> NormResult:
     """An estimate from below of each norm, stopped where the error of sigma is estimated at ``rtol`` or less.
@@ -257,10 +283,10 @@ def estimate(
     if max_steps >= WORTHWHILE_STEPS:
         if start is None and reduction_pays(problem):
             return by_reduction(
-                problem, lambda group: estimate(group.problem, None, rtol, max_steps, generator, want_vectors)
+                problem, lambda group: estimate(group.problem, None, rtol, max_steps, source, want_vectors)
             )
         problem = problem.with_stencil()
-    begin = random_start(problem, generator) if start is None else _alive(problem, start, generator)
+    begin = random_start(problem, source) if start is None else _alive(problem, start, source)
 
     def done(state: Recurrence, values: Tensor, vector: Tensor) -> Tensor:
         # sigma is the root of the Ritz value, so its relative error is half.
@@ -281,11 +307,28 @@ def estimate(
     return NormResult(sigma, sigma, "estimate", float("nan"), steps, left, right)
 
 
-def estimate_for_bound(
-    problem: Problem, rtol: float, max_steps: int, generator: torch.Generator | None, want_vectors: bool
-) -> NormResult:
+def estimate_for_bound(problem: Problem, rtol: float, max_steps: int, source: Source, want_vectors: bool) -> NormResult:
     """An estimate to build a deterministic bound on: in float64 where squares leave the range of the map's dtype."""
+    if problem.map.dtype == torch.float64:
+        return estimate(problem, None, rtol, max_steps, source, want_vectors)
+    double = problem.to(torch.float64)
     try:
-        return estimate(problem, None, rtol, max_steps, generator, want_vectors)
+        found = estimate(problem, None, rtol, max_steps, source, want_vectors).to(torch.float64)
     except NonFiniteError:
-        return estimate(problem.to(torch.float64), None, rtol, max_steps, generator, want_vectors)
+        return estimate(double, None, rtol, max_steps, source, want_vectors)
+    rest = (found.lower > LEAST_SINGLE).nonzero().squeeze(1)
+    weak = (~(found.lower > LEAST_SINGLE)).nonzero().squeeze(1)
+    if not len(weak):
+        return found
+    again = estimate(double.select(weak), None, rtol, max_steps, source, want_vectors)
+    return combined([found.select(rest), again], [rest, weak], problem.size)
+
+
+def below(estimated: NormResult, problem: Problem) -> Tensor:
+    """What the norms reach, whatever was rounded in the estimate of them, ``(B,)``, float64.
+
+    Of random roundings a sum of n terms errs by about sqrt(n) units; those of the longest sum count four times.
+    """
+    terms = max(problem.map.in_numel, problem.map.out_numel)
+    margin = (64 + 4 * terms**0.5) * torch.finfo(problem.map.dtype).eps
+    return estimated.lower.double() * (1 - margin)

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lirpa_lip.errors import ConfigError
 from lirpa_lip.norms.cholesky import UNIT
+from lirpa_lip.norms.draw import Source
 from lirpa_lip.norms.gram import convolution_bound, gram_bound
-from lirpa_lip.norms.lanczos import estimate_for_bound
+from lirpa_lip.norms.lanczos import below, estimate_for_bound
 from lirpa_lip.norms.linear_map import ConvMap
 from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.reduce import reduced_groups
@@ -55,7 +56,7 @@ def loose_result(
     bounds: Callable[[Problem], Tensor],
     rtol: float,
     max_steps: int,
-    generator: torch.Generator | None,
+    source: Source,
     want_vectors: bool,
 ) -> NormResult:
     """Bounds from above by the function given, and a Lanczos estimate from below.
@@ -63,10 +64,10 @@ def loose_result(
     Raises:
         ConfigError: the map gives no entries.
     """
-    below = estimate_for_bound(problem, rtol, max_steps, generator, want_vectors)
+    guess = estimate_for_bound(problem, rtol, max_steps, source, want_vectors)
     try:
         upper = bounds(problem)
     except NotImplementedError as error:
         raise ConfigError(f"{error} Ask for certificate='probabilistic', which needs no entries.") from error
-    lower = below.lower.double() * (1 - 64 * torch.finfo(below.lower.dtype).eps)
-    return NormResult(lower, upper, "deterministic", 0.0, below.iterations, below.left, below.right)
+    lower = torch.minimum(below(guess, problem), upper)
+    return NormResult(lower, upper, "deterministic", 0.0, guess.iterations, guess.left, guess.right)

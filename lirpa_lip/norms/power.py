@@ -8,9 +8,9 @@ changed by 1e-3 or more, or at the step limit; the value is ``|A u|``.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from lirpa_lip.norms.draw import Source, normal
 from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.result import NormResult
 
@@ -22,7 +22,7 @@ def power(
     problem: Problem,
     start: Tensor | None,
     max_steps: int,
-    generator: torch.Generator | None,
+    source: Source,
     tolerance: float = VECTOR_CHANGE,
 ) -> NormResult:
     """``|A u|`` after the power method, shape ``(B,)``, from below.
@@ -33,7 +33,7 @@ def power(
     linear_map, mask_in, mask_out = problem.map, problem.mask_in, problem.mask_out
     if start is None:
         shape = (problem.size, *linear_map.in_shape)
-        start = torch.randn(shape, dtype=linear_map.dtype, device=linear_map.device, generator=generator)
+        start = normal(shape, linear_map.dtype, linear_map.device, source)
     # The published masks are 0/1, where a second multiplication changes nothing; other scales need it.
     again = None if mask_out is None or bool((mask_out * mask_out == mask_out).all()) else mask_out
     u, steps = start, 0

@@ -52,6 +52,7 @@ import math
 import torch
 from torch import Tensor
 
+from lirpa_lip.norms.draw import Source
 from lirpa_lip.norms.lanczos import Recurrence, random_start, run
 from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.reduce import by_reduction, reduction_pays
@@ -154,16 +155,16 @@ def probabilistic(
     delta: float,
     rtol: float,
     max_steps: int,
-    generator: torch.Generator | None,
+    source: Source,
     want_vectors: bool,
 ) -> NormResult:
     """A fresh random start and Lanczos in float64, until upper <= (1 + rtol) lower or the steps run out."""
     problem = problem.to(torch.float64)
     if reduction_pays(problem):
         return by_reduction(
-            problem, lambda group: probabilistic(group.problem, delta, rtol, max_steps, generator, want_vectors)
+            problem, lambda group: probabilistic(group.problem, delta, rtol, max_steps, source, want_vectors)
         )
-    begin = random_start(problem, generator)
+    begin = random_start(problem, source)
     gamma = start_component(delta, problem.active().sum(1))
 
     def bound(state: Recurrence, values: Tensor) -> Tensor:

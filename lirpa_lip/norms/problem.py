@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -27,6 +28,7 @@ class Problem:
         size: number of samples.
         mask_in, mask_out: ``(B, *shape)`` or ``None`` for ones.
         stencil: G without `outer`, where another way than the map itself is faster.
+        magnitudes: exponents of the largest entries of the map's tensors and of the masks, where they were measured.
     """
 
     map: LinearMap
@@ -34,6 +36,7 @@ class Problem:
     mask_in: Tensor | None = None
     mask_out: Tensor | None = None
     stencil: StencilGram | None = None
+    magnitudes: tuple[int, ...] = ()
 
     @property
     def on_input(self) -> bool:
@@ -168,7 +171,7 @@ class Problem:
         if dtype == self.map.dtype:
             return self
         masks = [None if mask is None else mask.to(dtype) for mask in (self.mask_in, self.mask_out)]
-        return Problem(self.map.to(dtype), self.size, *masks)
+        return Problem(self.map.to(dtype), self.size, masks[0], masks[1])
 
 
 def unit(tensor: Tensor) -> Tensor:
@@ -194,19 +197,21 @@ def prepare(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | No
         mask_in, mask_out = linear_map.mask_in, linear_map.mask_out
         linear_map = linear_map.map
     size = _batch_size(linear_map, mask_in, mask_out)
-    mask_in = _checked_mask("mask_in", mask_in, linear_map.in_shape, size, linear_map)
-    mask_out = _checked_mask("mask_out", mask_out, linear_map.out_shape, size, linear_map)
-    if not all(_finite(tensor) for tensor in linear_map.tensors()):
-        raise NonFiniteError("the weights of a linear map")
+    mask_in, of_in = _checked_mask("mask_in", mask_in, linear_map.in_shape, size, linear_map)
+    mask_out, of_out = _checked_mask("mask_out", mask_out, linear_map.out_shape, size, linear_map)
+    found = [_extremes("the weights of a linear map", tensor) for tensor in linear_map.tensors()] + of_in + of_out
+    magnitudes = tuple(math.frexp(max(-least, largest))[1] for least, largest in found)
     masked = linear_map if mask_in is None and mask_out is None else MaskedMap(linear_map, mask_in, mask_out)
     bare = [None if mask is None else mask.detach() for mask in (mask_in, mask_out)]
-    return masked, Problem(linear_map.detach(), size, *bare)
+    return masked, Problem(linear_map.detach(), size, bare[0], bare[1], magnitudes=magnitudes)
 
 
-def _finite(tensor: Tensor) -> bool:
-    """As ``isfinite().all()``, without its temporaries: NaN and infinity both show in the extremes."""
-    least, largest = torch.aminmax(tensor.detach())
-    return bool(least.isfinite() & largest.isfinite())
+def _extremes(name: str, tensor: Tensor) -> tuple[float, float]:
+    """Least and largest entry: NaN and infinity, which are refused, both show in them."""
+    least, largest = torch.stack(torch.aminmax(tensor.detach())).tolist()
+    if not (math.isfinite(least) and math.isfinite(largest)):
+        raise NonFiniteError(name)
+    return least, largest
 
 
 def _batch_size(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor | None) -> int:
@@ -218,14 +223,20 @@ def _batch_size(linear_map: LinearMap, mask_in: Tensor | None, mask_out: Tensor 
     return max(sizes, default=1)
 
 
-def _checked_mask(name: str, mask: Tensor | None, shape: torch.Size, size: int, linear_map: LinearMap) -> Tensor | None:
+def _checked_mask(
+    name: str, mask: Tensor | None, shape: torch.Size, size: int, linear_map: LinearMap
+) -> tuple[Tensor | None, list[tuple[float, float]]]:
+    """The mask in the map's dtype, and its extremes."""
     if mask is None:
-        return None
+        return None, []
     if mask.shape[1:] != shape:
         raise ShapeError(f"{name} has shape {tuple(mask.shape)}, expected (B, *{tuple(shape)}).")
-    mask = mask.to(linear_map.dtype)
-    if not _finite(mask):
-        raise NonFiniteError(name)
-    if mask.min() < 0:
+    given, mask = mask, mask.to(linear_map.dtype)
+    extremes = _extremes(name, mask)
+    if extremes[0] < 0:
         raise ConfigError(f"{name} has negative entries; a mask is 0, 1 or a non-negative scale.")
-    return mask.expand(size, *shape)
+    if given.dtype == torch.float64 != mask.dtype:
+        lost = (mask == 0) & (given != 0)
+        if bool(lost.any()):  # what is too small for the map's precision is not eliminated
+            mask = torch.where(lost, torch.nextafter(mask, torch.ones_like(mask)), mask)
+    return mask.expand(size, *shape), [extremes]

@@ -11,6 +11,7 @@ from torch import Tensor
 from lirpa_lip.norms.conv_sparse import sparse_groups, sparse_pays, sparse_problem
 from lirpa_lip.norms.linear_map import DenseMap, LinearMap
 from lirpa_lip.norms.maps.base import TensorFn
+from lirpa_lip.norms.powers import power_of_two
 from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.result import NormResult, combined
 
@@ -93,7 +94,7 @@ def written_out(problem: Problem) -> Problem:
     matrix = problem.map.dense()
     written = DenseMap(matrix) if problem.map.batch_size is None else BatchedDenseMap(matrix)
     masks = [None if mask is None else mask.flatten(1) for mask in (problem.mask_in, problem.mask_out)]
-    return Problem(written, problem.size, *masks)
+    return Problem(written, problem.size, masks[0], masks[1])
 
 
 def reduction_pays(problem: Problem) -> bool:
@@ -175,3 +176,36 @@ def _gather(problem: Problem, group: Tensor, height: int, width: int) -> Reduced
 
 def _kept(mask: Tensor | None, numel: int, device: torch.device) -> Tensor:
     return torch.arange(numel, device=device) if mask is None else mask.flatten().nonzero().squeeze(1)
+
+
+def fitted_matrix(problem: Problem) -> tuple[Reduced, int] | None:
+    """One sample's masked matrix M as ``M / 2^k`` with entries near one, and k, whatever its factors' exponents are.
+
+    ``None`` where entries are not at hand or too many.
+
+    Args:
+        problem: of one sample, in float64.
+    """
+    if not problem.map.cheap_entries:
+        return None
+    device = problem.map.device
+    row = _kept(problem.mask_out, problem.map.out_numel, device)
+    column = _kept(problem.mask_in, problem.map.in_numel, device)
+    if len(row) * len(column) > GROUP_ELEMENTS:
+        return None
+    matrix, exponent = torch.frexp(problem.map.entries(row, column))
+    exponent = exponent.long()
+    if problem.mask_out is not None:
+        scale, more = torch.frexp(problem.mask_out.flatten()[row])
+        matrix, exponent = matrix * scale.unsqueeze(1), exponent + more.unsqueeze(1)
+    if problem.mask_in is not None:
+        scale, more = torch.frexp(problem.mask_in.flatten()[column])
+        matrix, exponent = matrix * scale, exponent + more
+    live = matrix != 0
+    if not bool(live.any()):
+        return None
+    largest = int(exponent[live].max())
+    entries = torch.where(live, matrix * power_of_two((exponent - largest).clamp(min=-1000, max=0)), 0)
+    reduced = Problem(BatchedDenseMap(entries.unsqueeze(0)), 1)
+    index = torch.zeros(1, dtype=torch.long, device=device)
+    return Reduced(index, reduced, row.unsqueeze(0), column.unsqueeze(0)), largest

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 Certificate = Literal["deterministic", "probabilistic", "estimate"]
@@ -17,15 +18,16 @@ class NormResult:
     """Values of the largest singular value sigma of each operator in a batch of B.
 
     Attributes:
-        lower, upper: ``(B,)``. ``lower`` never exceeds sigma but for rounding. ``upper`` is at least sigma if
-            ``certificate`` is ``"deterministic"``, or with probability ``1 - failure_probability`` for each sample on
-            its own if ``"probabilistic"``. If ``"estimate"``, ``upper`` equals ``lower`` and bounds nothing.
+        lower, upper: ``(B,)``. ``lower`` never exceeds sigma, of an estimate but for rounding. ``upper`` is at least
+            sigma if ``certificate`` is ``"deterministic"``, or with probability ``1 - failure_probability`` for each
+            sample on its own if ``"probabilistic"``. If ``"estimate"``, ``upper`` equals ``lower`` and bounds nothing.
         certificate: the kind of answer.
         failure_probability: ``0.0``, delta, or ``nan`` for an estimate. It holds for each sample by itself: all B
             bounds hold together with probability at least ``1 - B * failure_probability``.
         iterations: applications of the pair (A, Aᵀ) to a sample, at most.
         left, right: ``(B, *out_shape)`` and ``(B, *in_shape)``, approximate leading singular vectors, detached;
             ``None`` where they were not asked for.
+        seed: of the random start; given back as ``seed`` it repeats the run. ``None`` of an estimate without one.
     """
 
     lower: Tensor
@@ -35,6 +37,7 @@ class NormResult:
     iterations: int
     left: Tensor | None = None
     right: Tensor | None = None
+    seed: int | None = None
 
     @property
     def certified(self) -> bool:
@@ -50,6 +53,18 @@ class NormResult:
         vectors = (None if vector is None else copies(vector) for vector in (self.left, self.right))
         lower, upper = copies(self.lower), copies(self.upper)
         return NormResult(lower, upper, self.certificate, self.failure_probability, self.iterations, *vectors)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> NormResult:
+        left, right = (None if vector is None else change(vector) for vector in (self.left, self.right))
+        return replace(self, lower=change(self.lower), upper=change(self.upper), left=left, right=right)
+
+    def to(self, dtype: torch.dtype) -> NormResult:
+        """Values and vectors in another precision, rounded to nearest."""
+        return self._each(lambda tensor: tensor.to(dtype))
+
+    def select(self, index: Tensor) -> NormResult:
+        """The samples at a 1-D index tensor."""
+        return self._each(lambda tensor: tensor[index])
 
 
 def place(size: int, values: Sequence[Tensor], indices: Sequence[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ def schur_bound(problem: Problem) -> Tensor:
     """
     problem = problem.to(torch.float64)
     masks = [None if mask is None else mask.abs() for mask in (problem.mask_in, problem.mask_out)]
-    absolute = Problem(problem.map.abs(), problem.size, *masks)
+    absolute = Problem(problem.map.abs(), problem.size, masks[0], masks[1])
     live = problem.active()
     weight = live.double()
     # Sums of non-negative numbers: their relative error is at most the number of terms, in units of rounding.

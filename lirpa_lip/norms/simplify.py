@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lirpa_lip.norms.linear_map import ComposedMap, DiagonalMap, IdentityMap, LinearMap, ReshapeMap
@@ -40,5 +41,10 @@ def _fold(part: LinearMap, mask: Tensor | None, shape: tuple[int, ...], size: in
     """The mask beyond a scale or a change of shape, with that scale, at the core's end of it."""
     if isinstance(part, DiagonalMap):
         scale = part.scale.expand(size, *shape)
-        return scale if mask is None else mask * scale
+        if mask is None:
+            return scale
+        product = mask * scale
+        # what underflows is not eliminated
+        least = torch.full_like(product, torch.finfo(product.dtype).tiny)
+        return torch.where((product == 0) & (mask != 0) & (scale != 0), least, product)
     return None if mask is None else mask.reshape(size, *shape)

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, UnknownMethodError
+from lirpa_lip.norms.balance import solve_in_range
 from lirpa_lip.norms.deterministic import deterministic, work
+from lirpa_lip.norms.draw import SEED_BITS, Source, fresh_seed, seed_from
 from lirpa_lip.norms.gradient import differentiable, needs_gradient
 from lirpa_lip.norms.lanczos import estimate
 from lirpa_lip.norms.linear_map import LinearMap
 from lirpa_lip.norms.loose import gram_bounds, loose_result
 from lirpa_lip.norms.power import power
+from lirpa_lip.norms.powers import outward, times_power
 from lirpa_lip.norms.probabilistic import probabilistic
 from lirpa_lip.norms.problem import Problem, prepare
 from lirpa_lip.norms.reduce import active_counts
@@ -42,47 +45,48 @@ class Settings:
     rtol: float
     max_iterations: int
     start: Tensor | None
-    generator: torch.Generator | None
+    source: Source
     want_vectors: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """A method: what its answer is worth, and the function that finds it."""
+    """A method: what its answer is worth, the function that finds it, and the exponents it takes as they are given."""
 
     certificate: Certificate
     run: Callable[[Problem, Settings], NormResult]
+    given: int | None = None
 
 
 def _power(problem: Problem, s: Settings) -> NormResult:
     start = None if s.start is None else s.start.to(problem.map.dtype)
-    return power(problem, start, s.max_iterations, s.generator)
+    return power(problem, start, s.max_iterations, s.source)
 
 
 def _lanczos(problem: Problem, s: Settings) -> NormResult:
     start = None if s.start is None else problem.start_vector(s.start)
-    return estimate(problem, start, s.rtol, s.max_iterations, s.generator, s.want_vectors)
+    return estimate(problem, start, s.rtol, s.max_iterations, s.source, s.want_vectors)
 
 
 def _polynomial(problem: Problem, s: Settings) -> NormResult:
-    return probabilistic(problem, s.delta, s.rtol, s.max_iterations, s.generator, s.want_vectors)
+    return probabilistic(problem, s.delta, s.rtol, s.max_iterations, s.source, s.want_vectors)
 
 
 def _cholesky(problem: Problem, s: Settings) -> NormResult:
-    return deterministic(problem, s.generator, s.want_vectors)
+    return deterministic(problem, s.source, s.want_vectors)
 
 
 def _gram(problem: Problem, s: Settings) -> NormResult:
-    return loose_result(problem, gram_bounds, s.rtol, s.max_iterations, s.generator, s.want_vectors)
+    return loose_result(problem, gram_bounds, s.rtol, s.max_iterations, s.source, s.want_vectors)
 
 
 def _schur(problem: Problem, s: Settings) -> NormResult:
-    return loose_result(problem, schur_bound, s.rtol, s.max_iterations, s.generator, s.want_vectors)
+    return loose_result(problem, schur_bound, s.rtol, s.max_iterations, s.source, s.want_vectors)
 
 
 #: Every solver by name. A new one is one file and one row here; the order is that of the docs.
 SOLVERS = {
-    "power": Solver("estimate", _power),
+    "power": Solver("estimate", _power, 8),
     "lanczos": Solver("estimate", _lanczos),
     "polynomial": Solver("probabilistic", _polynomial),
     "cholesky": Solver("deterministic", _cholesky),
@@ -107,6 +111,7 @@ def masked_spectral_norm(
     generator: torch.Generator | None = None,
     vectors: bool = False,
     work_limit: float = WORK_LIMIT,
+    seed: int | None = None,
 ) -> NormResult:
     """Largest singular value of ``diag(mask_out[b]) A diag(mask_in[b])`` for each sample b of a batch.
 
@@ -125,9 +130,13 @@ def masked_spectral_norm(
         max_iterations: applications of the pair (A, Aᵀ), at most. A probabilistic bound stays valid, if wider.
         start: of an estimate: ``(B or 1, *in_shape)``, or a `SharedStart` that learns from call to call. A certificate
             draws its own fresh start and ignores this one.
-        generator: source of random starts.
+        generator: source of random starts, or of their seed. Without one an estimate draws from torch's global
+            generator, a probabilistic bound takes a seed from the operating system's entropy, on which nothing given
+            here can depend, and a deterministic one, which is true of any start, the same at every call.
         vectors: return singular vectors even where no gradient needs them.
         work_limit: see ``certificate``.
+        seed: the ``seed`` of an earlier result, whose run is repeated. Its failure probability is that of the earlier
+            one; nothing is left to chance twice.
 
     Returns:
         a `NormResult` in the dtype of the map, differentiable in the map's tensors and the masks.
@@ -137,6 +146,8 @@ def masked_spectral_norm(
     """
     masked, problem = prepare(linear_map, mask_in, mask_out)
     _check(certificate, delta, rtol, max_iterations)
+    if seed is not None and not 0 <= seed < 2**SEED_BITS:
+        raise ConfigError(f"seed={seed} must be an integer from 0 to 2^{SEED_BITS} - 1, as results hold them.")
     gradient = needs_gradient(masked)
     shared = start if isinstance(start, SharedStart) else None
     with torch.no_grad():
@@ -146,14 +157,19 @@ def masked_spectral_norm(
             first = shared.vector(problem)
             max_iterations = max_iterations if first is not None else max(max_iterations, shared.first_iterations)
         want_vectors = vectors or gradient or shared is not None
-        settings = Settings(delta, rtol, max_iterations, first, generator, want_vectors)
+        seed = _seed(solver, seed, generator)
+        settings = Settings(delta, rtol, max_iterations, first, generator if seed is None else seed, want_vectors)
         with nullcontext() if solver.certificate == "estimate" else true_float32():
-            result = _rounded(_solve(problem, solver, settings), problem.map.dtype)
+            found, exponent = solve_in_range(
+                masked, problem, lambda part: _solve(part, solver, _for_part(settings, problem, part)), solver.given
+            )
+            result = dataclasses.replace(_rounded(found, exponent, problem.map.dtype), seed=seed)
         if shared is not None and result.right is not None:
             shared.update(problem, result.right)
-    if bool(result.lower.isnan().any() | result.upper.isnan().any()):
+    broken = result.upper.isnan() | result.lower.isnan() | (result.lower.isinf() & (not result.certified))
+    if bool(broken.any()):
         raise NonFiniteError("a spectral norm", "check the map's values and the range of its dtype")
-    return differentiable(masked, result) if gradient else result
+    return differentiable(masked, result, found, exponent) if gradient else result
 
 
 def _check(certificate: str, delta: float, rtol: float, max_iterations: int) -> None:
@@ -236,14 +252,27 @@ def _nothing(problem: Problem, solver: Solver, settings: Settings) -> NormResult
     return NormResult(zero, zero, solver.certificate, failure, 0, *vectors)
 
 
-def _rounded(result: NormResult, dtype: torch.dtype) -> NormResult:
-    """The result in the map's precision; bounds are rounded outward."""
-
-    def cast(value: Tensor, direction: float) -> Tensor:
-        near = value.to(dtype)
-        wrong = (near.to(value.dtype) - value) * direction < 0
-        return torch.where(wrong, torch.nextafter(near, torch.full_like(near, direction * torch.inf)), near)
-
+def _rounded(result: NormResult, exponent: Tensor | None, dtype: torch.dtype) -> NormResult:
+    """The result, times ``2^exponent``, in the map's precision; bounds are rounded outward."""
     left, right = (None if vector is None else vector.to(dtype) for vector in (result.left, result.right))
-    bounds = {"lower": cast(result.lower, -1.0), "upper": cast(result.upper, 1.0)} if result.certified else {}
-    return dataclasses.replace(result, left=left, right=right, **bounds)
+    if result.certified:
+        lower, upper = (
+            outward(value, exponent, dtype, up) for value, up in ((result.lower, False), (result.upper, True))
+        )
+        return dataclasses.replace(result, lower=lower, upper=upper, left=left, right=right)
+    value = result.upper if exponent is None else times_power(result.upper.double(), exponent).to(dtype)
+    return dataclasses.replace(result, lower=value, upper=value, left=left, right=right)
+
+
+def _seed(solver: Solver, seed: int | None, generator: torch.Generator | None) -> int | None:
+    """Of the run's start; ``None`` for an estimate from a generator."""
+    if seed is not None or solver.certificate == "estimate":
+        return seed
+    if generator is not None:
+        return seed_from(generator)
+    return fresh_seed() if solver.certificate == "probabilistic" else 0
+
+
+def _for_part(settings: Settings, problem: Problem, part: Problem) -> Settings:
+    """Of a part of a problem, or the problem in other units, which has no start of its own."""
+    return settings if part is problem else dataclasses.replace(settings, start=None)

@@ -8,7 +8,7 @@ import torch
 
 from lirpa_lip.norms.linear_map import DiagonalMap
 
-from . import smooth
+from . import curved, smooth
 from .elementwise_affine import broadcast_to_sample, multiply
 from .piecewise_linear import PiecewiseLinear, absolute, clip, hard_sigmoid, leaky_relu, relu
 from .traits import Activation
@@ -34,6 +34,26 @@ RELU, ABS = simple(relu), simple(absolute)
 SIGMOID, TANH, ERF, EXP = (simple(f) for f in (smooth.sigmoid, smooth.tanh, smooth.erf, smooth.exp))
 SOFTPLUS, SILU, GELU, SELU = (simple(f) for f in (smooth.softplus, smooth.silu, smooth.gelu, smooth.selu))
 HARD_SWISH = simple(smooth.hard_swish)
+
+
+SQRT, LOG, RECIPROCAL = simple(curved.square_root), simple(curved.logarithm), simple(curved.reciprocal)
+TAN = simple(curved.Tangent)
+
+
+def power(builder, traced) -> str:
+    """A power with one constant exponent."""
+    exponent = torch.as_tensor(traced.constant(1))
+    if exponent.numel() != 1:
+        raise traced.unsupported("its exponents differ between entries; use one power for each exponent")
+    return _emit(builder, traced, curved.power(float(exponent)))
+
+
+def heaviside(builder, traced) -> str:
+    """The step from 0 to 1, with a constant value at 0."""
+    at_zero = torch.as_tensor(traced.constant(1)).to(builder.dtype)
+    if not bool(((at_zero >= 0) & (at_zero <= 1)).all()):
+        raise traced.unsupported("its value at 0 is not between 0 and 1")
+    return _emit(builder, traced, curved.Step(lambda z: torch.where(z == 0, at_zero, (z > 0).to(z))))
 
 
 def leaky(builder, traced) -> str:

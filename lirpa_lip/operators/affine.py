@@ -147,4 +147,5 @@ def batch_norm(builder, traced) -> str:
     channels = (1, -1, *[1] * (len(shape) - 1))
     maps = DiagonalMap(broadcast_to_sample(scale.reshape(channels), shape), shape)
     shift = (bias - mean * scale).reshape(channels)
-    return builder.affine(traced.name, traced.operator, [traced.parent], [maps], shift)
+    size = (bias.abs() + (mean * scale).abs()).detach().reshape(channels)
+    return builder.affine(traced.name, traced.operator, [traced.parent], [maps], shift, bias_size=size)

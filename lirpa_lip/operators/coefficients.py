@@ -81,7 +81,7 @@ def dense(A, shape: tuple[int, ...]) -> Tensor:
     """
     if not isinstance(A, Patches):
         return A
-    channels, height, width = shape
+    height, width = shape[1:]
     places = torch.arange(1, height * width + 1, dtype=torch.float64, device=A.patches.device)
     places = _windows(places.view(1, 1, height, width), A)[0, :, :, 0].long()  # (out_h, out_w, K, K), 0 in the padding
     entries = A.patches
@@ -94,11 +94,6 @@ def dense(A, shape: tuple[int, ...]) -> Tensor:
     places = places.flatten(1)[:, None, None].expand_as(entries)
     flat = entries.new_zeros(*entries.shape[:3], height * width + 1).scatter_add(3, places, entries)
     return flat[..., 1:].unflatten(3, (height, width))
-
-
-def without_padding(A: Patches, shape: tuple[int, ...]) -> Tensor:
-    """The entries of ``A``, zero where they meet the padding of an image ``shape``."""
-    return A.patches * unfold(A.patches.new_ones(()).expand(1, 1, *shape), A)
 
 
 def multiply(A, relaxations: list[Relaxation], side: int, groups: int):
@@ -121,12 +116,12 @@ def multiply(A, relaxations: list[Relaxation], side: int, groups: int):
         for signed, plane in ((part.clamp(min=0), relaxation[side]), (part.clamp(max=0), relaxation[1 - side])):
             plane = Plane(tuple(map(laid_out, plane.slopes)), laid_out(plane.bias))
             columns = [total + signed * slope for total, slope in zip(columns, plane.slopes, strict=True)]
-            bias = bias + _finite_product(signed, plane.bias).sum(dim=summed)
+            bias = bias + finite_product(signed, plane.bias).sum(dim=summed)
     product = torch.cat(columns, dim=channel)
     return (A.create_similar(product) if patches else product), bias
 
 
-def _finite_product(entries: Tensor, bias: Tensor) -> Tensor:
+def finite_product(entries: Tensor, bias: Tensor) -> Tensor:
     """entries · bias, with 0 · inf = 0: a row that does not use a neuron does not suffer from its lack of a bound."""
     product = entries * bias
     if not bool(torch.isinf(bias).any()):

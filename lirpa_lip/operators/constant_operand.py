@@ -42,13 +42,16 @@ class ConstantOperand:
         self.mode = (options or {}).get("conv_mode", "matrix")
         self.requires_input_bounds: list[int] = []
 
+    def forward(self, *x: Tensor) -> Tensor:
+        return super().forward(*_alike(self, x, self.operand))  # type: ignore[misc]
+
     def affine(self, constant: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """(factor, shift), ``None`` for 1 and 0."""
         raise NotImplementedError
 
-    def _affine(self, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _affine(self, like: Tensor, batch: int) -> tuple[Tensor | None, Tensor | None]:
         value = constant_value(self.inputs[1 - self.operand]).to(like.dtype)
-        return self.affine(value)
+        return self.affine(_for_samples(self, value, torch.Size([batch, *self.output_shape[1:]])))
 
     def _is_perturbed(self) -> bool:
         """Whether the constant is a parameter that itself has a region, which auto_LiRPA alone knows to bound."""
@@ -77,7 +80,8 @@ class ConstantOperand:
             return None, 0
         if shape != self.output_shape[1:]:
             A = dense(A, self.output_shape[1:])
-        factor, shift = self._affine(A.patches if isinstance(A, Patches) else A)
+        entries = _entries(A)
+        factor, shift = self._affine(entries, entries.shape[1])
         bias = 0 if shift is None else constant_part(A, shift, self.output_shape[1:])
         if factor is not None:
             A = _scaled(A, factor, self.output_shape[1:])
@@ -87,7 +91,7 @@ class ConstantOperand:
         if self._is_perturbed():
             return super().bound_forward(dim_in, *x)  # type: ignore[misc]
         bound = x[self.operand]
-        factor, shift = self._affine(bound.lb)
+        factor, shift = self._affine(bound.lb, len(bound.lb))
         lower, upper = (bound.lw, bound.lb), (bound.uw, bound.ub)
         if factor is not None:
             wide = [(_weights(w, b * torch.ones_like(factor)), b) for w, b in (lower, upper)]
@@ -99,6 +103,31 @@ class ConstantOperand:
         if shift is not None:
             lower, upper = (((_weights(w, b + shift)), b + shift) for w, b in (lower, upper))
         return LinearBound(*lower, *upper)
+
+
+def _alike(node: Any, x: tuple[Tensor, ...], operand: int) -> tuple[Tensor, ...]:
+    """The operands of a forward pass, constants laid out for as many samples as the values."""
+    return tuple(v if depends_on_input(b) else _for_samples(node, v, x[operand].shape) for v, b in zip(x, node.inputs))
+
+
+def _for_samples(node: Any, value: Tensor, shape: torch.Size) -> Tensor:
+    """A constant that holds one row per sample of the trace, for the samples of ``shape``.
+
+    The exporter makes ``ones(len(x), 2)`` a constant of as many rows as it traced, all of them alike.
+
+    Raises:
+        UnsupportedOperatorError: it has rows for another number of samples, and they differ.
+    """
+    if not isinstance(value, Tensor) or value.ndim < len(shape) or value.shape[0] in (1, shape[0]):
+        return value
+    if value.ndim > len(shape) or not bool((value == value[:1]).all()):
+        reason = (
+            f"its constant has a row for each of {value.shape[0]} samples and the batch holds {shape[0]}; wrap the "
+        )
+        raise UnsupportedOperatorError(
+            node.name, type(node).__name__, reason=reason + "model with an input of the batch size it is called with"
+        )
+    return value[:1]
 
 
 def constant_part(A, value: Tensor, shape: torch.Size) -> Tensor:
@@ -118,7 +147,7 @@ def _samples(value: Tensor, shape: torch.Size) -> Tensor:
 def _scaled(A, factor: Tensor, shape: torch.Size):
     if not isinstance(A, Patches):
         return A * _samples(factor, shape)
-    if factor.ndim < 2 or factor.shape[-2:] == (1, 1) and factor[..., 0, 0].numel() == factor.shape[-3:-2].numel():
+    if factor.ndim < 2 or (factor.shape[-2:] == (1, 1) and factor[..., 0, 0].numel() == factor.shape[-3:-2].numel()):
         if factor.ndim == 0 or factor.numel() == 1:
             return A.create_similar(A.patches * factor.reshape(()))
         if factor.ndim >= 3:  # one number per channel needs no windows
@@ -172,12 +201,20 @@ class BoundDiv(ConstantOperand, bound_ops.BoundDiv):
     def affine(self, constant: Tensor) -> tuple[Tensor | None, Tensor | None]:
         return constant.reciprocal(), None
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, *x: Tensor) -> Tensor:
+        x, y = _alike(self, x, self.operand)
         return x / y
 
 
 class BoundConcat(bound_ops.BoundConcat):
     """A concatenation of values and constants."""
+
+    def forward(self, *x: Tensor) -> Tensor:
+        operand = [depends_on_input(bound) for bound in self.inputs].index(True)
+        like = x[operand]
+        alike = _alike(self, x, operand)
+        rows = (v if v.ndim < like.ndim or len(v) == len(like) else v.expand(len(like), *v.shape[1:]) for v in alike)
+        return super().forward(*rows)
 
     def bound_backward(self, last_lA, last_uA, *x: Bound, **_: Any):
         axis, sizes = self.make_axis_non_negative(self.axis, "output"), [bound.output_shape for bound in x]
@@ -196,9 +233,16 @@ class BoundConcat(bound_ops.BoundConcat):
                     pairs[i][side] = part
                     continue
                 shape = torch.Size([*self.output_shape[1:axis], lengths[i], *self.output_shape[axis + 1 :]])
-                entries = part.patches if isinstance(part, Patches) else part
-                biases[side] = biases[side] + constant_part(part, constant_value(x[i]).to(entries.dtype), shape)
+                entries = _entries(part)
+                value = _for_samples(self, constant_value(x[i]), torch.Size([entries.shape[1], *shape]))
+                value = value.to(entries.dtype)
+                biases[side] = biases[side] + constant_part(part, value, shape)
         return [tuple(pair) for pair in pairs], *biases
+
+
+def _entries(A) -> Tensor:
+    """The numbers of coefficients; their second axis is that of the samples."""
+    return A.patches if isinstance(A, Patches) else A
 
 
 def _split(A, lengths: list[int], axis: int) -> list:

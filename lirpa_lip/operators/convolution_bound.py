@@ -23,6 +23,9 @@ from torch import Tensor
 class BoundConv(bound_ops.BoundConv):
     """A convolution over images, of any groups and dilation."""
 
+    dilation: list[int]
+    groups: int
+
     def __init__(self, attr=None, inputs=None, output_index=0, options=None) -> None:
         super().__init__(attr, inputs, output_index, options)
         self.knows_patches = all(len(set(attr[key])) == 1 for key in ("kernel_shape", "strides", "dilations", "pads"))
@@ -50,7 +53,9 @@ def plain_kernel(weight: Tensor, groups: int, dilation: list[int]) -> Tensor:
     """The kernel (out, in, *size) without groups and dilation that does what ``weight (out, in / groups, *)`` does."""
     for axis, step in enumerate(dilation, start=2):
         if step > 1:
-            wide = weight.new_zeros(*weight.shape[:axis], (weight.shape[axis] - 1) * step + 1, *weight.shape[axis + 1 :])
+            shape = list(weight.shape)
+            shape[axis] = (shape[axis] - 1) * step + 1
+            wide = weight.new_zeros(shape)
             places = torch.arange(weight.shape[axis], device=weight.device) * step
             weight = wide.index_copy(axis, places, weight)
     if groups == 1:

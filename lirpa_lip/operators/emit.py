@@ -33,10 +33,11 @@ class GraphBuilder:
         self.nodes[node.name] = node
         return node.name
 
-    def affine(self, name, operator, parents, maps, bias=None, shortcut=None) -> str:
+    def affine(self, name, operator, parents, maps, bias=None, shortcut=None, bias_size=None) -> str:
         """Emits ``z = sum_p A_p z_p + bias``."""
-        shape = maps[0].out_shape
-        return self.add(Node(name, operator, shape, tuple(parents), maps=tuple(maps), bias=bias, shortcut=shortcut))
+        shape, maps = maps[0].out_shape, tuple(maps)
+        node = Node(name, operator, shape, tuple(parents), maps, bias, shortcut=shortcut, bias_size=bias_size)
+        return self.add(node)
 
     def activation(self, name, operator, parent, activation: Activation, isometry_of=None) -> str:
         """Emits an elementwise function."""
@@ -98,9 +99,14 @@ def constant_value(bound) -> Tensor:
     if not bound.inputs:
         return bound.forward()
     if type(bound).__name__ == "BoundShape":
-        known = getattr(bound, "forward_value", None)  # a call of auto_LiRPA's clears it
-        return known if known is not None else torch.tensor(list(bound.inputs[0].output_shape))
+        known = getattr(bound, "forward_value", None)  # auto_LiRPA forgets it with the values of a call
+        return _shape_of(bound.inputs[0]) if known is None else known
     return bound.forward(*(constant_value(i) for i in bound.inputs))
+
+
+def _shape_of(bound) -> Tensor:
+    value = getattr(bound, "value", None)
+    return torch.tensor(value.shape if isinstance(value, Tensor) else bound.output_shape)
 
 
 def depends_on_input(bound) -> bool:
@@ -115,3 +121,17 @@ def depends_on_input(bound) -> bool:
             return True
         pending.extend(node.inputs)
     return False
+
+
+def may_vary(bound) -> bool:
+    """Whether a traced node depends on the network's input, or on a perturbed parameter."""
+    pending, seen = [bound], set()
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if getattr(node, "perturbation", None) is not None:
+            return True
+        pending.extend(node.inputs)
+    return depends_on_input(bound)

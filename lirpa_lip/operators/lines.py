@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .curved import Curved, Step
 from .piecewise_linear import PiecewiseLinear
 from .planes import Plane, Relaxation, ratio, where
 from .smooth import Smooth
@@ -36,6 +37,8 @@ def relaxations(activation: Activation, lower: Tensor, upper: Tensor) -> tuple[R
 
     An interval that is not finite gets constant lines, which are infinite where ``f`` is unbounded on it.
     """
+    if isinstance(activation, (Curved, Step)):
+        return activation.lines(lower, upper)
     finite = torch.isfinite(lower) & torch.isfinite(upper)
     low, high = torch.where(finite, lower, 0.0), torch.where(finite, upper, 0.0)
     points = _cuts(activation, low, high)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -11,7 +13,10 @@ from .traits import Activation, Piece, SlopeRange
 
 
 class PiecewiseLinear(Activation):
-    """Continuous ``f`` with ``f(0) = offset``-free form: slopes between ascending knots, and one point ``f(p) = q``.
+    """Continuous ``f``: slopes between ascending knots, and the value at the first of them.
+
+    Each piece is a line ``slope · z + intercept`` of its own, so that a knot far away, or infinite, takes nothing from
+    the precision of values here. Intercepts of numbers are exact; of tensors, differentiable.
 
     Args:
         knots: ``K`` ascending kink positions, numbers or tensors that broadcast to ``(batch, *shape)``.
@@ -23,25 +28,22 @@ class PiecewiseLinear(Activation):
         if len(slopes) != len(knots) + 1 or not knots:
             raise ValueError("a piecewise linear function has one slope more than it has knots, and at least one knot.")
         self.knots, self.slopes, self.at_first_knot = tuple(knots), tuple(slopes), at_first_knot
+        self.intercepts = _intercepts(self.knots, self.slopes, at_first_knot)
 
     def parameters(self) -> tuple[Tensor, ...]:
         return tuple(t for t in (*self.knots, *self.slopes) if isinstance(t, Tensor))
 
     def _on(self, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        def full(v):
-            return torch.as_tensor(v, dtype=like.dtype, device=like.device).expand_as(like)
+        return [_full(k, like) for k in self.knots], [_full(s, like) for s in self.slopes]
 
-        return [full(k) for k in self.knots], [full(s) for s in self.slopes]
+    def _lines_at(self, z: Tensor) -> list[Tensor]:
+        """Every piece's line, whether ``z`` lies on it or not."""
+        return [_full(s, z) * z + _full(c, z) for s, c in zip(self.slopes, self.intercepts, strict=True)]
 
     def value(self, z: Tensor) -> Tensor:
-        knots, slopes = self._on(z)
-        out = torch.as_tensor(self.at_first_knot, dtype=z.dtype, device=z.device)
-        out = out + slopes[0] * (z - knots[0]).clamp(max=0)
-        for i, knot in enumerate(knots):
-            piece = (z - knot).clamp(min=0)
-            if i + 1 < len(knots):
-                piece = torch.minimum(piece, knots[i + 1] - knot)
-            out = out + slopes[i + 1] * piece
+        out, *others = self._lines_at(z)
+        for knot, line in zip(self.knots, others, strict=True):
+            out = torch.where(z > _full(knot, z), line, out)
         return out
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,13 +109,43 @@ class PiecewiseLinear(Activation):
         knots, pieces = self._on(anchor)
         at_anchor = self.value(anchor)
         found = []
-        for i, slope in enumerate(pieces):
+        for i, (slope, line) in enumerate(zip(pieces, self._lines_at(anchor), strict=True)):
             low = lower if i == 0 else torch.maximum(lower, knots[i - 1])
             high = upper if i == len(knots) else torch.minimum(upper, knots[i])
-            knot = knots[min(i, len(knots) - 1)]
-            offset = self.value(knot) - at_anchor - slope * (knot - anchor)
-            found.append(Piece(slope, offset, low - anchor, high - anchor))
+            found.append(Piece(slope, line - at_anchor, low - anchor, high - anchor))
         return found
+
+
+def _full(value, like: Tensor) -> Tensor:
+    """A number or tensor in the shape and type of ``like``; what exceeds the type is its largest number."""
+    info = torch.finfo(like.dtype)
+    if not isinstance(value, Tensor):
+        value = min(max(value, info.min), info.max)
+    elif value.dtype != like.dtype or not bool(torch.isfinite(value).all()):
+        value = value.double().clamp(info.min, info.max)
+    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
+
+
+def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot) -> list:
+    """``c_0 = f(k_0) − s_0 k_0`` and ``c_{i+1} = c_i + (s_i − s_{i+1}) k_i``."""
+    parts = (*knots, *slopes, at_first_knot)
+    exact = not any(isinstance(t, Tensor) for t in parts)
+    if exact:
+        largest = Fraction(torch.finfo(torch.float64).max)
+        bounded = [max(min(Fraction(t), largest), -largest) if math.isfinite(t) else largest * (1 if t > 0 else -1)
+                   for t in parts]  # fmt: skip
+        knots, slopes, at_first_knot = bounded[: len(knots)], bounded[len(knots) : -1], bounded[-1]
+    else:
+        knots, at_first_knot = [_finite(k) for k in knots], _finite(at_first_knot)
+    found = [at_first_knot - slopes[0] * knots[0]]
+    for knot, left, right in zip(knots, slopes, slopes[1:]):
+        found.append(found[-1] + (left - right) * knot)
+    return [float(c) for c in found] if exact else found
+
+
+def _finite(value):
+    info = torch.finfo(value.dtype if isinstance(value, Tensor) and value.dtype.is_floating_point else torch.float64)
+    return value.clamp(info.min, info.max) if isinstance(value, Tensor) else min(max(value, info.min), info.max)
 
 
 def relu() -> PiecewiseLinear:

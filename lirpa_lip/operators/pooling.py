@@ -14,6 +14,7 @@ from lirpa_lip.norms.linear_map import ComposedMap, ConvMap, DiagonalMap, Functi
 
 from .elementwise_affine import broadcast_to_sample, negated, widened
 from .pairs import emit_pairwise_maximum
+from .piecewise_linear import PiecewiseLinear
 
 
 def average_pool(builder, traced) -> str:
@@ -102,17 +103,8 @@ def max_pool(builder, traced) -> str:
     attr, shape = traced.attr, builder.shape(traced.parent)
     kernel = tuple(attr["kernel_shape"])
     axes = len(kernel)
-    index = [
-        _windows(size, k, s, p, d, bool(attr.get("ceil_mode", 0)))
-        for size, k, s, p, d in zip(
-            shape[1:],
-            kernel,
-            attr.get("strides", [1] * axes),
-            _padding(traced, axes),
-            attr.get("dilations", [1] * axes),
-            strict=False,
-        )
-    ]
+    space = attr.get("strides", [1] * axes), _padding(traced, axes), attr.get("dilations", [1] * axes)
+    index = _positions(shape[1:], kernel, *space, bool(attr.get("ceil_mode", 0)))
     out_shape = torch.Size([shape[0], *(i.shape[1] for i in index)])
     flat = _flat_index(index, shape[1:]).to(builder.device)
     window = math.prod(kernel)
@@ -125,6 +117,16 @@ def max_pool(builder, traced) -> str:
     maps = FunctionMap(unfold, shape, **like, monomial=True, entries_nonnegative=True)
     windows = builder.affine(f"{traced.name}:windows", traced.operator, [traced.parent], [maps])
     return _largest(builder, traced, windows, out_shape)
+
+
+def window_index(sizes, kernel, strides, padding, dilations, ceil: bool) -> Tensor:
+    """Flat position in an image of the given sizes of everything a window reads: (window, *windows flattened)."""
+    return _flat_index(_positions(sizes, kernel, strides, padding, dilations, ceil), sizes)
+
+
+def _positions(sizes, kernel, strides, padding, dilations, ceil: bool) -> list[Tensor]:
+    axes = zip(sizes, kernel, strides, padding, dilations, strict=False)
+    return [_windows(size, k, s, p, d, ceil) for size, k, s, p, d in axes]
 
 
 def _windows(size: int, kernel: int, stride: int, pad: int, dilation: int, ceil: bool) -> Tensor:
@@ -184,13 +186,33 @@ def _signed(builder, fn, shape: torch.Size, sign: int):
 
 
 def maximum(builder, traced) -> str:
-    """Elementwise maximum of two or more values, some of them constant, if one likes."""
+    """Elementwise maximum of two or more values, some of them constant, if one likes: a clip if all but one are."""
+    if sum(p is not None for p in traced.parents) == 1:
+        return _clipped(builder, traced, torch.maximum)
     return _largest(builder, traced, *_side_by_side(builder, traced, 1))
 
 
 def minimum(builder, traced) -> str:
-    """Elementwise minimum: the maximum of the negatives, negated."""
+    """Elementwise minimum: the maximum of the negatives, negated, or a clip."""
+    if sum(p is not None for p in traced.parents) == 1:
+        return _clipped(builder, traced, torch.minimum)
     return _smallest(builder, traced, *_side_by_side(builder, traced, -1))
+
+
+def _clipped(builder, traced, choose) -> str:
+    """The maximum or minimum of one varying value and constants, at any scale of the constants."""
+    at = next(i for i, p in enumerate(traced.parents) if p is not None)
+    parent = traced.parents[at]
+    constants = [traced.constant(i).to(builder.dtype) for i, p in enumerate(traced.parents) if p is None]
+    end = constants[0]
+    for constant in constants[1:]:
+        end = choose(end, constant)
+    shape = torch.broadcast_shapes(end.shape, (1, *builder.shape(parent)))[1:]
+    end = broadcast_to_sample(end, shape).unsqueeze(0)
+    if builder.shape(parent) != shape:
+        parent = builder.affine(f"{traced.name}:input", traced.operator, [parent], [widened(builder, parent, shape)])
+    below, above = (0.0, 1.0) if choose is torch.maximum else (1.0, 0.0)
+    return builder.activation(traced.name, traced.operator, parent, PiecewiseLinear([end], [below, above], end))
 
 
 def _side_by_side(builder, traced, sign: int) -> tuple[str, torch.Size]:

@@ -1,8 +1,8 @@
 """The operators auto_LiRPA's installed version cannot trace, or computes wrongly, for the modules that ask for them.
 
 `operators` is what our ``BoundedModule`` passes to auto_LiRPA as ``custom_ops``, per module: auto_LiRPA's own map,
-which all modules share, stays as it is. For every ONNX operator below, auto_LiRPA's own class is used wherever `native` says
-that it is right for the operator's attributes, and a class made from our adapter elsewhere.
+which all modules share, stays as it is. For every ONNX operator below, auto_LiRPA's own class is used wherever
+`native` says that it is right for the operator's attributes, and a class made from our adapter elsewhere.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from . import constant_operand
 from .clipped_relu_bound import BoundClippedRelu
 from .constant_operand import meets_a_constant
 from .convolution_bound import BoundConv
-from .emit import constant_value, depends_on_input
+from .emit import constant_value, depends_on_input, may_vary
+from .max_pool_bound import BoundMaxPool
 from .maxmin_bound import BoundClippedMaxMin, BoundMaxMin
-from .table import ADAPTERS
+from .quotient_bound import BoundDiv
+from .table import ADAPTERS, RELAXED
 from .traced_activation import activation_class
 from .traced_operator import Adapter, operator_class
 from .unsqueeze_bound import BoundUnsqueeze, one_axis
@@ -65,10 +67,6 @@ def _no_constant(attr: Attributes, inputs: list) -> bool:
     return not meets_a_constant(inputs)
 
 
-def _no_constant_divisor(attr: Attributes, inputs: list) -> bool:
-    return not depends_on_input(inputs[0]) or depends_on_input(inputs[1])
-
-
 def _in_shape_arithmetic_or(plain: Native) -> Native:
     """Theirs for what shapes are computed with, which no bound enters, and where ``plain`` says so."""
     return lambda attr, inputs: not depends_on_input(inputs[0]) or plain(attr, inputs)
@@ -84,6 +82,35 @@ def _step_one(attr: Attributes, inputs: list) -> bool:
     return len(inputs) < 5 or bool((torch.as_tensor(constant_value(inputs[4])) == 1).all())
 
 
+def _constant(attr: Attributes, inputs: list) -> bool:
+    """Where theirs computes numbers, not bounds."""
+    return not any(may_vary(bound) for bound in inputs)
+
+
+def _odd_power(attr: Attributes, inputs: list) -> bool:
+    """Theirs knows even powers in some forms only, and, before 0.7, hardly any other; fractional ones in 0.7."""
+    if _constant(attr, inputs) or may_vary(inputs[1]):
+        return not may_vary(inputs[1])
+    exponent = torch.as_tensor(constant_value(inputs[1]))
+    shaped = hasattr(bound_ops, "BoundSShaped") and issubclass(bound_ops.BoundPow, bound_ops.BoundSShaped)
+    return shaped and exponent.numel() == 1 and float(exponent) > 1 and float(exponent) % 2 != 0
+
+
+def _division(attr: Attributes, inputs: list) -> bool:
+    """0.3 takes bounds of x / y for those of positive x and y, and both take every division by a square root for layer
+    normalisation; else 0.7 makes products of them, which it knows for positive divisors."""
+    if _is_root(inputs[1]) or (meets_a_constant(inputs) and not may_vary(inputs[1])):
+        return False
+    return hasattr(bound_ops, "BoundSShaped") or _constant(attr, inputs)
+
+
+def _own_division(attr=None, inputs=None, output_index=0, options=None) -> Bound:
+    scales = depends_on_input(inputs[0]) and not may_vary(inputs[1])
+    return (constant_operand.BoundDiv if scales else BoundDiv)(attr, inputs, output_index, options)
+
+
+def _is_root(bound: Any) -> bool:
+    return isinstance(bound, bound_ops.BoundSqrt)
 def _plain_linear(attr: Attributes, inputs: list) -> bool:
     """Theirs has invalid intervals for other factors than 1, and no CROWN for a weight that is not transposed."""
     ones = attr.get("alpha", 1.0) == 1 and (len(inputs) < 3 or attr.get("beta", 1.0) == 1)
@@ -131,14 +158,11 @@ MISSING: dict[str, Missing] = {
     "onnx::Add": Missing("BoundAdd", False, _no_constant, constant_operand.BoundAdd),
     "onnx::Sub": Missing("BoundSub", False, _no_constant, constant_operand.BoundSub),
     "onnx::Mul": Missing("BoundMul", False, _no_constant, constant_operand.BoundMul),
-    "onnx::Div": Missing("BoundDiv", False, _no_constant_divisor, constant_operand.BoundDiv),
+    "onnx::Div": Missing("BoundDiv", False, _division, _own_division),
     "onnx::Concat": Missing("BoundConcat", False, _no_constant, constant_operand.BoundConcat),
     # theirs always counts padding in, ignores ceil_mode, and its CROWN takes the stride for the kernel, and the height
     # for the width of what no window reaches
     "onnx::AveragePool": Missing("BoundAveragePool", False, _never),
-    # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap or leave a rest, and
-    # its forward bounds of such windows are violated; ours are tighter for small balls
-    "onnx::MaxPool": Missing("BoundMaxPool", False, _never),
     # theirs has invalid forward bounds, and in 0.3 fails in patches mode
     "onnx::LeakyRelu": Missing("BoundLeakyRelu", True, _never),
     "onnx::Gather": Missing("BoundGather", False, _in_shape_arithmetic_or(_one_position)),
@@ -146,6 +170,13 @@ MISSING: dict[str, Missing] = {
     "onnx::ReduceMean": Missing("BoundReduceMean", False, _over_one_axis),
     "onnx::ReduceMax": Missing("BoundReduceMax", False, _never),
     "onnx::ReduceMin": Missing("BoundReduceMin", False, _never),
+    # theirs gives numbers outside the domain (0.3's square root inside, too: its tangent falls), or no clear error
+    "onnx::Sqrt": Missing("BoundSqrt", True, _constant),
+    "onnx::Log": Missing("BoundLog", True, _constant),
+    "onnx::Reciprocal": Missing("BoundReciprocal", True, _constant),
+    "onnx::Pow": Missing("BoundPow", True, _odd_power),
+    # theirs is violated by intervals around 0, in 0.7
+    "onnx::Tan": Missing("BoundTan", True, _constant),
     "onnx::Max": Missing("BoundMax", False),
     "onnx::Min": Missing("BoundMin", False),
 }
@@ -160,10 +191,14 @@ ATEN: dict[str, str] = {
 
 
 def _maker(theirs: type[Bound] | None, ours: Callable[..., Bound], native: Native) -> Callable[..., Bound]:
-    """What is called in place of a class: theirs where it is right and accepts the attributes, else ours."""
+    """What is called in place of a class: theirs where it is right and accepts the attributes, else ours.
+
+    With ``loss_fusion`` auto_LiRPA's classes for exp, log and the like are parts of one loss, and stay.
+    """
 
     def make(attr=None, inputs=None, output_index=0, options=None) -> Bound:
-        if theirs is not None and native(attr, inputs):
+        fused = bool((options or {}).get("loss_fusion", False))
+        if theirs is not None and (fused or native(attr, inputs)):
             try:
                 return theirs(attr, inputs, output_index, options)
             except (AssertionError, IndexError, KeyError, NotImplementedError):
@@ -180,6 +215,9 @@ def _aten(attr=None, inputs=None, output_index=0, options=None) -> Bound:
     theirs = getattr(bound_ops, f"BoundATen{operator.capitalize()}", None)
     if operator in ATEN:
         return operator_class(ATEN[operator], ADAPTERS[ATEN[operator]])(attr, inputs, output_index, options)
+    if operator == "heaviside":  # theirs takes the value at 0 for 1
+        key = "BoundATenHeaviside"
+        return activation_class(key, RELAXED[key])(attr, inputs, output_index, options)
     if theirs is not None:
         return theirs(attr, inputs, output_index, options)
     raise UnsupportedOperatorError(f"aten::{operator}", f"aten::{operator}", ADAPTERS)
@@ -225,12 +263,15 @@ def _build() -> dict[str, Callable[..., Bound]]:
         "lirpa_lip::ClippedRelu": BoundClippedRelu,
         "lirpa_lip::MaxMin": BoundMaxMin,
         "lirpa_lip::ClippedMaxMin": BoundClippedMaxMin,
+        # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap, puts slopes on
+        # the wrong pixels where there is padding, and its forward bounds are violated
+        "onnx::MaxPool": BoundMaxPool,
         "aten::ATen": _aten,
         "onnx::Unsqueeze": _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis),
     }
     for onnx, (key, elementwise, native, own) in MISSING.items():
         theirs = bound_op_map.get(onnx) or getattr(bound_ops, key, None)
-        ours = own or (activation_class if elementwise else operator_class)(key, ADAPTERS[key])
+        ours = own or (activation_class if elementwise else operator_class)(key, {**ADAPTERS, **RELAXED}[key])
         found[onnx] = _maker(theirs, ours, native)
     return found
 

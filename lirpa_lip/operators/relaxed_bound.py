@@ -107,9 +107,7 @@ class RelaxedActivation(BoundOptimizableActivation):
         lower, upper = self._bounds(x)
         thresholds = self.thresholds()
         name = start_node.name if start_node is not None else ""
-        if _TELLS_PATCH_SIZE and getattr(start_node, "mode", None) == "patches":
-            channels, *space = start_node.output_shape[1:]
-            self.patch_size[name] = [channels, lower.shape[0], *space]
+        tell_patch_size(self, start_node, lower.shape[0])
 
         def one_side(A, side: int):
             if A is None:
@@ -157,6 +155,13 @@ class RelaxedActivation(BoundOptimizableActivation):
         mixes = alpha[side]
         mixes = mixes[0] if A is None else select_rows(mixes, self._spec_shapes[name], A, unstable_idx)
         return list(mixes.unbind(dim=mixes.dim() - lower.dim()))
+
+
+def tell_patch_size(node: Any, start_node: Any, batch: int) -> None:
+    """What 0.7 wants to know of an activation before it creates variables for a convolution in patches mode."""
+    if _TELLS_PATCH_SIZE and getattr(start_node, "mode", None) == "patches":
+        channels, *space = start_node.output_shape[1:]
+        node.patch_size[start_node.name] = [channels, batch, *space]
 
 
 def _value(node: Bound) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .traits import Activation, SlopeRange
+from .traits import Activation, Piece, SlopeRange
 
 
 class Smooth(Activation):
@@ -56,6 +56,32 @@ class Smooth(Activation):
         slack = 16 * torch.finfo(lower.dtype).eps
         return SlopeRange(low - slack * (1 + low.abs()), high + slack * (1 + high.abs()))
 
+    def pieces(self, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange) -> list[Piece]:
+        """The lines of the two extreme slopes as far as they stay in the range of values, and its ends beyond.
+
+        Without the range a bounded function would grow with the interval.
+        """
+        at_anchor = self.value(anchor)
+        least, most = self.interval(lower, upper)
+        slack = 32 * torch.finfo(lower.dtype).eps * (at_anchor.abs() + torch.maximum(least.abs(), most.abs()))
+        most, least = (most - at_anchor + slack).clamp(min=0), (least - at_anchor - slack).clamp(max=0)
+        low, high, zero = lower - anchor, upper - anchor, torch.zeros_like(anchor)
+        found = []
+        for slope in (slopes.low, slopes.high):
+            # where the line leaves the range: upwards on one side of the anchor, downwards on the other
+            safe = torch.where(slope == 0, 1.0, slope)
+            up = torch.where(slope == 0, torch.inf, most / safe)
+            down = torch.where(slope == 0, -torch.inf, least / safe)
+            rising = slope >= 0
+            left, right = torch.where(rising, down, up), torch.where(rising, up, down)
+            left, right = torch.where(slope == 0, -torch.inf, left), torch.where(slope == 0, torch.inf, right)
+            left, right = left.clamp(min=low - 1 - low.abs()), right.clamp(max=high + 1 + high.abs())
+            found.append(Piece(slope, zero, torch.maximum(low, left), torch.minimum(high, right)))
+            before, after = torch.where(rising, least, most), torch.where(rising, most, least)
+            found.append(Piece(zero, before, low, torch.minimum(high, left)))
+            found.append(Piece(zero, after, torch.maximum(low, right), high))
+        return [p for p in found if bool((p.low <= p.high).any())]
+
 
 def _clamp(point: float, lower: Tensor, upper: Tensor) -> Tensor:
     return torch.minimum(torch.maximum(torch.full_like(lower, point), lower), upper)
@@ -96,7 +122,9 @@ def softplus(beta: float = 1.0) -> Smooth:
 
     PyTorch's own jumps down by 2e-9 / beta where it turns into the identity, at ``beta z = 20``.
     """
-    return Smooth(lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta, lambda z: torch.sigmoid(beta * z))
+    found = Smooth(lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta, lambda z: torch.sigmoid(beta * z))
+    found.value_slack = 2.1e-9 / beta
+    return found
 
 
 def elu(alpha: float = 1.0) -> Smooth:

@@ -71,6 +71,16 @@ ADAPTERS = {
     "BoundMin": pooling.minimum,
 }
 
+#: Operators with lines for auto_LiRPA's methods, whose Lipschitz constant is refused below, or has not been looked at.
+RELAXED = {
+    "BoundSqrt": activations.SQRT,
+    "BoundReciprocal": activations.RECIPROCAL,
+    "BoundLog": activations.LOG,
+    "BoundPow": activations.power,
+    "BoundTan": activations.TAN,
+    "BoundATenHeaviside": activations.heaviside,
+}
+
 _NO_RULE = "products, powers and quotients of values that depend on the input have no Lipschitz rule here"
 _NORMALISATION = _NO_RULE + " (LayerNorm and its like, whose slope grows without bound as the variance vanishes)"
 

@@ -12,7 +12,9 @@ import torch
 from auto_LiRPA.linear_bound import LinearBound
 from torch import Tensor
 
-from .emit import GraphBuilder, Traced
+from lirpa_lip.errors import DomainError, UnsupportedOperatorError
+
+from .emit import GraphBuilder, Traced, depends_on_input
 from .lines import blend_three, relaxations
 from .node import Node
 from .piecewise_linear import PiecewiseLinear
@@ -38,7 +40,23 @@ class TracedActivation(RelaxedActivation):
         emitted = builder.nodes[name].activation
         return emitted if emitted is not None else PiecewiseLinear([0.0], [1.0, 1.0], 0.0)  # a clip without ends
 
+    def _defined_on(self, lower: Tensor, upper: Tensor) -> Activation:
+        """The record, once it is known to be defined on the interval.
+
+        Raises:
+            DomainError: it is not.
+        """
+        activation = self.activation_on(lower)
+        reason = activation.outside(lower, upper)
+        if reason:
+            raise DomainError(self.name or "", type(self).__name__, reason)
+        return activation
+
     def _parents(self) -> tuple[str | None, ...]:
+        varying = [i for i, bound in enumerate(self.inputs[1:], start=1) if depends_on_input(bound)]
+        if varying:
+            reason = f"only its first input may depend on the network's input, and input {varying[0]} does"
+            raise UnsupportedOperatorError(self.name or "", type(self).__name__, reason=reason)
         return ("input", *[None] * (len(self.inputs) - 1))
 
     def thresholds(self) -> tuple[Tensor, ...]:
@@ -50,13 +68,13 @@ class TracedActivation(RelaxedActivation):
     def interval_propagate(self, *v: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Exact: the activation's range on the interval, monotone or not."""
         lower, upper = v[0][0], v[0][1]
-        return self.activation_on(lower).interval(lower, upper)
+        return self._defined_on(lower, upper).interval(lower, upper)
 
     def default_mix(self, lower: Tensor, upper: Tensor, *thresholds: Tensor) -> list[Tensor]:
         return [torch.full_like(lower, 0.5)] * 2
 
     def relax(self, lower: Tensor, upper: Tensor, mix: list[Tensor], *thresholds: Tensor) -> list[Relaxation]:
-        three = relaxations(self.activation_on(lower), lower, upper)
+        three = relaxations(self._defined_on(lower, upper), lower, upper)
         first, middle, last = three
         sides = (blend_three(first[side], middle[side], last[side], mix[side]) for side in (0, 1))
         return [Relaxation(*sides)]

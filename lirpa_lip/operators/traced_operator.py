@@ -17,7 +17,7 @@ from torch import Tensor
 from .coefficients import dense
 from .emit import GraphBuilder, Traced, depends_on_input
 from .lines import relaxations
-from .node import Interval, Node, affine_value, node_interval
+from .node import Interval, Node, affine_value, own_interval
 from .planes import Plane, Relaxation
 
 Adapter = Callable[[GraphBuilder, Traced], str]
@@ -72,7 +72,8 @@ class TracedOperator(Bound):
         lines = {n.name: relaxations(n.activation, *intervals[n.parents[0]])[1] for n in nodes if n.activation}
         found, biases = [], []
         for side, A in enumerate((last_lA, last_uA)):
-            coefficients, bias = ({}, 0) if A is None else self._pull_back(nodes, lines, self._dense(A), side)
+            A = None if A is None else dense(A, self.output_shape[1:])
+            coefficients, bias = ({}, 0) if A is None else self._pull_back(nodes, lines, A, side)
             found.append(coefficients)
             biases.append(bias)
         pairs = [tuple(side.get(f"input{i}") for side in found) for i in range(len(x))]
@@ -100,9 +101,6 @@ class TracedOperator(Bound):
                 pending[parent] = pending[parent] + part if parent in pending else part
         return pending, constant
 
-    def _dense(self, A) -> Tensor:
-        return dense(A, self.output_shape[1:])
-
     # ---- forward mode ---------------------------------------------------------------------------------------------
     def bound_forward(self, dim_in: int, *x: LinearBound) -> LinearBound:
         nodes = self._emitted(*(bound.lb for bound in x))
@@ -126,7 +124,7 @@ class TracedOperator(Bound):
 
 def _intervals(nodes: list[Node], intervals: dict[str, Interval]) -> dict[str, Interval]:
     for node in nodes:
-        intervals[node.name] = node_interval(node, intervals)
+        intervals[node.name] = own_interval(node, intervals)
     return intervals
 
 

@@ -71,7 +71,12 @@ class Activation(ABC):
     """An elementwise function ``f`` with enough knowledge of its shape for sound bounds.
 
     Tensors are ``(batch, *shape)``; ``lower`` and ``upper`` are pre-activation bounds with ``lower <= upper``.
+
+    Attributes:
+        value_slack: how far PyTorch's own function departs from ``f``, beyond rounding.
     """
+
+    value_slack: float = 0.0
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
@@ -118,6 +123,10 @@ class Activation(ABC):
         zero = torch.zeros_like(anchor)
         low, high = lower - anchor, upper - anchor
         return [Piece(slopes.low, zero, low, high), Piece(slopes.high, zero, low, high)]
+
+    def outside(self, lower: Tensor, upper: Tensor) -> str:
+        """Why there is no bound on ``[lower, upper]`` (a pole, inputs it is not defined for); empty where there is."""
+        return ""
 
     def parameters(self) -> tuple[Tensor, ...]:
         """Tensors (thresholds, learnable slopes) through which bounds are differentiable."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,50 +17,43 @@ import torch
 from torch import Tensor, nn
 
 from lirpa_lip.errors import CheckpointError, ConfigError
+from lirpa_lip.methods import current_name
+from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, check_delta
 from lirpa_lip.training.attack import survives_pgd
-from lirpa_lip.training.certifiers import Certifier, make_certifier
+from lirpa_lip.training.certifiers import Certifier, Verdict, make_certifier
 from lirpa_lip.training.epsilon import parse_epsilons, rounded_up
+from lirpa_lip.training.rows import FIELDS, Row, append_rows, read_rows, values, write_whole
 from lirpa_lip.training.sampling import derived_seed
 from lirpa_lip.training.sources import ImageSource
+from lirpa_lip.training.versions import versions
+
+__all__ = ["CertifySettings", "Row", "certify_shard", "identity_of", "read_rows", "summarise", "write_merged"]
 
 
 @dataclass(frozen=True)
 class CertifySettings:
-    """What decides the outcome of a certification. ``eps`` is text, such as ``"0.5,36/255"``; radii are exact."""
+    """What decides the outcome of a certification. ``eps`` is text, such as ``"0.5,36/255"``; radii are exact.
+
+    Raises:
+        ConfigError: a value that a setting cannot have.
+    """
 
     eps: str
     bound: str = "sdp-crown"
     certificate: str = "auto"
     delta: float = 1e-6
-    radius_steps: int = 4
+    radius_steps: int = 2
     image_box: bool = False
     pgd_steps: int = 100
     seed: int = 0
+    inference: str | None = None
 
     def __post_init__(self) -> None:
         parse_epsilons(self.eps)
-        if self.radius_steps < 0 or self.pgd_steps < 0:
-            raise ConfigError("radius_steps and pgd_steps must not be negative.")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sample. ``radius`` is −inf where no ball is certified; every closed ball of at most ``radius`` is safe."""
-
-    index: int
-    label: int
-    prediction: int
-    margin: float
-    radius: float
-    certificate: str
-    delta: float
-    pgd: dict[str, bool]
-
-    def certified(self, eps: Fraction) -> bool:
-        """Right, and known to stay so on the closed ball: ``radius`` is compared with the exact number."""
-        finite = self.radius not in (float("inf"), float("-inf"))
-        reaches = Fraction(self.radius) >= eps if finite else self.radius > 0
-        return self.prediction == self.label and reaches
+        check_delta(self.delta)
+        object.__setattr__(self, "bound", current_name(self.bound, "certify"))
+        for name in ("radius_steps", "pgd_steps"):
+            NOT_NEGATIVE.check(name, getattr(self, name))
 
 
 def certify_shard(
@@ -68,72 +62,139 @@ def certify_shard(
     settings: CertifySettings,
     folder: Path,
     identity: str,
-    batch_size: int = 100,
+    batch_size: int = 10,
     rank: int = 0,
     processes: int = 1,
     progress: Callable[[int], None] = lambda count: None,
 ) -> None:
     """Certifies this process's share of the samples that ``folder`` holds no row of yet.
 
+    Samples are taken in chunks of ``batch_size``, the same ones whatever is there already and however many processes
+    there are, so that a run which was stopped, or divided, ends with the rows of one that was not. More samples, and
+    more radii, may be asked for later: what is known is kept, and δ is divided so that no sample's grows beyond it.
+
     Args:
-        model: in eval mode; it is used in float64 on its own device.
-        identity: of the model and the data (a digest); rows of another are refused.
-        progress: called with the number of samples done, after every batch.
+        model: in eval mode; a copy of it is used in float64 on its own device.
+        identity: of the model and the classes (a digest); rows of another are refused.
+        progress: called with the number of samples done, after every chunk.
 
     Raises:
-        CheckpointError: the folder holds rows of another model or other settings.
+        CheckpointError: the folder holds rows of another model, other settings, versions or samples, or is full.
     """
+    COUNT.check("batch_size", batch_size)
     _claim(folder, settings, identity, rank)
-    eps = parse_epsilons(settings.eps)
-    done = {row.index for row in read_rows(folder)}
-    mine = torch.tensor([i for i in range(rank, len(data), processes) if i not in done], dtype=torch.int64)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    single, model = copy.deepcopy(model).float(), model.double()  # the attack has no need of float64
-    certifier: Certifier | None = None
-    for indices in mine.split(batch_size) if len(mine) else ():  # splitting nothing gives one empty part
-        images, labels = (t.to(device) for t in data.batch(indices))
-        if certifier is None:
-            box = (0.0, 1.0) if settings.image_box else None
-            options = (settings.certificate, settings.delta, settings.radius_steps, box)
-            certifier = make_certifier(settings.bound, model, images[:1].double(), *options)
-        rows = _certify_batch(model, single, certifier, images.double(), labels, indices, eps, settings)
-        _append(folder / f"rows-{rank}-of-{processes}.csv", rows, list(eps))
-        progress(len(indices))
+    known = {row.index: row for row in read_rows(folder)}
+    work = _Work(model, settings, folder, f"rows-{rank}-of-{processes}")
+    for indices in share_of(len(data), batch_size, rank, processes):
+        images, labels = data.batch(indices)
+        digests = [_digest(image, label) for image, label in zip(images, labels.tolist(), strict=True)]
+        here = [known[i] for i in indices.tolist() if i in known]
+        _check_samples(here, indices[0].item(), digests, folder)
+        if len(here) < len(indices):
+            work.certify(indices, images, labels, digests, skip=set(known))
+        short = [row for row in here if not set(work.eps.values()) <= set(row.eps)]
+        if short:
+            places = [row.index - int(indices[0]) for row in short]
+            work.extend(short, images[places], labels[places])
+        if len(here) < len(indices) or short:
+            progress(len(indices) - len(here) + len(short))
 
 
-def _certify_batch(
-    model: nn.Module,
-    single: nn.Module,
-    certifier: Certifier,
-    images: Tensor,
-    labels: Tensor,
-    indices: Tensor,
-    eps: dict[str, Fraction],
-    settings: CertifySettings,
-) -> list[Row]:
-    with torch.no_grad():
-        logits = model(images)
-    top = logits.topk(2, dim=1)
-    predictions, margins = top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
-    torch.manual_seed(derived_seed("certify", settings.seed, int(indices[0])))
-    verdict = certifier(images, predictions, sorted(eps.values()))
-    pgd: dict[str, Tensor] = {}
-    if settings.pgd_steps:
-        for name, value in eps.items():
-            seed = derived_seed("pgd", settings.seed, int(indices[0]))
-            pgd[name] = survives_pgd(single, images.float(), labels, rounded_up(value), settings.pgd_steps, seed)
-    columns = torch.stack([indices, labels.cpu(), predictions.cpu()], dim=1).tolist()
-    numbers = torch.stack([margins.cpu(), verdict.radius.cpu()], dim=1).tolist()
-    return [
-        Row(  # type: ignore[call-arg]
-            *column,
-            *numbers[i],
-            verdict.kind,
-            verdict.failure_probability,
-            {name: bool(s[i]) for name, s in pgd.items()},
-        )
-        for i, column in enumerate(columns)
-    ]
+def share_of(count: int, batch_size: int, rank: int = 0, processes: int = 1) -> list[Tensor]:
+    """Indices of the chunks that are this process's: all draw from the same chunks, in turn."""
+    chunks = torch.arange(count).split(batch_size) if count else ()
+    return list(chunks[rank::processes])
+
+
+class _Work:
+    """The network in both precisions, its certifiers, and where rows go."""
+
+    def __init__(self, model: nn.Module, settings: CertifySettings, folder: Path, stem: str) -> None:
+        self.settings, self.folder, self.stem = settings, folder, stem
+        self.eps = parse_epsilons(settings.eps)
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.single, self.model = copy.deepcopy(model).float(), copy.deepcopy(model).double()
+        self._certifiers: dict[tuple[float, int, int], Certifier] = {}
+
+    def certify(self, indices: Tensor, images: Tensor, labels: Tensor, digests: list[str], skip: set[int]) -> None:
+        """Certifies a whole chunk, so that its rows are the same ones always, and adds those that are missing."""
+        images, labels = images.to(self.device), labels.to(self.device)
+        wide = images.double()
+        with torch.no_grad():
+            top = self.model(wide).topk(2, dim=1)
+        predictions, margins = top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
+        # half of δ now, so that something is left for radii that are asked for later
+        verdict = self._verdict(int(indices[0]), wide, predictions, list(self.eps.values()), self.settings.delta / 2)
+        survived = self._attacked(images, labels, indices.tolist(), self.eps)
+        rows = [
+            Row(
+                *(index, label, prediction, margin, radius, verdict.kind, verdict.failure_probability),
+                {name: s[place] for name, s in survived.items()},
+                *(failed, digests[place], tuple(self.eps.values())),
+            )
+            for place, (index, label, prediction, margin, radius, failed) in enumerate(
+                zip(*(t.tolist() for t in (indices, labels, predictions, margins, verdict.radius, verdict.failed)))
+            )
+        ]
+        append_rows(self.folder, self.stem, [row for row in rows if row.index not in skip], list(self.eps))
+
+    def extend(self, rows: list[Row], images: Tensor, labels: Tensor) -> None:
+        """Adds radii to rows: only those are tried that the rows do not decide, with half of the δ that is left."""
+        images, labels = images.to(self.device), labels.to(self.device)
+        new = {name: value for name, value in self.eps.items() if any(value not in row.eps for row in rows)}
+        undecided = sorted({value for value in new.values() if any(not row.decided(value) for row in rows)})
+        verdict = None
+        if undecided:
+            predictions = torch.tensor([row.prediction for row in rows], device=self.device)
+            share = (self.settings.delta - max(row.delta for row in rows)) / 2
+            verdict = self._verdict(rows[0].index, images.double(), predictions, undecided, share, steps=0)
+        survived = self._attacked(images, labels, [row.index for row in rows], new)
+        longer = []
+        for place, row in enumerate(rows):
+            before = {value: row.pgd[name] for name in row.pgd for value in parse_epsilons(name).values()}
+            now = {self.eps[name]: s[place] for name, s in survived.items()}
+            pgd = {name: {**now, **before}[value] for name, value in self.eps.items() if survived or before}
+            longer.append(replace(_joined(row, verdict, place), pgd=pgd, eps=tuple(self.eps.values())))
+        append_rows(self.folder, self.stem, longer, list(self.eps))
+
+    def _verdict(
+        self, first: int, x: Tensor, predictions: Tensor, eps: list[Fraction], delta: float, steps: int | None = None
+    ) -> Verdict:
+        """Its chance depends on the chunk's first index alone."""
+        s = self.settings
+        key = (delta, s.radius_steps if steps is None else steps, len(eps))
+        if key not in self._certifiers:
+            box = (0.0, 1.0) if s.image_box else None
+            torch.manual_seed(derived_seed("certifier", s.seed))  # of norms that all samples share
+            self._certifiers[key] = make_certifier(
+                s.bound, self.model, x[:1], s.certificate, *key[:2], image_box=box, inference=s.inference
+            )
+            self._certifiers[key].prepare(len(eps))
+        torch.manual_seed(derived_seed("certify", s.seed, first))
+        return self._certifiers[key](x, predictions, sorted(eps))
+
+    def _attacked(
+        self, images: Tensor, labels: Tensor, indices: list[int], eps: dict[str, Fraction]
+    ) -> dict[str, list[bool]]:
+        s = self.settings
+        seeds = [derived_seed("pgd", s.seed, index) for index in indices]
+        if not s.pgd_steps:
+            return {}
+        return {
+            name: survives_pgd(self.single, images, labels, rounded_up(value), s.pgd_steps, seeds).tolist()
+            for name, value in eps.items()
+        }
+
+
+def _joined(row: Row, verdict: Verdict | None, place: int) -> Row:
+    """What is known of a sample from before and now; the chances of failure add up."""
+    if verdict is None:
+        return row
+    radius = max(row.radius, verdict.radius[place].item())
+    tried = [value for value in (row.failed, verdict.failed[place].item()) if value > radius]
+    kind = "probabilistic" if "probabilistic" in (row.certificate, verdict.kind) else row.certificate
+    delta = row.delta + verdict.failure_probability
+    return replace(row, radius=radius, failed=min(tried, default=float("inf")), certificate=kind, delta=delta)
 
 
 def summarise(rows: Iterable[Row], settings: CertifySettings) -> dict[str, Any]:
@@ -145,7 +206,7 @@ def summarise(rows: Iterable[Row], settings: CertifySettings) -> dict[str, Any]:
     table = [
         {
             "eps": name,
-            "pgd": sum(r.pgd[name] for r in rows) / count if settings.pgd_steps else None,
+            "pgd": sum(r.survived(value) for r in rows) / count if settings.pgd_steps else None,
             "certified": sum(r.certified(value) for r in rows) / count,
         }
         for name, value in parse_epsilons(settings.eps).items()
@@ -161,78 +222,94 @@ def summarise(rows: Iterable[Row], settings: CertifySettings) -> dict[str, Any]:
     }
 
 
-def read_rows(folder: Path) -> list[Row]:
-    """All complete rows of a certification, by index, whatever number of processes wrote them."""
-    rows = {}
-    for path in sorted(folder.glob("rows-*.csv")):
-        with path.open(newline="") as file:
-            for record in csv.DictReader(file):
-                if record.get("end") == ".":  # a killed process may leave half a row
-                    rows[int(record["index"])] = _row(record)
-    return [rows[index] for index in sorted(rows)]
+def write_merged(folder: Path, settings: CertifySettings, count: int | None = None) -> dict[str, Any]:
+    """``certificates.csv`` of all samples in order, and ``summary.json``, which is returned too.
 
+    Args:
+        count: of samples, the first ones; None for all that the folder holds.
 
-def write_merged(folder: Path, settings: CertifySettings) -> dict[str, Any]:
-    """``certificates.csv`` of all samples in order, and ``summary.json``, which is returned too."""
+    Raises:
+        CheckpointError: one of them is missing, or the files cannot be written.
+    """
     rows, eps = read_rows(folder), parse_epsilons(settings.eps)
-    path = folder / "certificates.csv"
-    with path.open("w", newline="") as file:
-        names = [*_FIELDS, *(f"certified@{n}" for n in eps), *(f"pgd@{n}" for n in eps if settings.pgd_steps)]
-        writer = csv.writer(file)
-        writer.writerow(names)
-        for row in rows:
-            certified = [int(row.certified(value)) for value in eps.values()]
-            pgd = [int(row.pgd[name]) for name in eps] if settings.pgd_steps else []
-            writer.writerow([*(getattr(row, name) for name in _FIELDS), *certified, *pgd])
+    rows = rows if count is None else [row for row in rows if row.index < count]
+    if count is not None and len(rows) < count:
+        raise CheckpointError(
+            f"{folder} holds {len(rows)} of {count} samples: a process was lost. Start the same command again; it "
+            "certifies what is missing."
+        )
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    names = [*FIELDS, *(f"certified@{n}" for n in eps), *(f"pgd@{n}" for n in eps if settings.pgd_steps)]
+    writer.writerow(names)
+    for row in rows:
+        certified = [int(row.certified(value)) for value in eps.values()]
+        pgd = [int(row.survived(value)) for value in eps.values()] if settings.pgd_steps else []
+        writer.writerow([*values(row), *certified, *pgd])
     summary = summarise(rows, settings)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    write_whole(folder / "certificates.csv", text.getvalue())
+    write_whole(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
 def identity_of(model: nn.Module, description: str) -> str:
-    """A digest of the weights and of a description of the data."""
-    digest = hashlib.sha256(description.encode())
+    """A digest of the network, its layers and its weights, and of a description of what its labels mean."""
+    digest = hashlib.sha256(f"{description}\n{model}".encode())
     for name, tensor in model.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 
-_FIELDS = ("index", "label", "prediction", "margin", "radius", "certificate", "delta")
+def _digest(image: Tensor, label: int) -> str:
+    content = f"{label} {tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _check_samples(rows: list[Row], first: Any, digests: list[str], folder: Path) -> None:
+    for row in rows:
+        if row.sample != digests[row.index - first]:
+            raise CheckpointError(
+                f"{folder} holds certificates of other data: sample {row.index} is another image now, or has another "
+                "label; choose another --out."
+            )
 
 
 def _claim(folder: Path, settings: CertifySettings, identity: str, rank: int) -> None:
-    """Writes what the folder's rows belong to, or checks that it is the same."""
+    """Writes what the folder's rows belong to, or checks that it is the same, or has fewer radii."""
     folder.mkdir(parents=True, exist_ok=True)
-    path, mine = folder / "certify.json", {"identity": identity, "settings": asdict(settings)}
+    path = folder / "certify.json"
+    mine = {"identity": identity, "settings": asdict(settings), "versions": versions()}
     if path.exists():
-        if json.loads(path.read_text()) != mine:
-            raise CheckpointError(
-                f"{folder} holds certificates of another model or of other settings; choose another --out."
-            )
-    elif rank == 0:
-        path.write_text(json.dumps(mine, indent=1))
+        _check_claim(path, mine, folder)
+    if rank == 0:
+        write_whole(path, json.dumps(mine, indent=1))
 
 
-def _append(path: Path, rows: list[Row], eps: list[str]) -> None:
-    names = [*_FIELDS, *(f"pgd@{name}" for name in eps), "end"]
-    before = path.read_bytes()[-1:] if path.exists() else b""
-    with path.open("a", newline="") as file:
-        writer = csv.writer(file)
-        if not before:
-            writer.writerow(names)
-        elif before != b"\n":  # the last row was cut short; it must not run into the next
-            file.write("\r\n")
-        for row in rows:
-            pgd = [int(row.pgd[name]) if name in row.pgd else "" for name in eps]
-            writer.writerow([*(repr(v) if isinstance(v, float) else v for v in _values(row)), *pgd, "."])
-
-
-def _values(row: Row) -> list[Any]:
-    return [getattr(row, name) for name in _FIELDS]
-
-
-def _row(record: dict[str, str]) -> Row:
-    pgd = {key[4:]: value == "1" for key, value in record.items() if key and key.startswith("pgd@") and value != ""}
-    index, label, prediction = (int(record[name]) for name in ("index", "label", "prediction"))
-    margin, radius, delta = (float(record[name]) for name in ("margin", "radius", "delta"))
-    return Row(index, label, prediction, margin, radius, record["certificate"], delta, pgd)
+def _check_claim(path: Path, mine: dict[str, Any], folder: Path) -> None:
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        before = parse_epsilons(there["settings"]["eps"])
+        differing = [
+            f"{name} was {there[part].get(name)!r}, is {value!r}"
+            for part in ("settings", "versions")
+            for name, value in mine[part].items()
+            if name != "eps" and there.get(part, {}).get(name) != value
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error!r}); choose another --out.") from error
+    if there.get("identity") != mine["identity"]:
+        raise CheckpointError(
+            f"{folder} holds certificates of another model, or of other classes; choose another --out."
+        )
+    if differing:
+        raise CheckpointError(
+            f"{folder} holds certificates of other settings ({', '.join(differing)}); choose another --out."
+        )
+    now = parse_epsilons(mine["settings"]["eps"])
+    if not set(before.values()) <= set(now.values()):
+        raise CheckpointError(
+            f"{folder} holds certificates of other settings: radii {', '.join(before)}. Radii can be added to them: "
+            f"--eps {','.join([*before, *(n for n, v in now.items() if v not in before.values())])}; or choose another "
+            "--out."
+        )

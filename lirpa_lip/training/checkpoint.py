@@ -21,7 +21,8 @@ from torch import Tensor
 
 from lirpa_lip.errors import CheckpointError
 
-FORMAT = 1
+FORMAT = 2
+"""Of what is written. Format 1, which is still read, had other names of bounds and no class names."""
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 
 
@@ -31,6 +32,7 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
+    format: int = FORMAT
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """Tensors whose name begins with ``prefix.``, without it."""
@@ -59,7 +61,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, step: int, kind: str =
         cause = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         raise CheckpointError(
             f"checkpoint {target} could not be written: {cause}. Earlier checkpoints in {folder} are intact; "
-            "make room and resume."
+            f"make room and resume: lirpa-lip train --resume --out {folder.parent}"
         ) from error
     for old in checkpoints_in(folder, kind)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
@@ -81,16 +83,28 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         content = (path / _TENSORS).read_bytes()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(_damaged(path, f"{_STATE}: {error!r}")) from error
-    if found != FORMAT:
-        raise CheckpointError(f"{path} has checkpoint format {found}; this version reads {FORMAT}.")
+    if not isinstance(found, int) or not 1 <= found <= FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {found}, which a newer lirpa_lip wrote; this version reads up to {FORMAT}."
+        )
     if _digest(content, state) != expected:
         raise CheckpointError(_damaged(path, "its content does not match its SHA-256"))
-    return Checkpoint(safetensors.torch.load(content), state)
+    return Checkpoint(safetensors.torch.load(content), state, found)
 
 
 def checkpoints_in(folder: Path, kind: str = "step") -> list[Path]:
     """The complete ``<kind>-<step>`` checkpoints in a folder, oldest first."""
     return sorted(p for p in folder.glob(f"{kind}-*") if (p / _STATE).is_file())
+
+
+def set_aside_after(folder: Path, step: int) -> None:
+    """Renames the checkpoints of later steps: a run that goes on from ``step`` will not come to them again."""
+    for kind in ("step", "best"):
+        for path in checkpoints_in(folder, kind):
+            if int(path.name.rsplit("-", 1)[1]) > step:
+                aside = path.with_name(f"aside-{path.name}")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -114,7 +128,10 @@ def _digest(content: bytes, state: dict[str, Any]) -> str:
 
 def _damaged(path: Path, cause: str) -> str:
     others = [p.name for p in checkpoints_in(path.parent) if p != path]
-    remedy = f"use an earlier one: {path.parent / others[-1]}" if others else "there is no earlier one: start again"
+    remedy = "there is no other one: start again"
+    if others:
+        other = path.parent / others[-1]
+        remedy = f"use another one: lirpa-lip train --resume {other}, or lirpa-lip certify {other}"
     return f"checkpoint {path} is damaged ({cause}); {remedy}."
 
 

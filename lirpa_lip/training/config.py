@@ -3,85 +3,110 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lirpa_lip.errors import ConfigError, UnknownMethodError
+from lirpa_lip.errors import ConfigError, LirpaLipError, UnknownMethodError
 from lirpa_lip.losses import BOUNDS, LOSSES
-from lirpa_lip.training.data import DATASETS
+from lirpa_lip.methods import RENAMED, current_name, name_before
+from lirpa_lip.ranges import BETWEEN, COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range
+from lirpa_lip.training.data import DATASETS, DEFAULT_EPS
 from lirpa_lip.training.epsilon import parse_epsilon
 from lirpa_lip.training.models import ACTIVATIONS, ARCHITECTURES
 from lirpa_lip.training.sampling import AUGMENTATIONS
 
 LOSS_NAMES = ("plain", *LOSSES)
+FORMAT = 2
+"""Of saved settings. 1 had other names of bounds."""
+_MARK = "# lirpa-lip settings, format "
 
 
-def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": help, "choices": choices})
+def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, range: Range | None = None) -> Any:
+    return field(default=default, metadata={"help": help, "choices": choices, "range": range})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the outcome of a run. ε stays text, so that 36/255 is exact."""
+    """Everything that decides the outcome of a run. ε stays text, so that 36/255 is exact.
+
+    Raises:
+        ConfigError: a value that a setting cannot have.
+    """
 
     dataset: str = _setting("digits", "Data set.", tuple(DATASETS))
     data_dir: str | None = _setting(None, "Folder of the data; downloads where it can if left out.")
-    image_size: int | None = _setting(None, "Side to resize images to (image folders).")
-    limit: int | None = _setting(None, "Use this many training (and test) images at most.")
-    validation: float = _setting(0.1, "Fraction of the training images held out to choose the best checkpoint.")
+    image_size: int | None = _setting(None, "Side to resize images to (image folders).", range=COUNT)
+    limit: int | None = _setting(None, "Use this many training (and test) images at most.", range=COUNT)
+    validation: float = _setting(
+        0.1, "Fraction (or number) of the training images held out to choose the best checkpoint.", range=NOT_NEGATIVE
+    )
     augment: str = _setting("none", "Augmentation.", AUGMENTATIONS)
     normalize: bool = _setting(False, "Normalise by the data set's mean and std inside the network.")
 
     arch: str = _setting("cnn-small", f"{', '.join(ARCHITECTURES)}, or package.module:factory for your own.")
     activation: str = _setting("clipped_relu", "Activation of the named architectures.", ACTIVATIONS)
-    threshold: float | None = _setting(None, "Start of the clipping thresholds; the published one if left out.")
+    threshold: float | None = _setting(
+        None, "Start of the clipping thresholds; the published one if left out.", range=POSITIVE
+    )
 
     loss: str = _setting("gloro", "Training loss.", LOSS_NAMES)
-    bound: str = _setting("local-lip", "Lipschitz bound inside the loss.", tuple(BOUNDS))
-    bound_iterations: int = _setting(2, "Lanczos steps per layer and training step.")
-    sparsity: float = _setting(0.0, "Weight of the sparsity loss.")
-    saturation: float = _setting(1.0, "Weight of the upper clip in the sparsity loss.")
-    eps: str = _setting("1.58", "Radius to certify, in pixels of [0, 1]; 36/255 is read exactly.")
+    bound: str = _setting("local-product", "Lipschitz bound inside the loss.", tuple(BOUNDS))
+    bound_iterations: int = _setting(2, "Lanczos steps per layer and training step.", range=COUNT)
+    sparsity: float = _setting(0.0, "Weight of the sparsity loss.", range=NOT_NEGATIVE)
+    saturation: float = _setting(1.0, "Weight of the upper clip in the sparsity loss.", range=NOT_NEGATIVE)
+    eps: str | None = _setting(
+        None,
+        "Radius to certify, in pixels of [0, 1]; 36/255 is read exactly. If left out, the data set's own: "
+        + ", ".join(f"{name} {eps}" for name, eps in DEFAULT_EPS.items())
+        + ".",
+    )
     train_eps: str | None = _setting(None, "Radius to train at, the same as eps if left out.")
-    kappa: float = _setting(0.0, "Final weight of the clean cross-entropy, between 0 and 1.")
+    kappa: float = _setting(0.0, "Final weight of the clean cross-entropy.", range=SHARE)
 
-    epochs: int = _setting(20, "Passes over the training data.")
-    warmup: float = _setting(0.0, "Epochs of plain cross-entropy at the start.")
-    ramp: float = _setting(10.0, "Epochs over which epsilon rises and kappa falls.")
-    batch_size: int = _setting(256, "Images per step, of all processes together.")
-    lr: float = _setting(1e-3, "Learning rate of Adam.")
-    end_lr: float = _setting(5e-6, "Learning rate at the end.")
-    lr_hold: float = _setting(0.5, "Fraction of the epochs before the learning rate decays.")
-    weight_decay: float = _setting(0.0, "Weight decay (decoupled).")
-    clip_grad: float | None = _setting(None, "Largest gradient norm; none if left out.")
-    ema: float | None = _setting(None, "Decay of the weights' moving average; none if left out.")
+    epochs: int = _setting(20, "Passes over the training data.", range=COUNT)
+    warmup: float = _setting(0.0, "Epochs of plain cross-entropy at the start.", range=NOT_NEGATIVE)
+    ramp: float = _setting(10.0, "Epochs over which epsilon rises and kappa falls.", range=NOT_NEGATIVE)
+    batch_size: int = _setting(256, "Images per step, of all processes together.", range=COUNT)
+    lr: float = _setting(1e-3, "Learning rate of Adam.", range=POSITIVE)
+    end_lr: float = _setting(5e-6, "Learning rate at the end.", range=POSITIVE)
+    lr_hold: float = _setting(0.5, "Fraction of the epochs before the learning rate decays.", range=SHARE)
+    weight_decay: float = _setting(0.0, "Weight decay (decoupled).", range=NOT_NEGATIVE)
+    clip_grad: float | None = _setting(None, "Largest gradient norm; none if left out.", range=POSITIVE)
+    ema: float | None = _setting(None, "Decay of the weights' moving average; none if left out.", range=BETWEEN)
     precision: str = _setting("no", "Precision of the training forward pass.", ("no", "bf16"))
-    seed: int = _setting(0, "Seed of weights, data order and augmentation.")
+    seed: int = _setting(0, "Seed of weights, data order and augmentation.", range=SEED)
 
     out: str = _setting("runs/train", "Folder for checkpoints, logs and the resolved configuration.")
-    checkpoint_every: int = _setting(500, "Steps between checkpoints; one is also written after every epoch.")
-    log_every: int = _setting(50, "Steps between rows of the log.")
+    checkpoint_every: int = _setting(
+        500, "Steps between checkpoints; one is also written after every epoch.", range=COUNT
+    )
+    log_every: int = _setting(50, "Steps between rows of the log.", range=COUNT)
 
     def __post_init__(self) -> None:
+        if self.bound in RENAMED["train"]:
+            object.__setattr__(self, "bound", current_name(self.bound, "train"))
         for item in fields(self):
-            choices, value = item.metadata["choices"], getattr(self, item.name)
+            choices, allowed, value = item.metadata["choices"], item.metadata["range"], getattr(self, item.name)
             if choices is not None and value not in choices:
                 raise UnknownMethodError(value, choices, kind=item.name)
-        for name in ("epochs", "batch_size", "bound_iterations", "checkpoint_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("sparsity", "saturation", "warmup", "ramp", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative; got {getattr(self, name)}.")
-        for name in ("kappa", "lr_hold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} must lie between 0 and 1; got {getattr(self, name)}.")
-        parse_epsilon(self.eps)
-        parse_epsilon(self.train_eps or self.eps)
+            if allowed is not None and value is not None:
+                allowed.check(item.name, value)
+        if self.eps is None:
+            if self.dataset not in DEFAULT_EPS:
+                raise ConfigError(f"eps is needed: {self.dataset!r} has no usual radius; write it as --eps 36/255.")
+            object.__setattr__(self, "eps", DEFAULT_EPS[self.dataset])
+        parse_epsilon(self.radius)
+        parse_epsilon(self.train_eps or self.radius)
+
+    @property
+    def radius(self) -> str:
+        """``eps``, which is never None once the settings are made."""
+        return str(self.eps)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,8 +115,11 @@ class TrainConfig:
 def config_from(values: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
     """A ``TrainConfig`` from plain values; numbers may be written as YAML reads them (``eps: 1.58``, ``lr: 1e-3``).
 
+    Args:
+        source: file or command line that the values are from, for the message.
+
     Raises:
-        ConfigError: an unknown name (the nearest known one is suggested), or a value of the wrong kind.
+        ConfigError: an unknown name (the nearest known one is suggested), or a value that cannot be.
     """
     known = {item.name: item for item in fields(TrainConfig)}
     cleaned: dict[str, Any] = {}
@@ -102,7 +130,12 @@ def config_from(values: Mapping[str, Any], source: str = "configuration") -> Tra
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are: {', '.join(known)}."
             raise ConfigError(f"{source}: unknown setting {name!r}{hint}")
         cleaned[key] = _converted(key, value, str(known[key].type), source)
-    return TrainConfig(**cleaned)
+    try:
+        return TrainConfig(**cleaned)
+    except UnknownMethodError as error:
+        raise UnknownMethodError(error.name, error.choices, kind=f"{error.kind} in {source}") from error
+    except LirpaLipError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -122,16 +155,24 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def read_run_config(path: Path) -> dict[str, Any]:
+    """The settings that a run saved; names of the release before are read as they were meant then."""
+    values = read_config(path)
+    if isinstance(values.get("bound"), str) and not path.read_text(encoding="utf-8").startswith(_MARK):
+        values["bound"] = name_before(values["bound"], "train")
+    return values
+
+
 def write_config(config: TrainConfig, path: Path) -> None:
     """Saves the resolved configuration; ``--config`` reads it back."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    text = f"{_MARK}{FORMAT}\n" + yaml.safe_dump(config.to_dict(), sort_keys=False)
+    path.write_text(text, encoding="utf-8")
 
 
-def default_of(name: str) -> Any:
-    """Default value of a setting."""
-    (item,) = [item for item in fields(TrainConfig) if item.name == name]
-    return None if item.default is MISSING else item.default
+def is_run_config(path: Path) -> bool:
+    """Whether a file is one that `write_config` wrote."""
+    return path.read_bytes().startswith(_MARK.encode())
 
 
 def _converted(name: str, value: Any, kind: str, source: str) -> Any:
@@ -146,10 +187,22 @@ def _converted(name: str, value: Any, kind: str, source: str) -> Any:
             if not isinstance(value, bool):
                 raise ValueError("write true or false")
             return value
+        if isinstance(value, (bool, list, dict)):
+            raise ValueError("one number or text is needed")
         if base == "int":
-            if float(value) != int(float(value)) or isinstance(value, bool):
-                raise ValueError("it must be a whole number")
-            return int(float(value))
+            return _whole(value)
         return float(value) if base == "float" else str(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{source}: {name}={value!r} is no {base} ({error}).") from error
+
+
+def _whole(value: Any) -> int:
+    """A whole number, also where it is written 1e3, as exactly as it is written."""
+    if isinstance(value, int):
+        return value
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError("it must be a finite whole number")
+    if number != int(number):
+        raise ValueError("it must be a whole number")
+    return int(value) if isinstance(value, str) and value.strip().lstrip("+-").isdigit() else int(number)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from lirpa_lip.errors import ConfigError, DataError, UnknownMethodError
+from lirpa_lip.ranges import COUNT
 from lirpa_lip.training import data_files as files
 from lirpa_lip.training.sources import ImageSource, Subset, first_of
 
@@ -22,7 +23,8 @@ from lirpa_lip.training.sources import ImageSource, Subset, first_of
 class DataBundle:
     """The three splits, and what a network needs to know of the data.
 
-    ``mean`` and ``std`` are per channel, or None where the data set is used as it is.
+    ``mean`` and ``std`` are per channel, or None where the data set is used as it is. ``class_names[y]`` is what label
+    y stands for.
     """
 
     name: str
@@ -33,6 +35,7 @@ class DataBundle:
     shape: tuple[int, int, int]
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 _CIFAR_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -49,6 +52,16 @@ DATASETS: dict[str, tuple[_Reader, _Statistics | None]] = {
     "imagefolder": (files.image_folder, None),
 }
 """Name -> (reader, (mean, std) of its training images)."""
+
+DEFAULT_EPS = {
+    "digits": "0.5",
+    "mnist": "1.58",
+    "cifar10": "36/255",
+    "cifar100": "36/255",
+    "tiny-imagenet": "36/255",
+    "imagefolder": "36/255",
+}
+"""Name -> the radius that is usual in the literature; the digits, a tenth of MNIST's pixels, have a smaller one."""
 
 
 def default_data_dir() -> Path:
@@ -76,7 +89,7 @@ def load_data(
 
     Raises:
         UnknownMethodError: no such data set.
-        DataError: the folder is not there, or does not hold the data.
+        DataError: the folder is not there, does not hold the data, or holds a single class.
     """
     if name not in DATASETS:
         raise UnknownMethodError(name, DATASETS, kind="dataset")
@@ -86,12 +99,15 @@ def load_data(
     root = default_data_dir() if data_dir is None else Path(data_dir)
     if data_dir is None:
         _download(name, root)
-    train, test, classes, shape = reader(root, image_size)
+    train, test, names, shape = reader(root, image_size)
+    if len(names) < 2:
+        raise DataError(f"{root} holds one class, {', '.join(names)}; a classifier needs at least two.")
     if limit is not None:
+        COUNT.check("limit", limit)
         train, test = first_of(train, limit), first_of(test, limit)
     train, held_out = _carve(train, validation, seed)
     mean, std = statistics or (None, None)
-    return DataBundle(name, train, held_out, test, classes, shape, mean, std)
+    return DataBundle(name, train, held_out, test, len(names), shape, mean, std, names)
 
 
 def _download(name: str, root: Path) -> None:

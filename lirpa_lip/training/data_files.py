@@ -1,4 +1,4 @@
-"""Readers of the data sets' files: ``reader(root, image_size) -> (train, test, classes, shape)``.
+"""Readers of the data sets' files: ``reader(root, image_size) -> (train, test, class names, shape)``.
 
 torchvision is imported where it is used: it takes a second, and most of the package has no need of it.
 """
@@ -19,7 +19,8 @@ from lirpa_lip.errors import ConfigError, DataError
 from lirpa_lip.training.sources import FileSource, ImageSource, TensorSource
 
 Shape = tuple[int, int, int]
-Splits = tuple[ImageSource, ImageSource, int, Shape]
+Splits = tuple[ImageSource, ImageSource, tuple[str, ...], Shape]
+_DIGITS = tuple("0123456789")
 
 
 def digits(root: Path, image_size: int | None = None) -> Splits:
@@ -30,7 +31,7 @@ def digits(root: Path, image_size: int | None = None) -> Splits:
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 16.0
     labels = torch.from_numpy(data.target).long()
     is_test = torch.arange(len(labels)) % 5 == 0
-    return _tensors(images[~is_test], labels[~is_test]), _tensors(images[is_test], labels[is_test]), 10, (1, 8, 8)
+    return _tensors(images[~is_test], labels[~is_test]), _tensors(images[is_test], labels[is_test]), _DIGITS, (1, 8, 8)
 
 
 def mnist(root: Path, image_size: int | None = None) -> Splits:
@@ -39,7 +40,7 @@ def mnist(root: Path, image_size: int | None = None) -> Splits:
 
     train, test = (_official(MNIST, root, "MNIST/raw", train=split) for split in (True, False))
     pairs = [_tensors(d.data.unsqueeze(1), d.targets) for d in (train, test)]
-    return pairs[0], pairs[1], 10, (1, 28, 28)
+    return pairs[0], pairs[1], _DIGITS, (1, 28, 28)
 
 
 def cifar10(root: Path, image_size: int | None = None) -> Splits:
@@ -48,14 +49,14 @@ def cifar10(root: Path, image_size: int | None = None) -> Splits:
         return jpeg_archive(root)
     from torchvision.datasets import CIFAR10
 
-    return (*_cifar(CIFAR10, root, "cifar-10-batches-py"), 10, (3, 32, 32))
+    return (*_cifar(CIFAR10, root, "cifar-10-batches-py"), (3, 32, 32))
 
 
 def cifar100(root: Path, image_size: int | None = None) -> Splits:
     """The official python batches under ``root``."""
     from torchvision.datasets import CIFAR100
 
-    return (*_cifar(CIFAR100, root, "cifar-100-python"), 100, (3, 32, 32))
+    return (*_cifar(CIFAR100, root, "cifar-100-python"), (3, 32, 32))
 
 
 def jpeg_archive(path: Path) -> Splits:
@@ -70,7 +71,8 @@ def jpeg_archive(path: Path) -> Splits:
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path} is not an archive of JPEG images ({error}).") from error
     images = splits[0].images
-    return splits[0], splits[1], len(parts["classes"]), (images.shape[1], images.shape[2], images.shape[3])
+    names = tuple(str(name) for name in parts["classes"])
+    return splits[0], splits[1], names, (images.shape[1], images.shape[2], images.shape[3])
 
 
 def image_folder(root: Path, image_size: int | None = None) -> Splits:
@@ -78,11 +80,14 @@ def image_folder(root: Path, image_size: int | None = None) -> Splits:
     test = root / "test" if (root / "test").is_dir() else root / "val"
     if not (root / "train").is_dir() or not test.is_dir():
         raise DataError(f"{root} needs folders train/<class>/… and test/<class>/… (or val) of images.")
-    names = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
+    names = _class_folders(root / "train")
+    unknown = sorted(set(_class_folders(test)) - set(names))
+    if unknown:
+        raise DataError(f"{test} holds classes that {root / 'train'} lacks: {', '.join(unknown)}.")
     if image_size is None:
         raise ConfigError("image folders need image_size: the side, in pixels, that every image is resized to.")
     sources = [_folder_source(folder, names, image_size) for folder in (root / "train", test)]
-    return sources[0], sources[1], len(names), (3, image_size, image_size)
+    return sources[0], sources[1], tuple(names), (3, image_size, image_size)
 
 
 def tiny_imagenet(root: Path, image_size: int | None = None) -> Splits:
@@ -91,12 +96,12 @@ def tiny_imagenet(root: Path, image_size: int | None = None) -> Splits:
     annotations = root / "val" / "val_annotations.txt"
     if not annotations.is_file():
         raise DataError(f"{root} does not hold tiny-imagenet-200 (no val/val_annotations.txt).")
-    names = sorted(entry.name for entry in (root / "train").iterdir() if entry.is_dir())
+    names = _class_folders(root / "train")
     size = image_size or 64
     rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line]
     paths = tuple(root / "val" / "images" / name for name, _ in rows)
     test = FileSource(paths, torch.tensor([names.index(label) for _, label in rows]), size)
-    return _folder_source(root / "train", names, size), test, len(names), (3, size, size)
+    return _folder_source(root / "train", names, size), test, tuple(names), (3, size, size)
 
 
 def _download_with(name: str) -> Callable[[Path], None]:
@@ -127,12 +132,17 @@ def _official(dataset: Any, root: Path, layout: str, **options: Any) -> Any:
         raise DataError(f"{root} does not hold {dataset.__name__} (expected {root / layout}): {error}") from error
 
 
-def _cifar(dataset: Any, root: Path, layout: str) -> tuple[TensorSource, TensorSource]:
-    splits = (_official(dataset, root, layout, train=train) for train in (True, False))
+def _class_folders(folder: Path) -> list[str]:
+    entries = (entry for entry in folder.iterdir() if entry.is_dir())
+    return sorted(entry.name for entry in entries if not entry.name.startswith("."))
+
+
+def _cifar(dataset: Any, root: Path, layout: str) -> tuple[TensorSource, TensorSource, tuple[str, ...]]:
+    splits = [_official(dataset, root, layout, train=train) for train in (True, False)]
     pairs = [
         _tensors(torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets)) for d in splits
     ]
-    return pairs[0], pairs[1]
+    return pairs[0], pairs[1], tuple(splits[0].classes)
 
 
 def _tensors(images: Tensor, labels: Tensor) -> TensorSource:

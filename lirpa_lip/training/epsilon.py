@@ -9,6 +9,9 @@ import torch
 
 from lirpa_lip.errors import ConfigError
 
+_LARGEST = 10**6
+"""No two images in [0, 1] of up to 10¹² pixels are further apart."""
+
 
 def parse_epsilon(text: str | float | Fraction) -> Fraction:
     """The exact value of ``"36/255"``, ``"1.58"``, ``0.5``, …
@@ -24,15 +27,22 @@ def parse_epsilon(text: str | float | Fraction) -> Fraction:
         raise ConfigError(f"epsilon {text!r} is no number; write it as 1.58 or 36/255.") from error
     if value < 0:
         raise ConfigError(f"epsilon {text!r} is negative; a radius is at least 0.")
+    if value > _LARGEST:
+        raise ConfigError(f"epsilon {text!r} is larger than any distance between images; a radius is a small number.")
     return value
 
 
 def parse_epsilons(text: str) -> dict[str, Fraction]:
-    """Comma-separated radii, keyed by what was written: ``"0.5, 36/255"``."""
+    """Comma-separated radii, keyed by what was written: ``"0.5, 36/255"``; 0.3 and 0.30 are one radius."""
     labels = [part.strip() for part in str(text).split(",") if part.strip()]
     if not labels:
         raise ConfigError("no epsilon given; write one or more, separated by commas, as in 0.5,36/255.")
-    return {label: parse_epsilon(label) for label in labels}
+    found: dict[str, Fraction] = {}
+    for label in labels:
+        value = parse_epsilon(label)
+        if value not in found.values():
+            found[label] = value
+    return found
 
 
 def rounded_up(value: Fraction, dtype: torch.dtype = torch.float64) -> float:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from lirpa_lip.training.certification import Row
 
+_KNOWN = 0.02
+"""A curve is drawn where the share of samples of which nothing is known is at most this."""
+
 
 def certified_curve(rows: Sequence[Row], points: int = 200) -> tuple[list[float], list[float]]:
     """Radii and the fraction of samples that are right and certified at each, up to the largest finite radius."""
@@ -17,15 +20,42 @@ def certified_curve(rows: Sequence[Row], points: int = 200) -> tuple[list[float]
     return grid, [sum(r >= eps for r in radii) / max(1, len(rows)) for eps in grid]
 
 
+def unknown_share(rows: Sequence[Row], grid: Sequence[float]) -> list[float]:
+    """The fraction of samples that are right, and neither certified at a radius nor tried in vain within it."""
+    right = [r for r in rows if r.prediction == r.label]
+    return [sum(r.radius < eps < r.failed for r in right) / max(1, len(rows)) for eps in grid]
+
+
+def known_curve(rows: Sequence[Row], points: int = 200) -> tuple[list[float], list[float]]:
+    """`certified_curve`, NaN where more than some samples may be certified or not: there was no search there."""
+    grid, share = certified_curve(rows, points)
+    gaps = unknown_share(rows, grid)
+    return grid, [s if gap <= _KNOWN else float("nan") for s, gap in zip(share, gaps)]
+
+
+def worth_of(rows: Sequence[Row]) -> str:
+    """How many samples, and the weakest kind among their certificates."""
+    kinds = [row.certificate for row in rows if row.certificate]
+    deltas = [row.delta for row in rows if row.certificate == "probabilistic"]
+    kind = max(kinds, key=("deterministic", "probabilistic", "estimate").index, default="nothing certified")
+    return f"n = {len(rows)}, {kind}" + (f", δ ≤ {max(deltas):.1g} each" if deltas else "")
+
+
 def draw_certified_accuracy(
-    runs: Mapping[str, Sequence[Row]], path: Path, pgd: Mapping[str, Mapping[float, float]] | None = None
+    runs: Mapping[str, Sequence[Row]],
+    path: Path,
+    pgd: Mapping[str, Mapping[float, float]] | None = None,
+    title: str = "",
 ) -> None:
-    """One curve per run, with its PGD accuracies as crosses in the same colour.
+    """One curve per run where it is known, dots at the radii of the run, PGD accuracies as crosses of the same colour.
+
+    The legend says on how many samples a curve stands and what its certificates are worth.
 
     Args:
         runs: name -> certified rows.
         path: of the image; its ending gives the format.
         pgd: name -> {ε: accuracy under attack}.
+        title: which network, on which data.
     """
     import matplotlib
 
@@ -34,10 +64,14 @@ def draw_certified_accuracy(
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for name, rows in runs.items():
-        (line,) = axes.plot(*certified_curve(rows), label=name, drawstyle="steps-post")
+        (line,) = axes.plot(*known_curve(rows), label=f"{name} ({worth_of(rows)})", drawstyle="steps-post")
+        radii = sorted({eps for row in rows for eps in row.eps})
+        share = [sum(row.certified(eps) for row in rows) / max(1, len(rows)) for eps in radii]
+        axes.plot([float(eps) for eps in radii], share, "o", color=line.get_color(), markersize=4)
         ceiling = (pgd or {}).get(name, {})
         axes.plot(list(ceiling), list(ceiling.values()), "x", color=line.get_color())
     axes.set(xlabel="ε, ℓ₂ radius in pixels of [0, 1]", ylabel="certified accuracy (× under PGD)", ylim=(0, 1))
+    axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

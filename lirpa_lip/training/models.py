@@ -7,6 +7,8 @@ Huang et al., NeurIPS 2021 (arXiv 2111.01395), appendix, and the published code 
 from __future__ import annotations
 
 import math
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,7 +16,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip.errors import ConfigError, ShapeError, UnknownMethodError
+from lirpa_lip.errors import ConfigError, ShapeError, UnknownMethodError, UntrustedCodeError
 from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
 
 ACTIVATIONS = ("relu", "clipped_relu", "maxmin", "clipped_maxmin")
@@ -154,14 +156,26 @@ def _activation_factory(
     return make
 
 
+def refuse_code_of_a_file(arch: str, file: str) -> None:
+    """Files may be other people's: a module that one of them names is not imported, since that would run its code.
+
+    Raises:
+        UntrustedCodeError: ``arch`` is ``module:factory``.
+    """
+    if ":" in arch:
+        raise UntrustedCodeError(arch, file)
+
+
 def _own_module(path: str, input_shape: tuple[int, int, int], classes: int) -> nn.Module:
     module_name, _, attribute = path.partition(":")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that nothing in the current folder takes an installed module's place
     try:
         factory = getattr(import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"cannot import the network {path!r} ({error}); write it as package.module:factory, with the module's "
-            "folder on PYTHONPATH."
+            "folder on PYTHONPATH, or go to that folder."
         ) from error
     model = factory(input_shape=input_shape, classes=classes)
     if not isinstance(model, nn.Module):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from lirpa_lip.losses import BoundOutput, SparsityLoss, make_bound, make_loss, mixed_loss
 from lirpa_lip.losses.worst_case import worst_case_logits
+from lirpa_lip.methods import RENAMED
 
 
 class Objective(nn.Module):
@@ -41,9 +42,10 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         self.model = model
-        if bound != "global":
+        bound = RENAMED["train"].get(bound, bound)
+        if bound != "global-product":
             # BCP differentiates the box, the sparsity loss the intervals, the composed bound the slopes made of them.
-            bound_options.setdefault("interval_gradients", bound == "composed" or loss == "bcp" or sparsity > 0)
+            bound_options.setdefault("interval_gradients", bound == "local-lip" or loss == "bcp" or sparsity > 0)
         self.bound = make_bound(bound, model, sample, **bound_options)
         self.loss = None if loss == "plain" else make_loss(loss)
         self.sparsity_weight, self.sparsity = sparsity, SparsityLoss(saturation)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from accelerate import Accelerator, PartialState
+
+_LOST = re.compile(r"gloo|nccl|connection|peer|timed out", re.IGNORECASE)
+"""What messages of torch.distributed hold when a process has gone."""
 
 
 def make_accelerator() -> Accelerator:
@@ -19,3 +24,8 @@ def process_state() -> PartialState:
 def process_count() -> int:
     """Number of processes that work together."""
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+
+
+def lost_process(error: BaseException) -> bool:
+    """Whether an error is what the others see when one process of a run dies."""
+    return isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None

@@ -1,9 +1,14 @@
-"""What a run shows on the terminal: nothing, or a rich progress bar with a line per epoch."""
+"""What a run shows: nothing, or a bar with a line per epoch on a terminal, and off it a line now and then."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress:
@@ -23,28 +28,77 @@ class RichProgress(Progress):
 
     def start(self, total: int, done: int = 0) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
 
-        console = Console()
-        self.bar = Bar(
-            *(TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self.console = console
-        self.task = self.bar.add_task("training", total=total, completed=done)
-        self.bar.start()
+        self.console, self.pace = Console(), Pace(total, done)
+        self._shown = counted(self.console, "training", "steps", self.pace)
+        self._advance = self._shown.__enter__()
 
     def advance(self) -> None:
-        self.bar.advance(self.task)
+        self._advance(1)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         self.console.print(
             f"epoch {row['epoch']:6.1f}  clean {row['clean']:6.1%}  certified (estimate) "
-            f"{row['certified_estimate']:6.1%} at ε {row['eps']:.4g}  lr {row['lr']:.2g}",
+            f"{row['certified_estimate']:6.1%} at ε {row['eps']:.4g}  lr {row['lr']:.2g}  left {self.pace.left}",
             highlight=False,
         )
 
     def stop(self) -> None:
-        self.bar.stop()
+        self._shown.__exit__(None, None, None)
+
+
+class Pace:
+    """How much is done of how much, and what is left of the time at the pace so far."""
+
+    def __init__(self, total: int, done: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done, self._first, self._clock = total, done, done, clock
+        self._begun = clock()
+
+    def add(self, count: int) -> None:
+        self.done += count
+
+    @property
+    def left(self) -> str:
+        """As in 0:12:05, or "?" before the first step."""
+        made = self.done - self._first
+        if made <= 0:
+            return "?"
+        seconds = (self._clock() - self._begun) / made * (self.total - self.done)
+        return str(timedelta(seconds=round(seconds)))
+
+
+@contextmanager
+def counted(console: Any, verb: str, things: str, pace: Pace) -> Iterator[Callable[[int], None]]:
+    """Gives the function that is called with how many more are done: a bar, or off a terminal a line now and then.
+
+    The first line comes with the first call, others at most every half minute, the last with the last call.
+    """
+    if not console.is_terminal:
+        yield _lines(console, verb, things, pace)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn(verb), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True))
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task(verb, total=pace.total, completed=pace.done)
+
+        def advance(count: int) -> None:
+            pace.add(count)
+            bar.advance(task, count)
+
+        yield advance
+
+
+def _lines(console: Any, verb: str, things: str, pace: Pace) -> Callable[[int], None]:
+    last: float | None = None
+
+    def advance(count: int) -> None:
+        nonlocal last
+        pace.add(count)
+        now = time.monotonic()
+        if last is None or now - last >= _SECONDS_BETWEEN_LINES or pace.done >= pace.total:
+            console.print(f"{verb}: {pace.done} of {pace.total} {things}, left {pace.left}", highlight=False)
+            last = now
+
+    return advance

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lirpa_lip.errors import CheckpointError
+from lirpa_lip.errors import CheckpointError, DataError
+from lirpa_lip.methods import name_before
 from lirpa_lip.training.checkpoint import Checkpoint
-from lirpa_lip.training.config import TrainConfig
-from lirpa_lip.training.data import DataBundle
+from lirpa_lip.training.config import TrainConfig, config_from
+from lirpa_lip.training.data import DataBundle, load_data
 from lirpa_lip.training.ema import WeightAverage
-from lirpa_lip.training.models import build_model
+from lirpa_lip.training.models import build_model, refuse_code_of_a_file
 from lirpa_lip.training.objective import Objective
 from lirpa_lip.training.processes import process_count
 
@@ -51,7 +53,10 @@ def snapshot(
         "average_steps": 0 if average is None else average.steps,
         "processes": process_count(),
         "config": config.to_dict(),
-        "data": {"shape": list(data.shape), "classes": data.classes, "mean": data.mean, "std": data.std},
+        "data": {
+            **{"shape": list(data.shape), "classes": data.classes, "mean": data.mean, "std": data.std},
+            "class_names": None if data.class_names is None else list(data.class_names),
+        },
     }
     return Checkpoint({name: t.detach().clone() for name, t in tensors.items()}, described)
 
@@ -68,10 +73,10 @@ def restore(
     Raises:
         CheckpointError: a setting that shaped the past differs, or the tensors do not fit.
     """
-    saved = checkpoint.state["config"]
-    differing = [n for n, v in config.to_dict().items() if n not in _FREE_TO_CHANGE and saved.get(n) != v]
+    saved = config_of(checkpoint).to_dict()
+    differing = [n for n, v in config.to_dict().items() if n not in _FREE_TO_CHANGE and saved[n] != v]
     if differing:
-        listed = ", ".join(f"{name} was {saved.get(name)!r}, is {getattr(config, name)!r}" for name in differing)
+        listed = ", ".join(f"{name} was {saved[name]!r}, is {getattr(config, name)!r}" for name in differing)
         raise CheckpointError(f"the checkpoint belongs to another configuration: {listed}.")
     try:
         objective.model.load_state_dict(checkpoint.group("model"))
@@ -81,20 +86,111 @@ def restore(
         for index, parameter in enumerate(objective.model.parameters()):
             optimizer.state[parameter] = _optimizer_state(checkpoint.group(f"optimizer.{index}"), parameter)
         if average is not None:
-            average.steps = checkpoint.state["average_steps"]
+            average.steps = int(checkpoint.state["average_steps"])
             average.weights = {name: t.to(p.device) for name, t, p in _matched(checkpoint, objective)}
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"the checkpoint does not fit this network ({error}).") from error
-    return RunState(checkpoint.state["step"], checkpoint.state["best"])
+    try:
+        return RunState(int(checkpoint.state["step"]), float(checkpoint.state.get("best", RunState.best)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the checkpoint does not say at which step it was taken ({error!r}).") from error
 
 
-def model_from(checkpoint: Checkpoint) -> torch.nn.Module:
-    """The trained network, in eval mode: the weights' moving average where the run kept one.
+def config_of(checkpoint: Checkpoint) -> TrainConfig:
+    """The settings of the run; such as this version does not know are named and left out, missing ones are defaults.
 
     Raises:
-        CheckpointError: the tensors do not fit the network that the configuration describes.
+        CheckpointError: it holds no settings.
+        ConfigError: a setting has a value it cannot have.
     """
-    config, data = TrainConfig(**checkpoint.state["config"]), checkpoint.state["data"]
+    saved = checkpoint.state.get("config")
+    if not isinstance(saved, dict):
+        raise CheckpointError("the checkpoint holds no settings of a run.")
+    known = {item.name for item in fields(TrainConfig)}
+    unknown = sorted(set(saved) - known)
+    if unknown:
+        warnings.warn(
+            f"the checkpoint has settings which this version does not know, and leaves out: {', '.join(unknown)}.",
+            stacklevel=2,
+        )
+    values = {name: value for name, value in saved.items() if name in known}
+    if checkpoint.format == 1 and "bound" in values:
+        values["bound"] = name_before(values["bound"], "train")
+    return config_from(values, "the checkpoint")
+
+
+def data_of(checkpoint: Checkpoint, data_dir: str | None = None, dataset: str | None = None) -> DataBundle:
+    """The data a run was trained on, or other data of the same classes.
+
+    Args:
+        data_dir, dataset: where they differ from the run's own.
+
+    Raises:
+        DataError: its classes, or the images' shape, are not those that the network was trained on.
+    """
+    config = config_of(checkpoint)
+    found = load_data(
+        dataset or config.dataset, data_dir or config.data_dir, config.validation, config.seed, config.image_size
+    )
+    check_data(checkpoint, found)
+    return found
+
+
+def check_data(checkpoint: Checkpoint, found: DataBundle) -> None:
+    """
+    Raises:
+        DataError: the classes, or the images' shape, are not those that the network was trained on.
+    """
+    trained = _described(checkpoint)
+    if list(found.shape) != list(trained["shape"]):
+        raise DataError(f"the network takes images of shape {tuple(trained['shape'])}; these are {found.shape}.")
+    names = trained.get("class_names")
+    count = trained["classes"]
+    here = list(found.class_names or ())
+    if names is not None and here and here != names:
+        missing, more = ([n for n in a if n not in b] for a, b in ((names, here), (here, names)))
+        parts = (
+            f"missing: {', '.join(missing)}" if missing else "",
+            f"unknown to it: {', '.join(more)}" if more else "",
+        )
+        what = "; ".join(part for part in parts if part) or "they stand in another order"
+        raise DataError(
+            f"the data's {found.classes} classes are not the {count} that the network was trained on ({what}), so that "
+            "labels would mean different things."
+        )
+    if found.classes != count:
+        raise DataError(f"the network was trained on {count} classes; the data has {found.classes}.")
+
+
+def _described(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What the checkpoint says of its data.
+
+    Raises:
+        CheckpointError: the shape or the number of classes is not there.
+    """
+    found = checkpoint.state.get("data")
+    data: dict[str, Any] = found if isinstance(found, dict) else {}
+    missing = [n for n in ("shape", "classes") if n not in data]
+    if missing:
+        raise CheckpointError(f"the checkpoint does not say for which data its network is: no {', '.join(missing)}.")
+    return {"mean": None, "std": None, "class_names": None, **data}
+
+
+def model_from(checkpoint: Checkpoint, arch: str | None = None, trust_arch: bool = False) -> torch.nn.Module:
+    """The trained network, in eval mode: the weights' moving average where the run kept one.
+
+    Args:
+        arch: the network, in place of the one the checkpoint names.
+        trust_arch: import the module that the checkpoint names, where it does: that runs whatever code it holds.
+
+    Raises:
+        CheckpointError: the tensors do not fit the network, or the checkpoint names code that is not trusted.
+    """
+    config, data = config_of(checkpoint), _described(checkpoint)
+    if arch is not None:
+        config = replace(config, arch=arch)
+    elif not trust_arch:
+        refuse_code_of_a_file(config.arch, "the checkpoint")
     mean, std = (data["mean"], data["std"]) if config.normalize else (None, None)
     shape: tuple[int, int, int] = tuple(data["shape"])  # type: ignore[assignment]
     model = build_model(config.arch, shape, data["classes"], config.activation, mean, std, config.threshold)

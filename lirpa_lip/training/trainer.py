@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from lirpa_lip.errors import CheckpointError, DivergedError
-from lirpa_lip.training.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, save_checkpoint
+from lirpa_lip.errors import CheckpointError, DivergedError, LirpaLipError, RunInterruptedError
+from lirpa_lip.training.checkpoint import (
+    Checkpoint,
+    checkpoints_in,
+    load_checkpoint,
+    save_checkpoint,
+    set_aside_after,
+)
 from lirpa_lip.training.config import TrainConfig, write_config
 from lirpa_lip.training.data import load_data
 from lirpa_lip.training.ema import WeightAverage
 from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
+from lirpa_lip.training.interrupts import Interrupts
+from lirpa_lip.training.lock import FolderLock
 from lirpa_lip.training.models import build_model
 from lirpa_lip.training.objective import Objective
-from lirpa_lip.training.processes import make_accelerator
+from lirpa_lip.training.processes import lost_process, make_accelerator
 from lirpa_lip.training.progress import Progress
-from lirpa_lip.training.run_state import RunState, restore, snapshot
+from lirpa_lip.training.run_state import RunState, check_data, restore, snapshot
 from lirpa_lip.training.runlog import RunLog
 from lirpa_lip.training.sampling import augmented, derived_seed, epoch_batches, prefetched, steps_per_epoch
 from lirpa_lip.training.schedules import HoldThenDecay, LinearRamp
+from lirpa_lip.training.separation import check_radius
+from lirpa_lip.training.totals import Totals
 
 
 class Trainer:
@@ -48,6 +58,10 @@ class Trainer:
             config.dataset, config.data_dir, config.validation, config.seed, config.image_size, config.limit
         )
         self.steps = steps_per_epoch(len(self.data.train), config.batch_size)
+        for text in dict.fromkeys((config.radius, config.train_eps or config.radius)):
+            warning = check_radius(parse_epsilon(text), self.data.train, self.data.shape)
+            if warning is not None and self.rank == 0:
+                warnings.warn(warning, stacklevel=2)
         torch.manual_seed(derived_seed("weights", config.seed))
         mean_std = (self.data.mean, self.data.std) if config.normalize else (None, None)
         model = build_model(
@@ -61,7 +75,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self.average = WeightAverage(model, config.ema) if config.ema is not None else None
         self.state = RunState()
-        train_eps, eps = (rounded_up(parse_epsilon(text or config.eps)) for text in (config.train_eps, config.eps))
+        train_eps, eps = (rounded_up(parse_epsilon(text or config.radius)) for text in (config.train_eps, config.eps))
         self.eps, ramp = eps, (config.warmup, config.ramp)
         self.eps_ramp, self.kappa_ramp = LinearRamp(0.0, train_eps, *ramp), LinearRamp(1.0, config.kappa, *ramp)
         self.lr = HoldThenDecay(config.lr, config.end_lr, config.lr_hold * config.epochs, config.epochs)
@@ -78,23 +92,49 @@ class Trainer:
     def resume(self, path: str | Path | None = None) -> Path:
         """Goes back to a checkpoint of this run, by default its newest; returns it.
 
+        Later checkpoints, which the run will not come to again, are set aside as ``aside-…``.
+
         Raises:
             CheckpointError: there is none, it is damaged, or it belongs to another configuration.
+            DataError: the data's classes are not those of the checkpoint.
         """
         found = checkpoints_in(self.folder / "checkpoints")
         if path is None and not found:
             raise CheckpointError(f"{self.folder} holds no checkpoint to resume from; train without --resume.")
         chosen = Path(path) if path is not None else found[-1]
-        self.state = restore(load_checkpoint(chosen), self.objective, self.optimizer, self.average, self.config)
+        loaded = load_checkpoint(chosen)
+        check_data(loaded, self.data)
+        self.state = restore(loaded, self.objective, self.optimizer, self.average, self.config)
+        if path is not None and self.rank == 0:
+            set_aside_after(self.folder / "checkpoints", self.state.step)
         return chosen
 
     def fit(self) -> Path:
         """Trains to the end; returns the best checkpoint (by the validation split; the last one without a split).
 
+        SIGINT and SIGTERM end it after the step at hand, with a checkpoint.
+
         Raises:
             DivergedError: the loss or a gradient became NaN or infinite; the last checkpoint is intact.
-            CheckpointError: a checkpoint could not be written.
+            CheckpointError: a checkpoint, or the log, could not be written.
+            LockedError: another process trains in the same folder.
+            RunInterruptedError: a signal came, or another process of the run was lost.
         """
+        with FolderLock(self.folder, wanted=self.rank == 0), Interrupts() as self._interrupts:
+            try:
+                self._fit()
+            except OSError as error:
+                raise CheckpointError(f"the run could not be written: {error}. {self._how_to_go_on()}") from error
+            except RuntimeError as error:
+                if self.processes == 1 or isinstance(error, LirpaLipError) or not lost_process(error):
+                    raise
+                raise RunInterruptedError(
+                    f"another process of this run was lost ({str(error).splitlines()[0]}). {self._how_to_go_on()}"
+                ) from error
+        folder = self.folder / "checkpoints"
+        return (checkpoints_in(folder, "best") or checkpoints_in(folder))[-1]
+
+    def _fit(self) -> None:
         wrapped, optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         if self.rank == 0:
             write_config(self.config, self.folder / "config.yaml")
@@ -104,12 +144,28 @@ class Trainer:
             while self.state.step < self.config.epochs * self.steps:
                 self._epoch(wrapped, optimizer, log)
                 self._end_of_epoch(log)
+                self._stop_if_asked(saved=True)
         finally:
             self.progress.stop()
             if log is not None:
                 log.close()
-        folder = self.folder / "checkpoints"
-        return (checkpoints_in(folder, "best") or checkpoints_in(folder))[-1]
+
+    def _stop_if_asked(self, saved: bool) -> None:
+        number = self._interrupts.anywhere(self.processes, self.accelerator.device)
+        if not number or self.state.step == self.config.epochs * self.steps:
+            return
+        if not saved:
+            self._save()
+        raise RunInterruptedError(f"stopped at step {self.state.step}, which is kept. {self._how_to_go_on()}", number)
+
+    def _how_to_go_on(self) -> str:
+        found = checkpoints_in(self.folder / "checkpoints")
+        if not found:
+            return "There is no checkpoint yet: start again."
+        start = "lirpa-lip"
+        if self.processes > 1:
+            start = f"torchrun --nproc-per-node {self.processes} -m lirpa_lip.cli"
+        return f"Go on from {found[-1].name} with: {start} train --resume --out {self.folder}"
 
     def _epoch(self, wrapped: torch.nn.Module, optimizer: Any, log: RunLog | None) -> None:
         config, epoch = self.config, self.state.step // self.steps
@@ -117,7 +173,7 @@ class Trainer:
         place = (self.rank, self.processes)
         batches = epoch_batches(len(self.data.train), config.batch_size, config.seed, epoch, first, *place)
         wrapped.train()
-        totals, begun = _Totals(), time.perf_counter()
+        totals, begun = Totals(), time.perf_counter()
         for step, images, labels in prefetched(self.data.train, batches):
             images, labels = images.to(self.accelerator.device), labels.to(self.accelerator.device)
             images = augmented(images, config.augment, config.seed, epoch, step, *place)
@@ -126,11 +182,14 @@ class Trainer:
             last = step + 1 == self.steps
             if self.state.step % config.log_every == 0 or last:
                 row = self._row("train", totals, begun)
-                totals, begun = _Totals(), time.perf_counter()
+                totals, begun = Totals(), time.perf_counter()
                 if log is not None:
                     log.add(row)
-            if self.state.step % config.checkpoint_every == 0 and not last:
+            due = self.state.step % config.checkpoint_every == 0 and not last
+            if due:
                 self._save()
+            if not last:
+                self._stop_if_asked(saved=due)
 
     def _step(self, wrapped: torch.nn.Module, optimizer: Any, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """One update; every source of chance is seeded by the step's number."""
@@ -174,10 +233,10 @@ class Trainer:
         self._save()
 
     @torch.no_grad()
-    def _validate(self) -> _Totals:
+    def _validate(self) -> Totals:
         """The validation split, divided among the processes, with the averaged weights where there are any."""
         self.objective.eval()
-        totals, count = _Totals(), len(self.data.validation)
+        totals, count = Totals(), len(self.data.validation)
         device = self.accelerator.device
         if self.average is not None:
             with self.average.applied_to(self.model):
@@ -187,13 +246,13 @@ class Trainer:
         self.objective.train()
         return totals
 
-    def _count_validation(self, totals: _Totals, count: int, device: torch.device) -> None:
+    def _count_validation(self, totals: Totals, count: int, device: torch.device) -> None:
         torch.manual_seed(derived_seed("validation", self.config.seed))
         for indices in torch.arange(self.rank, count, self.processes).split(self.config.batch_size):
             images, labels = (t.to(device) for t in self.data.validation.batch(indices))
             totals.add(len(labels), **self.objective.evaluate(images, labels, self.eps))
 
-    def _row(self, split: str, totals: _Totals, begun: float) -> dict[str, Any]:
+    def _row(self, split: str, totals: Totals, begun: float) -> dict[str, Any]:
         means = totals.means(self.accelerator)
         now = self.state.step / self.steps
         eps = self.eps_ramp(now) if split == "train" else self.eps
@@ -215,24 +274,3 @@ class Trainer:
             )
             save_checkpoint(self.folder / "checkpoints", taken, self.state.step, kind, keep)
         self.accelerator.wait_for_everyone()
-
-
-class _Totals:
-    """Sums over samples, kept on the device so that a step need not wait for them."""
-
-    def __init__(self) -> None:
-        self.count, self.sums = 0, dict[str, Tensor]()
-
-    def add(self, count: int, **sums: Tensor) -> None:
-        self.count += count
-        for name, value in sums.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
-
-    def means(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over the samples of all processes."""
-        names = sorted(self.sums)
-        stacked = torch.stack(
-            [torch.tensor(float(self.count), device=accelerator.device)] + [self.sums[name].float() for name in names]
-        )
-        stacked = accelerator.reduce(stacked, reduction="sum")
-        return {name: float(value / stacked[0]) for name, value in zip(names, stacked[1:], strict=True)}

@@ -28,7 +28,7 @@ def test_a_solve_holds_at_most_twelve_activations(
     monkeypatch, certificate: str, vectors: bool, width: int, eliminated: float
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import norm_tools
+    from lib import norm_tools
 
     arguments = problem(eliminated)
     # samples leave one after the other: what stays and what leaves must not both be copies of the whole

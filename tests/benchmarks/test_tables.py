@@ -31,10 +31,10 @@ def test_shared_images(tables):
 
 def test_training_rows(tables):
     common = {"setting": "digits-0.5", "activation": "clipped_relu", "epochs": "3", "clean": "90", "pgd": "80"}
-    row = common | {"method": "global", "sparsity": "0.01", "certified_global": "50", "eliminated": "1"}
+    row = common | {"method": "global-product", "sparsity": "0.01", "certified_global-product": "50", "eliminated": "1"}
     head, line = tables.training([row | {"train_seconds": ""}])
-    assert head[-3:] == ["global", "eliminated", "s"]
-    assert line == ["digits-0.5", "clipped relu", "global, sparsity", "3", "90", "80", "50", "1", ""]
+    assert head[-3:] == ["global-product", "eliminated", "s"]
+    assert line == ["digits-0.5", "clipped relu", "global-product, sparsity", "3", "90", "80", "50", "1", ""]
     assert tables.markdown([head, line]).count("\n") == 2
 
 

@@ -30,7 +30,7 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def certified(trained) -> Path:
-    for bound in ("global", "local-lip"):
+    for bound in ("global-product", "local-product"):
         result = invoke("certify", trained, "--bound", bound, *OPTIONS)
         assert result.exit_code == 0, result.output
         assert "30 samples" in result.output and "36/255" in result.output and bound in result.output
@@ -38,7 +38,7 @@ def certified(trained) -> Path:
 
 
 def test_certificates(certified):
-    for bound in ("global", "local-lip"):
+    for bound in ("global-product", "local-product"):
         folder = certified / f"{bound}-test"
         with (folder / "certificates.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -51,10 +51,10 @@ def test_certificates(certified):
 
 
 def test_certifying_again_repeats_it_without_work(certified):
-    before = (certified / "global-test" / "rows-0-of-1.csv").read_bytes()
-    result = invoke("certify", certified.parent, "--bound", "global", *OPTIONS)
-    assert result.exit_code == 0 and (certified / "global-test" / "rows-0-of-1.csv").read_bytes() == before
-    other = invoke("certify", certified.parent, "--bound", "global", "--eps", "0.3", "--limit", "30")
+    before = (certified / "global-product-test" / "rows-0-of-1.csv").read_bytes()
+    result = invoke("certify", certified.parent, "--bound", "global-product", *OPTIONS)
+    assert result.exit_code == 0 and (certified / "global-product-test" / "rows-0-of-1.csv").read_bytes() == before
+    other = invoke("certify", certified.parent, "--bound", "global-product", "--eps", "0.3", "--limit", "30")
     assert other.exit_code != 0 and "other settings" in other.output
 
 
@@ -64,13 +64,13 @@ def test_report(certified, tmp_path):
     with (tmp_path / "report.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["run"], r["eps"]) for r in rows] == [
-        (run, eps) for run in ("global-test", "local-lip-test") for eps in ("0.02", "36/255")
+        (run, eps) for run in ("global-product-test", "local-product-test") for eps in ("0.02", "36/255")
     ]
     assert all(float(r["certified"]) <= float(r["pgd"]) <= float(r["clean"]) for r in rows)
     assert (tmp_path / "report.md").read_text().count("\n") == 6
     assert (tmp_path / "report.png").stat().st_size > 1000
     named = invoke("report", certified, "--names", "a,b", "--out", tmp_path)
-    assert named.exit_code == 0 and "│ a " in named.output
+    assert named.exit_code == 0 and "\na,global-product," in named.output
     assert invoke("report", certified, "--names", "a", "--out", tmp_path).exit_code == 2
 
 

@@ -14,7 +14,7 @@ from lirpa_lip.errors import ConfigError
 from lirpa_lip.training.config import TrainConfig, read_config
 
 TINY = ["--dataset", "digits", "--arch", "cnn-tiny", "--eps", "0.2", "--limit", "200", "--batch-size", "60",
-        "--epochs", "1", "--ramp", "1", "--bound", "global"]  # fmt: skip
+        "--epochs", "1", "--ramp", "1", "--bound", "global-product"]  # fmt: skip
 
 
 def invoke(*arguments: str):
@@ -85,7 +85,7 @@ def test_resuming_takes_the_runs_own_settings(tmp_path):
     ],
 )
 def test_errors_are_one_line_without_a_traceback(tmp_path, arguments, message):
-    result = invoke("train", "--dataset", "digits", "--bound", "global", "--out", tmp_path / "run", *arguments)
+    result = invoke("train", "--dataset", "digits", "--bound", "global-product", "--out", tmp_path / "run", *arguments)
     assert result.exit_code != 0 and message in result.output
     assert "Traceback" not in result.output and isinstance(result.exception, SystemExit)
 

@@ -55,12 +55,12 @@ def test_intervals_hold(activation: str, box: tuple[float, float] | None):
         values = layer(values)
 
 
-@pytest.mark.parametrize("name", ["local-lip", "composed"])
+@pytest.mark.parametrize("name", ["local-product", "local-lip"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("eps", [0.05, 0.4])
 def test_bounds_sampled_rates(name: str, activation: str, eps: float):
     model = small_network(activation)
-    options = {"iterations": MANY} | ({"refinements": MANY} if name == "composed" else {})
+    options = {"iterations": MANY} | ({"refinements": MANY} if name == "local-lip" else {})
     bound = make_bound(name, model, X, **options).eval()
     pairs = bound(X, eps, LABELS).pair_lipschitz
     rates = worst_rate(model, X, LABELS, eps)
@@ -77,7 +77,9 @@ def test_order_of_the_bounds(activation: str):
     model, eps = small_network(activation), 0.2
     whole = GlobalBound(model, X, "deterministic")(X, eps, LABELS).pair_lipschitz
     local = super_product(model, eps)
-    composed = make_bound("composed", model, X, iterations=MANY, refinements=MANY).eval()(X, eps, LABELS).pair_lipschitz
+    composed = (
+        make_bound("local-lip", model, X, iterations=MANY, refinements=MANY).eval()(X, eps, LABELS).pair_lipschitz
+    )
     assert (local <= whole * (1 + 1e-6)).all()
     assert (composed <= local * (1 + 1e-9)).all()
     assert composed.mean() < 0.95 * local.mean()
@@ -106,18 +108,18 @@ def test_composed_is_near_the_certified_one(activation: str):
     margins = (rows @ logits.unsqueeze(2)).squeeze(2)
     certified = (margins - lower.detach()) / eps
     options = {"iterations": MANY, "refinements": MANY, "rivals": 4}
-    pairs = make_bound("composed", model, X, **options).eval()(X, eps, LABELS).pair_lipschitz
+    pairs = make_bound("local-lip", model, X, **options).eval()(X, eps, LABELS).pair_lipschitz
     others = ~nn.functional.one_hot(LABELS, 5).bool()
     ratio = certified / pairs.detach()[others].reshape(4, 4)
     assert ((ratio > 0.6) & (ratio < 1.2)).all()
 
 
-@pytest.mark.parametrize("name", ["local-lip", "composed"])
+@pytest.mark.parametrize("name", ["local-product", "local-lip"])
 def test_few_iterations_are_right_on_average(name: str):
     """While training, what one iteration falls short of is measured and made up for; it is kept in eval mode."""
     model, eps = small_network("relu"), 0.2
     bound = make_bound(name, model, X, iterations=1)
-    options = {"refinements": MANY} if name == "composed" else {}
+    options = {"refinements": MANY} if name == "local-lip" else {}
     true = make_bound(name, model, X, iterations=MANY, **options).eval()(X, eps, LABELS).pair_lipschitz.sum()
     short = bound.eval()(X, eps, LABELS).pair_lipschitz.sum()
     bound.train()
@@ -131,7 +133,7 @@ def test_few_iterations_are_right_on_average(name: str):
 def test_zero_radius_is_the_jacobian():
     """On a ball of radius 0 every slope is known: the composed bound is the norm of the gradient."""
     model = small_network("relu")
-    composed = make_bound("composed", model, X, iterations=MANY).eval()(X, 0.0, LABELS).pair_lipschitz
+    composed = make_bound("local-lip", model, X, iterations=MANY).eval()(X, 0.0, LABELS).pair_lipschitz
     for b in range(len(X)):
         x = X[b : b + 1].clone().requires_grad_()
         logits = model(x)
@@ -145,7 +147,7 @@ def test_dead_network():
     """All neurons dead: nothing can change, and the start vectors survive."""
     model = small_network("relu")
     nn.init.constant_(model[1].bias, -1e3)
-    for name in ("local-lip", "composed"):
+    for name in ("local-product", "local-lip"):
         bound = make_bound(name, model, X)
         for _ in range(3):
             output = bound(X, 0.1, LABELS)
@@ -177,7 +179,7 @@ def test_masked_pair_norms():
     torch.testing.assert_close(masked_pair_norms(weight, LABELS, None), torch.cdist(weight, weight)[LABELS])
 
 
-@pytest.mark.parametrize("name", ["global", "local-lip", "composed"])
+@pytest.mark.parametrize("name", ["global-product", "local-product", "local-lip"])
 def test_no_state_per_sample(name: str):
     """What a bound keeps has the size of a few inputs and activations, whatever passes through it."""
     bound = make_bound(name, small_network(), X)
@@ -187,7 +189,7 @@ def test_no_state_per_sample(name: str):
     assert sum(b.numel() for b in bound.buffers()) == before < 3000
 
 
-@pytest.mark.parametrize("name", ["local-lip", "composed"])
+@pytest.mark.parametrize("name", ["local-product", "local-lip"])
 def test_general_graphs(name: str):
     """A residual network, which has no stages, goes through its traced graph."""
 
@@ -209,7 +211,7 @@ def test_general_graphs(name: str):
     assert (worst_rate(model, X, LABELS, 0.2) <= bound.eval()(X, 0.2, LABELS).pair_lipschitz * (1 + 1e-4)).all()
 
 
-@pytest.mark.parametrize("name", ["local-lip", "composed"])
+@pytest.mark.parametrize("name", ["local-product", "local-lip"])
 def test_radius_per_sample(name: str):
     model = small_network()
     bound = make_bound(name, model, X, iterations=MANY).eval()
@@ -222,7 +224,7 @@ def test_radius_per_sample(name: str):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("local-lip", {"iterations": 0}), ("composed", {"rivals": 0}), ("composed", {"refinements": -1})],
+    [("local-product", {"iterations": 0}), ("local-lip", {"rivals": 0}), ("local-lip", {"refinements": -1})],
 )
 def test_counts_that_make_no_sense(name: str, options: dict[str, int]):
     with pytest.raises(ConfigError, match=f"{next(iter(options))}="):

@@ -124,3 +124,35 @@ def test_no_graph_goes_through_the_iterations() -> None:
         return len(seen)
 
     assert nodes(1) == nodes(40)
+
+
+def test_tensors_of_a_map_may_depend_on_each_other() -> None:
+    """A weight, and a mask made of it: each path counts once, and none of the graph outside is used up."""
+    weight = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+
+    def gradient(norm) -> Tensor:
+        mask = weight.square().sum(0).sqrt().expand(2, 5)
+        value = norm(mask)
+        (mine,) = torch.autograd.grad(value.sum() + mask.sum(), weight)
+        return mine
+
+    options = {"certificate": "estimate", "rtol": 1e-13, "max_iterations": 100}
+    mine = gradient(lambda mask: masked_spectral_norm(DenseMap(weight), mask, **options).upper)
+    exact = gradient(lambda mask: torch.linalg.svdvals(weight * mask.unsqueeze(1))[:, 0])
+    torch.testing.assert_close(mine, exact, rtol=1e-6, atol=1e-9)
+
+
+def test_graphs_are_kept_where_asked_and_weights_may_not_change() -> None:
+    weight = torch.randn(6, 5, dtype=torch.float64, requires_grad=True)
+    result = masked_spectral_norm(DenseMap(weight), certificate="deterministic")
+    first, second = (torch.autograd.grad(result.upper.sum(), weight, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    (lower,) = torch.autograd.grad(result.lower.sum(), weight, retain_graph=True)
+    torch.testing.assert_close(lower, first, rtol=1e-4, atol=1e-6)
+    (gradient,) = torch.autograd.grad(result.upper.square().sum(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+    with torch.no_grad():
+        weight.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(result.upper.sum(), weight)

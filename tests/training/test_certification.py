@@ -22,11 +22,11 @@ from lirpa_lip.training.certification import (
     write_merged,
 )
 from lirpa_lip.training.certifiers import CERTIFIERS, make_certifier
-from lirpa_lip.training.figures import certified_curve, draw_certified_accuracy
+from lirpa_lip.training.figures import certified_curve, draw_certified_accuracy, known_curve, unknown_share
 from lirpa_lip.training.models import build_model
-from lirpa_lip.training.sources import TensorSource
+from lirpa_lip.training.sources import Subset, TensorSource
 
-SETTINGS = CertifySettings("0.05,36/255", bound="global", pgd_steps=0)
+SETTINGS = CertifySettings("0.05,36/255", bound="global-product", pgd_steps=0)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def linear_network(bias: float) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", ["global", "local-lip", "composed", "crown"])
+@pytest.mark.parametrize("name", ["global-product", "local-product", "local-lip", "crown"])
 def test_radius_of_a_known_network(name):
     x = torch.tensor([0.5, 0.25, 0.0]).double().reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     certifier = make_certifier(name, linear_network(0.0), x[:1], radius_steps=12)
@@ -101,7 +101,7 @@ def test_order_of_the_certificates(network, data):
     model, x = network.double(), data.images[:6].double()
     predictions = model(x).argmax(dim=1)
     found = []
-    for name in ("global", "local-lip", "composed"):
+    for name in ("global-product", "local-product", "local-lip"):
         certifier = make_certifier(name, model, x[:1], "deterministic", radius_steps=5)
         found.append(certifier(x, predictions, [Fraction(1, 20)]).radius.clamp(min=0))
     resolution = 0.05 / 2**5
@@ -111,10 +111,12 @@ def test_order_of_the_certificates(network, data):
 
 def test_delta_is_divided_among_the_verdicts(network, data):
     model, x = network.double(), data.images[:4].double()
-    certifier = make_certifier("composed", model, x[:1], "probabilistic", delta=1e-4, radius_steps=3)
+    certifier = make_certifier("local-lip", model, x[:1], "probabilistic", delta=1e-4, radius_steps=3)
     verdict = certifier(x, model(x).argmax(dim=1), [Fraction(1, 10), Fraction(1, 5)])
     assert verdict.kind == "probabilistic" and verdict.failure_probability == 1e-4
-    assert certifier._bounded.last_certificate[1] == pytest.approx(1e-4 / 5)
+    assert certifier._bounded.last_certificate[1] == pytest.approx(
+        1e-4 / 7
+    )  # two radii, three steps, two global bounds
 
 
 def test_shards_and_resuming_give_the_same_rows(tmp_path, network, data):
@@ -160,7 +162,7 @@ def test_identity(network):
 
 
 def test_summary_and_files(tmp_path, network, data):
-    settings = CertifySettings("0.05,36/255", bound="local-lip", pgd_steps=3)
+    settings = CertifySettings("0.05,36/255", bound="local-product", pgd_steps=3)
     certify_shard(network, data, settings, tmp_path, "id")
     summary = write_merged(tmp_path, settings)
     rows = read_rows(tmp_path)
@@ -189,8 +191,8 @@ def test_weakest_kind_is_reported():
 def test_errors(network, data):
     x = data.images[:1]
     with pytest.raises(CertificateError, match="certifies nothing"):
-        make_certifier("composed", network, x, "estimate")
-    with pytest.raises(UnknownMethodError, match="composed"):
+        make_certifier("local-lip", network, x, "estimate")
+    with pytest.raises(UnknownMethodError, match="local-product"):
         make_certifier("nonsense", network, x)
     with pytest.raises(ConfigError, match="no certified samples"):
         summarise([], SETTINGS)
@@ -209,3 +211,188 @@ def test_pgd_finds_what_is_there():
     assert survives_pgd(model, x.float(), label, 0.099, steps=50).item()
     assert not survives_pgd(model, x.float(), label, 0.101, steps=50).item()
     assert not survives_pgd(model, x.float(), torch.tensor([1]), 0.0, steps=5).item()
+
+
+def rows_text(folder) -> list[str]:
+    """All rows as they are on disk, by index."""
+    lines = [line for path in folder.glob("rows-*.csv") for line in path.read_text().splitlines()]
+    return sorted((line for line in lines if line.endswith(",.")), key=lambda line: int(line.split(",")[0]))
+
+
+def stopped_after(network, data, settings, folder, chunks: int, batch_size: int = 5) -> None:
+    count = iter(range(1, 100))
+
+    class Stop(Exception):
+        pass
+
+    def stop(_):
+        if next(count) >= chunks:
+            raise Stop
+
+    with pytest.raises(Stop):
+        certify_shard(network, data, settings, folder, "id", batch_size, progress=stop)
+
+
+def test_a_stopped_or_divided_run_ends_with_the_same_rows_to_the_bit(tmp_path, network, data):
+    """With chance in it: the norms' random starts, and the attack's."""
+    settings = CertifySettings("0.05", bound="local-product", certificate="probabilistic", pgd_steps=4, radius_steps=1)
+    data = Subset(data, torch.arange(13))
+    certify_shard(network, data, settings, tmp_path / "whole", "id", 5)
+    stopped_after(network, data, settings, tmp_path / "cut", 2)
+    part = tmp_path / "cut" / "rows-0-of-1.csv"
+    lines = part.read_bytes().splitlines(keepends=True)
+    part.write_bytes(b"".join(lines[:-3]) + lines[-3][:20])  # three rows of a chunk are lost, one is half there
+    torch.manual_seed(99)
+    certify_shard(network, data, settings, tmp_path / "cut", "id", 5)
+    for rank in (1, 0):
+        certify_shard(network, data, settings, tmp_path / "two", "id", 5, rank=rank, processes=2)
+    whole = rows_text(tmp_path / "whole")
+    assert len(whole) == 13 and whole == rows_text(tmp_path / "cut") == rows_text(tmp_path / "two")
+
+
+def test_chance_of_a_sample_is_its_own(network, data):
+    """The attack on a sample begins where it does whatever the batch."""
+    from lirpa_lip.training.attack import directions
+
+    x, seeds = data.images[:6], [11, 12, 13, 14, 15, 16]
+    whole = directions(x, seeds)
+    assert torch.equal(whole[2:4], directions(x[2:4], seeds[2:4]))
+    assert not torch.equal(whole[0], whole[1]) and (whole.flatten(1).norm(dim=1) <= 1).all()
+    labels = network(x).argmax(1)
+    for eps in (0.2, 0.5, 1.0):
+        together = survives_pgd(network, x, labels, eps, 5, seeds)
+        alone = [survives_pgd(network, x[i : i + 1], labels[i : i + 1], eps, 5, [seeds[i]]).item() for i in range(6)]
+        assert together.tolist() == alone
+
+
+def test_more_samples_and_radii_reuse_what_is_there(tmp_path, network, data, monkeypatch):
+    from lirpa_lip.training import certification
+
+    tried = []
+    make = certification.make_certifier
+
+    def counting(*args, **options):
+        certifier = make(*args, **options)
+
+        class Counting:
+            prepare = staticmethod(certifier.prepare)
+
+            def __call__(self, x, predictions, eps):
+                tried.append(len(x))
+                return certifier(x, predictions, eps)
+
+        return Counting()
+
+    monkeypatch.setattr(certification, "make_certifier", counting)
+    settings = CertifySettings("0.05", bound="local-product", certificate="probabilistic", pgd_steps=2)
+    certify_shard(network, Subset(data, torch.arange(10)), settings, tmp_path, "id", 5)
+    first = rows_text(tmp_path)
+    certify_shard(network, data, settings, tmp_path, "id", 5)
+    assert sum(tried) == 23 and rows_text(tmp_path)[:10] == first
+    certify_shard(network, data, replace(settings, eps="0.05,1/20,0.2"), tmp_path, "id", 5)
+    rows, new = read_rows(tmp_path), Fraction(1, 5)
+    before = {int(line.split(",")[0]): float(line.split(",")[4]) for line in first}
+    assert all(row.radius >= before.get(row.index, -math.inf) for row in rows)
+    assert all(new in row.eps and row.decided(new) and set(row.pgd) == {"0.05", "0.2"} for row in rows)
+    assert sum(tried) < 2 * 23, "rows that decide the new radius already are not worked on again"
+    assert all(0 < row.delta <= settings.delta for row in rows)
+    summary = write_merged(tmp_path, replace(settings, eps="0.05,0.2"), 23)
+    assert summary["samples"] == 23 and [line["eps"] for line in summary["table"]] == ["0.05", "0.2"]
+    assert write_merged(tmp_path, replace(settings, eps="0.05,0.2"), 10)["samples"] == 10
+    with pytest.raises(CheckpointError, match=r"--eps 0\.05,0\.2,0\.7"):
+        certify_shard(network, data, replace(settings, eps="0.7"), tmp_path, "id", 5)
+
+
+@pytest.mark.parametrize("change", ["images", "labels"])
+def test_rows_of_other_data_are_refused(tmp_path, network, data, change):
+    """Of the same size: swapped labels, one pixel."""
+    certify_shard(network, data, SETTINGS, tmp_path, "id")
+    images, labels = data.images.clone(), data.labels.clone()
+    if change == "images":
+        images[17, 0, 3, 3] += 1e-6
+    else:
+        labels[17] = (labels[17] + 1) % 4
+    with pytest.raises(CheckpointError, match="other data: sample 17"):
+        certify_shard(network, TensorSource(images, labels), SETTINGS, tmp_path, "id")
+
+
+@pytest.mark.parametrize(
+    "change", [{"bound": "ibp"}, {"delta": 1e-3}, {"certificate": "deterministic"}, {"image_box": True}, {"seed": 1},
+               {"radius_steps": 3}, {"pgd_steps": 1}]
+)  # fmt: skip
+def test_every_setting_that_changes_a_verdict_is_part_of_a_run(tmp_path, network, data, change):
+    certify_shard(network, data, SETTINGS, tmp_path, "id")
+    (name,) = change
+    with pytest.raises(CheckpointError, match=f"other settings.*{name} was"):
+        certify_shard(network, data, replace(SETTINGS, **change), tmp_path, "id")
+
+
+def test_versions_are_part_of_a_run(tmp_path, network, data, monkeypatch):
+    from lirpa_lip.training import certification
+
+    certify_shard(network, data, SETTINGS, tmp_path, "id")
+    monkeypatch.setattr(certification, "versions", lambda: {"torch": "9.9"})
+    with pytest.raises(CheckpointError, match=r"torch was .*, is '9\.9'"):
+        certify_shard(network, data, SETTINGS, tmp_path, "id")
+
+
+def test_identity_holds_the_layers_and_the_classes():
+    torch.manual_seed(0)
+    relu = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    tanh = nn.Sequential(relu[0], nn.Tanh())
+    assert identity_of(relu, "a, b") != identity_of(tanh, "a, b")  # the same weights
+    assert identity_of(relu, "a, b") != identity_of(relu, "b, a")
+
+
+@pytest.mark.parametrize("name", ["local-product", "local-lip", "sdp-crown"])
+def test_local_radii_are_never_below_the_global_one(name, network, data):
+    model, x = network.double(), data.images.double()
+    predictions = model(x).argmax(1)
+    torch.manual_seed(5)
+    whole = make_certifier("global-product", model, x[:1])(x, predictions, [Fraction(1, 50)])
+    torch.manual_seed(5)
+    local = make_certifier(name, model, x[:1], radius_steps=1)(x, predictions, [Fraction(1, 50), Fraction(5)])
+    assert (local.radius >= whole.radius * (1 - 1e-9)).all() and (local.radius > whole.radius).any()
+    assert (local.radius < local.failed).all()
+
+
+def test_a_kind_is_that_of_the_samples_at_hand(network, data):
+    """Not of samples that were certified before them."""
+    model, x = network.double(), data.images[:4].double()
+    certifier = make_certifier("ibp", model, x[:1])
+    certifier._kinds.add("probabilistic")
+    assert certifier(x, model(x).argmax(1), [Fraction(1, 100)]).kind == "deterministic"
+
+
+def test_a_full_disk_keeps_what_is_there(tmp_path, network, data, monkeypatch):
+    import errno
+    from pathlib import Path
+
+    certify_shard(network, data, SETTINGS, tmp_path, "id")
+    write_merged(tmp_path, SETTINGS)
+    before = (tmp_path / "certificates.csv").read_bytes()
+
+    def full(self, text, *args, **options):
+        with self.open("w") as file:
+            file.write(text[: len(text) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(CheckpointError, match="disk is full.*kept.*same command"):
+        write_merged(tmp_path, SETTINGS)
+    assert (tmp_path / "certificates.csv").read_bytes() == before
+    assert not list(tmp_path.glob(".*writing"))
+
+
+def test_missing_samples_are_not_summarised_away(tmp_path, network, data):
+    certify_shard(network, data, SETTINGS, tmp_path, "id", 5, rank=1, processes=2)
+    with pytest.raises(CheckpointError, match="10 of 23 samples"):
+        write_merged(tmp_path, SETTINGS, 23)
+
+
+def test_a_curve_is_drawn_only_where_it_is_known():
+    rows = [row(radius=0.125, failed=0.25), row(radius=0.375, failed=0.5), row(radius=0.5, failed=0.51)]
+    grid, share = known_curve(rows, points=8)
+    known = [not math.isnan(value) for value in share]
+    assert [g for g, k in zip(grid, known, strict=True) if not k] == [0.1875, 0.4375]
+    assert unknown_share(rows, [0.1875, 0.3, 0.4375]) == pytest.approx([1 / 3, 0, 1 / 3])

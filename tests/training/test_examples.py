@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
+import lirpa_lip
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -34,6 +39,16 @@ def test_train_mnist_on_mnist(tmp_path, shared_data):
 def test_train_own_data(tmp_path):
     text = run("train_own_data", "--epochs", "2", "--out", str(tmp_path))
     assert "lirpa-lip certify" in text
+    # The printed command works as it is written, in another process and folder.
+    command = text.split("certify with: ")[1].strip()
+    assert command.startswith("PYTHONPATH=")
+    root = Path(lirpa_lip.__file__).resolve().parents[1]
+    command = command.replace("PYTHONPATH=", f"PYTHONPATH={shlex.quote(str(root))}:", 1)
+    command = command.replace(" lirpa-lip ", f" {shlex.quote(sys.executable)} -m lirpa_lip.cli ", 1)
+    call = f"{command} --limit 4 --pgd-steps 1 --radius-steps 0"
+    done = subprocess.run(call, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "certified" in done.stdout
 
 
 def test_loss_in_your_loop():

@@ -46,10 +46,10 @@ def stop_after(run: Trainer, steps: int) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"loss": "gloro", "bound": "global"},
-        {"loss": "gloro", "bound": "local-lip", "ema": 0.9, "sparsity": 0.01},
-        {"loss": "bcp", "bound": "local-lip", "activation": "clipped_maxmin", "kappa": 0.3},
-        {"loss": "emma", "bound": "composed"},
+        {"loss": "gloro", "bound": "global-product"},
+        {"loss": "gloro", "bound": "local-product", "ema": 0.9, "sparsity": 0.01},
+        {"loss": "bcp", "bound": "local-product", "activation": "clipped_maxmin", "kappa": 0.3},
+        {"loss": "emma", "bound": "local-lip"},
     ],
     ids=lambda s: f"{s['loss']}-{s['bound']}",
 )
@@ -72,14 +72,14 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path, settings):
 
 def test_a_step_depends_on_the_seed(tmp_path):
     for seed in (0, 1):
-        trainer(tmp_path / str(seed), seed=seed, epochs=1, bound="global").fit()
+        trainer(tmp_path / str(seed), seed=seed, epochs=1, bound="global-product").fit()
     name = "model.0.weight"
     assert not torch.equal(weights(tmp_path / "0")[name], weights(tmp_path / "1")[name])
 
 
 def test_it_learns(tmp_path):
     """Two epochs of the digits: far above chance, and certified (by the estimate) above nothing."""
-    run = trainer(tmp_path, limit=None, batch_size=64, epochs=3, bound="local-lip", augment="none", eps="0.1")
+    run = trainer(tmp_path, limit=None, batch_size=64, epochs=3, bound="local-product", augment="none", eps="0.1")
     best = run.fit()
     validation = [row for row in read_log(tmp_path / "metrics.csv") if row["split"] == "validation"]
     assert len(validation) == 3
@@ -93,7 +93,7 @@ def test_it_learns(tmp_path):
 
 
 def test_best_is_chosen_on_validation_after_the_ramp(tmp_path):
-    run = trainer(tmp_path, epochs=3, ramp=2, bound="global")
+    run = trainer(tmp_path, epochs=3, ramp=2, bound="global-product")
     scores = iter([0.9, 0.5, 0.4])
     real = run._row
 
@@ -107,7 +107,7 @@ def test_best_is_chosen_on_validation_after_the_ramp(tmp_path):
 
 
 def test_nan_stops_with_the_last_checkpoint_intact(tmp_path):
-    run = trainer(tmp_path, bound="global", checkpoint_every=4)
+    run = trainer(tmp_path, bound="global-product", checkpoint_every=4)
     objective = run.objective.forward
 
     def poisoned(*args):
@@ -125,7 +125,7 @@ def test_nan_stops_with_the_last_checkpoint_intact(tmp_path):
 def test_checkpoint_that_cannot_be_written(tmp_path, monkeypatch):
     from lirpa_lip.training import checkpoint as module
 
-    run = trainer(tmp_path, bound="global", checkpoint_every=4)
+    run = trainer(tmp_path, bound="global-product", checkpoint_every=4)
     write, count = module._write, iter(range(100))
 
     def full(path, content):
@@ -140,19 +140,19 @@ def test_checkpoint_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_resume_refuses_another_configuration(tmp_path):
-    trainer(tmp_path, epochs=1, bound="global").fit()
+    trainer(tmp_path, epochs=1, bound="global-product").fit()
     with pytest.raises(CheckpointError, match="loss was 'gloro', is 'bcp'"):
-        trainer(tmp_path, loss="bcp", bound="global").resume()
-    longer = trainer(tmp_path, epochs=2, bound="global")
+        trainer(tmp_path, loss="bcp", bound="global-product").resume()
+    longer = trainer(tmp_path, epochs=2, bound="global-product")
     longer.resume()
     longer.fit()
     assert longer.state.step == 18
     with pytest.raises(CheckpointError, match="no checkpoint to resume"):
-        trainer(tmp_path / "elsewhere", bound="global").resume()
+        trainer(tmp_path / "elsewhere", bound="global-product").resume()
 
 
 def test_plain_loss_warmup_and_averages(tmp_path):
-    run = trainer(tmp_path, loss="plain", bound="global", ema=0.5, epochs=1, normalize=False)
+    run = trainer(tmp_path, loss="plain", bound="global-product", ema=0.5, epochs=1, normalize=False)
     run.fit()
     tensors = weights(tmp_path)
     assert any(name.startswith("average.") for name in tensors)
@@ -162,7 +162,7 @@ def test_plain_loss_warmup_and_averages(tmp_path):
 
 def test_schedules_reach_the_loss(tmp_path):
     """ε and κ as the loss sees them: zero and one during the warm-up, the final values after the ramp."""
-    run = trainer(tmp_path, epochs=4, warmup=1, ramp=2, bound="global", train_eps="0.3", kappa=0.25)
+    run = trainer(tmp_path, epochs=4, warmup=1, ramp=2, bound="global-product", train_eps="0.3", kappa=0.25)
     seen, forward = [], run.objective.forward
 
     def spy(x, labels, eps, kappa):
@@ -177,7 +177,7 @@ def test_schedules_reach_the_loss(tmp_path):
     assert ramp == sorted(ramp, key=lambda pair: pair[0]) and ramp[9][0] == pytest.approx(0.15)
 
 
-@pytest.mark.parametrize("bound", ["global", "local-lip", "composed"])
+@pytest.mark.parametrize("bound", ["global-product", "local-product", "local-lip"])
 def test_bf16_forward(tmp_path, bound):
     """The forward pass may be bfloat16; weights, logged numbers and everything that is saved are float32."""
     run = trainer(tmp_path, epochs=3, bound=bound, precision="bf16", loss="bcp", augment="none", eps="0.05", kappa=0.5)
@@ -190,7 +190,7 @@ def test_bf16_forward(tmp_path, bound):
 @pytest.mark.cuda
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_trains_on_a_gpu(tmp_path, precision):
-    run = trainer(tmp_path, bound="local-lip", precision=precision, augment="none", eps="0.05")
+    run = trainer(tmp_path, bound="local-product", precision=precision, augment="none", eps="0.05")
     assert run.accelerator.device.type == "cuda"
     run.fit()
     assert all(torch.isfinite(t).all() for t in weights(tmp_path).values())

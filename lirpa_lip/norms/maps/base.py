@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ShapeError
+from lirpa_lip.norms.powers import exponents, times_power
 
 TensorFn = Callable[[Tensor], Tensor]
 
@@ -27,10 +28,12 @@ class LinearMap(ABC):
         row_monomial, column_monomial: at most one nonzero per row, or column: then entrywise functions pass through
             a composition (see `ComposedMap`).
         nonnegative: no entry is negative.
+        homogeneous: the map is proportional to its one tensor, and an entry is 0 where the tensor's is.
         cheap_entries: `entries` costs about as much as writing its result.
         multiply_adds: multiplications in one application of a map with cheap entries.
 
-    A subclass gives `forward`, `adjoint` and `rebuild`; the rest follows, if slowly.
+    A subclass gives `forward`, `adjoint` and `rebuild`; the rest follows, if slowly. The first two may err by rounding,
+    relative to the norm of A, and on unit vectors by underflow of no more than 2^-400.
     """
 
     batch_size: int | None = None
@@ -38,6 +41,7 @@ class LinearMap(ABC):
     row_monomial: bool = False
     column_monomial: bool = False
     nonnegative: bool = False
+    homogeneous: bool = False
     cheap_entries: bool = False
     multiply_adds: int = 0
 
@@ -92,6 +96,31 @@ class LinearMap(ABC):
         if self.batch_size is None:
             return self
         return self.rebuild(lambda tensor: tensor, lambda tensor: tensor[index])
+
+    def balanced(self) -> tuple[LinearMap, Tensor]:
+        """``A'`` and e with ``A = 2^e A'``, e ``()`` or ``(B,)``: no factor of A' has values far above one.
+
+        A map that does not know its factors returns itself. It is for maps in float64.
+        """
+        if not self.homogeneous:
+            return self, torch.zeros((), dtype=torch.long, device=self.device)
+        (tensor,) = self.tensors()
+        size = tensor.detach().abs()
+        e = exponents(size.amax() if self.batch_size is None else size.flatten(1).amax(1))
+
+        def scaled(tensor: Tensor) -> Tensor:
+            return times_power(tensor, -e)
+
+        return self.rebuild(scaled, scaled), e
+
+    def support(self) -> LinearMap | None:
+        """A map without negative entries that has none where A has one, of the size of the number of ways through A.
+
+        Where it maps ones to 0, A is 0, whatever underflows; ``None`` where that is not known.
+        """
+        if self.nonnegative:
+            return self
+        return self.rebuild(_nonzero, _nonzero) if self.homogeneous else None
 
     @property
     def in_numel(self) -> int:
@@ -175,3 +204,7 @@ class LinearMap(ABC):
         stacked = basis.repeat(self.batch_size, 1).reshape(-1, *shape)
         rows = getattr(self.select(samples), apply_name)(stacked)
         return rows.reshape(self.batch_size, len(index), -1)
+
+
+def _nonzero(tensor: Tensor) -> Tensor:
+    return (tensor.detach() != 0).to(tensor.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from lirpa_lip.errors import ShapeError
 from lirpa_lip.norms.maps.base import LinearMap, TensorFn
 from lirpa_lip.norms.maps.diagonal import DiagonalMap
+from lirpa_lip.norms.powers import times_power
 
 
 def _common_batch(maps: Sequence[LinearMap]) -> int | None:
@@ -43,21 +44,30 @@ class _Combination(LinearMap):
     def device(self) -> torch.device:
         return self._carrier.device
 
+    def _of(self, maps: Sequence[LinearMap]) -> LinearMap:
+        """The same combination of other parts."""
+        return type(self)(maps)
+
     def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> LinearMap:
-        return type(self)([m.rebuild(shared, per_sample) for m in self.maps])
+        return self._of([m.rebuild(shared, per_sample) for m in self.maps])
+
+    def support(self) -> LinearMap | None:
+        parts = [m.support() for m in self.maps]
+        known = [part for part in parts if part is not None]
+        return self._of(known) if len(known) == len(parts) else None
 
     def tensors(self) -> list[Tensor]:
         return [tensor for m in self.maps for tensor in m.tensors()]
 
     # Each part is asked by its own method, since a part may know better than `rebuild` (structural maps do).
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> LinearMap:
-        return type(self)([m.to(dtype, device) for m in self.maps])
+        return self._of([m.to(dtype, device) for m in self.maps])
 
     def detach(self) -> LinearMap:
-        return type(self)([m.detach() for m in self.maps])
+        return self._of([m.detach() for m in self.maps])
 
     def select(self, index: Tensor) -> LinearMap:
-        return self if self.batch_size is None else type(self)([m.select(index) for m in self.maps])
+        return self if self.batch_size is None else self._of([m.select(index) for m in self.maps])
 
 
 class ComposedMap(_Combination):
@@ -88,6 +98,10 @@ class ComposedMap(_Combination):
         for m in self.maps:
             y = m.adjoint(y)
         return y
+
+    def balanced(self) -> tuple[LinearMap, Tensor]:
+        parts, found = zip(*(m.balanced() for m in self.maps), strict=True)
+        return self._of(parts), torch.stack(torch.broadcast_tensors(*found)).sum(0)
 
     def _single_products(self) -> bool:
         """Whether each entry of the product is one product of entries: all maps but one can stand aside.
@@ -134,6 +148,20 @@ class SumMap(_Combination):
             total = total + m.adjoint(y)
         return total
 
+    def balanced(self) -> tuple[LinearMap, Tensor]:
+        parts, found = zip(*(m.balanced() for m in self.maps), strict=True)
+        stacked = torch.stack(torch.broadcast_tensors(*found))
+        largest = stacked.amax(0)
+        return SumMap([scaled_map(part, e - largest) for part, e in zip(parts, stacked, strict=True)]), largest
+
+
+def scaled_map(part: LinearMap, exponent: Tensor) -> LinearMap:
+    """``2^k A``, k ``()`` or ``(B,)``, by a scale of its outputs."""
+    if not bool((exponent != 0).any()):
+        return part
+    ones = torch.ones(*exponent.shape, *part.out_shape, dtype=torch.float64, device=part.device)
+    return ComposedMap([DiagonalMap(times_power(ones, exponent), part.out_shape), part])
+
 
 class MaskedMap(ComposedMap):
     """``diag(mask_out) A diag(mask_in)``.
@@ -153,23 +181,11 @@ class MaskedMap(ComposedMap):
         self.map, self.mask_in, self.mask_out = map, mask_in, mask_out
         self.cheap_entries = map.cheap_entries
 
-    def _with(self, change: Callable[[LinearMap], LinearMap]) -> MaskedMap:
-        parts = [change(m) for m in self.maps]
+    def _of(self, maps: Sequence[LinearMap]) -> MaskedMap:
+        parts = list(maps)
         left = parts.pop(0).tensors()[0] if self.mask_out is not None else None
         right = parts.pop().tensors()[0] if self.mask_in is not None else None
         return MaskedMap(parts[0], right, left)
-
-    def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> MaskedMap:
-        return self._with(lambda m: m.rebuild(shared, per_sample))
-
-    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> MaskedMap:
-        return self._with(lambda m: m.to(dtype, device))
-
-    def detach(self) -> MaskedMap:
-        return self._with(lambda m: m.detach())
-
-    def select(self, index: Tensor) -> MaskedMap:
-        return self if self.batch_size is None else self._with(lambda m: m.select(index))
 
     def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
         if (self.batch_size or 1) != 1:

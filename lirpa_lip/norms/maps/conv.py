@@ -33,7 +33,7 @@ class ConvMap(LinearMap):
         stride, padding, dilation, groups: as in ``torch.nn.functional.conv2d`` (numbers, not ``"same"``).
     """
 
-    cheap_entries = True
+    cheap_entries = homogeneous = True
     spatial_axes: int | None = None
 
     def __init__(
@@ -135,7 +135,7 @@ class ConvTransposeMap(LinearMap):
         stride, padding, output_padding, dilation, groups: as in ``torch.nn.functional.conv_transpose2d``.
     """
 
-    cheap_entries = True
+    cheap_entries = homogeneous = True
     spatial_axes: int | None = None
 
     def __init__(

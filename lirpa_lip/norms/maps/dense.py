@@ -16,7 +16,7 @@ class DenseMap(LinearMap):
         weight: ``(out, in)``.
     """
 
-    cheap_entries = True
+    cheap_entries = homogeneous = True
 
     def __init__(self, weight: Tensor) -> None:
         if weight.ndim != 2 or 0 in weight.shape:

@@ -21,7 +21,7 @@ class DiagonalMap(LinearMap):
     """
 
     row_monomial = column_monomial = True
-    cheap_entries = True
+    cheap_entries = homogeneous = True
 
     def __init__(self, scale: Tensor, in_shape: Sequence[int]) -> None:
         self.in_shape = self.out_shape = torch.Size(in_shape)

@@ -91,6 +91,9 @@ class FunctionMap(LinearMap):
             return super().abs()
         return ComposedMap([DiagonalMap(self._row_values().sign(), self.out_shape), self])
 
+    def support(self) -> LinearMap | None:
+        return self.abs() if self.nonnegative or self.row_monomial else None
+
     def square(self) -> LinearMap:
         if not self.row_monomial:
             return super().square()

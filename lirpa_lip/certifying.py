@@ -1,0 +1,121 @@
+"""`lirpa_lip.certify`: verdict, radius, kind and δ of every sample, in one call."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from .errors import NonFiniteError, ShapeError, TrainingModeError
+from .ranges import COUNT, NOT_NEGATIVE
+from .training.certifiers import Certifier, make_certifier
+from .training.epsilon import parse_epsilon
+from .training.rows import reaches
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known of one sample.
+
+    Attributes:
+        certified: the prediction is right, and the same on the whole closed ball of the radius that was asked for.
+        prediction, label: classes; ``label`` is the prediction where no labels were given.
+        radius: largest radius known to be safe for the prediction, right or wrong; −inf where not even the sample
+            itself is (a tie).
+        kind: ``"deterministic"``, or ``"probabilistic"``: all that is said of this sample holds with probability of
+            at least ``1 − delta`` over the solver's own random starts.
+        delta: failure probability, 0.0 for a deterministic certificate.
+    """
+
+    certified: bool
+    prediction: int
+    label: int
+    radius: float
+    kind: str
+    delta: float
+
+
+def certify(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor | None = None,
+    eps: float | str | Fraction = 0.1,
+    *,
+    method: str = "sdp-crown",
+    certificate: str = "auto",
+    delta: float = 1e-6,
+    radius_steps: int = 2,
+    image_box: tuple[float, float] | None = None,
+    inference: str | None = None,
+    batch_size: int = 10,
+) -> list[Certificate]:
+    """Certifies that a classifier's predictions stay the same on ℓ₂ balls.
+
+        for c in lirpa_lip.certify(model, images, labels, eps="36/255"):
+            print(c.certified, c.radius, c.kind, c.delta)
+
+    Args:
+        model: in eval mode, from ``x`` to logits ``(batch, classes)``. It is not changed.
+        x: ``(batch, *input shape)``.
+        y: ``(batch,)`` integer labels; None to certify the predictions themselves.
+        eps: radius, read exactly: 0.1 is a tenth, "36/255" that fraction.
+        method: one of ``lirpa_lip.methods.names_at("certify")``.
+        certificate: what norms must be worth: ``"auto"``, ``"deterministic"`` or ``"probabilistic"``.
+        delta: failure probability of everything that is said of one sample, at most.
+        radius_steps: verdicts spent on the radius; with 0 it is ``eps`` or what the global bound gives.
+        image_box: (low, high) of possible inputs; None for the whole ball.
+        inference: the arithmetic that the network is run in, see ``LocalLipConfig``; None for the default.
+
+    Returns:
+        One record per sample, in order.
+
+    Raises:
+        UnknownMethodError, ConfigError, CertificateError: a setting that cannot be.
+        ShapeError: ``y`` does not fit ``x``, or the output is not ``(batch, classes)`` with two classes at least.
+        TrainingModeError: the model is in training mode.
+        NonFiniteError: an input is NaN or infinite.
+    """
+    exact = parse_epsilon(eps)
+    COUNT.check("batch_size", batch_size)
+    NOT_NEGATIVE.check("radius_steps", radius_steps)
+    _check(model, x, y)
+    with torch.random.fork_rng(devices=[]):  # the caller's own chance is left alone
+        torch.manual_seed(0)
+        wide = copy.deepcopy(model).double()
+        options = (certificate, delta, radius_steps, image_box, inference)
+        certifier: Certifier | None = None
+        found: list[Certificate] = []
+        for place in range(0, len(x), batch_size):
+            images = x[place : place + batch_size].double()
+            with torch.no_grad():
+                predictions = _logits(wide, images).argmax(dim=1)
+            labels = predictions if y is None else y[place : place + batch_size].to(predictions)
+            certifier = certifier or make_certifier(method, wide, images[:1], *options)
+            verdict = certifier(images, predictions, [exact])
+            columns = (predictions.tolist(), labels.tolist(), verdict.radius.tolist())
+            for prediction, label, radius in zip(*columns):
+                certified = prediction == label and reaches(radius, exact)
+                worth = (verdict.kind, verdict.failure_probability)
+                found.append(Certificate(certified, prediction, label, radius, *worth))
+    return found
+
+
+def _check(model: nn.Module, x: Tensor, y: Tensor | None) -> None:
+    if model.training:
+        raise TrainingModeError("model", type(model).__name__)
+    if not bool(torch.isfinite(x).all()):
+        raise NonFiniteError("x", "inputs are finite numbers")
+    if y is not None and (y.shape != x.shape[:1] or y.is_floating_point()):
+        raise ShapeError(f"y has shape {tuple(y.shape)} and type {y.dtype}; give one integer label for each sample.")
+
+
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    logits: Tensor = model(x)
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ShapeError(
+            f"the model's output has shape {tuple(logits.shape)}, expected (batch, classes) with at least two classes."
+        )
+    return logits

@@ -1,0 +1,103 @@
+"""What all commands do alike: a warning is one line, numbers lie in their range, a user's files are left alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+from lirpa_lip.errors import ConfigError, UnknownMethodError
+from lirpa_lip.methods import Door, current_name, names_at
+from lirpa_lip.ranges import Range
+
+
+class Number(click.ParamType):
+    """A number of a range, for flags; help shows the range, and what lies outside it is refused."""
+
+    def __init__(self, kind: type[int] | type[float], allowed: Range) -> None:
+        self.kind, self.allowed = kind, allowed
+        self.name = "integer" if kind is int else "float"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        shown = self.allowed.shown
+        return self.name.upper() + (f" ({shown})" if shown else "")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
+        try:
+            number = self.kind(value)
+        except (TypeError, ValueError, OverflowError):
+            article = "a whole number" if self.kind is int else "a number"
+            self.fail(f"{value!r} is not {article}.", param, ctx)
+        if not self.allowed.holds(number):
+            self.fail(f"it {self.allowed.demand}; got {value}.", param, ctx)
+        return number
+
+
+class MethodName(click.ParamType):
+    """A method at a door; names of the release before are taken with a warning, and not listed."""
+
+    name = "method"
+
+    def __init__(self, door: Door) -> None:
+        self.door: Door = door
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        return f"[{'|'.join(names_at(self.door))}]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return current_name(str(value), self.door)
+        except UnknownMethodError as error:
+            self.fail(str(error), param, ctx)
+
+
+def option(flag: str, kind: type[int] | type[float], allowed: Range, **settings: Any) -> Callable[[Any], Any]:
+    """A `click.option` for a number of a range."""
+    return click.option(flag, type=Number(kind, allowed), show_default=settings.get("default") is not None, **settings)
+
+
+@contextmanager
+def warnings_in_a_line() -> Iterator[None]:
+    """Warnings of this package go to the terminal as one line, each once."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", module="lirpa_lip")
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if "lirpa_lip" not in Path(filename).parts:
+                usual(message, category, filename, lineno, file, line)
+            elif str(message) not in told:
+                told.add(str(message))
+                click.echo(f"warning: {message}", err=True)
+
+        warnings.showwarning = show
+        yield
+
+
+def refuse_foreign(paths: Iterable[Path], is_ours: Callable[[Path], bool], force: bool) -> None:
+    """
+    Raises:
+        ConfigError: one of the files is there, is not ours, and ``force`` does not say to overwrite it.
+    """
+    if force:
+        return
+    for path in paths:
+        if path.exists() and not (path.is_file() and is_ours(path)):
+            raise ConfigError(f"{path} is there already; choose another --out, or overwrite it with --force.")
+
+
+def begins_with(mark: str) -> Callable[[Path], bool]:
+    """Whether a file begins with a line that we write."""
+    return lambda path: path.read_bytes()[: len(mark.encode())] == mark.encode()

@@ -1,0 +1,158 @@
+"""Certificates on disk: one CSV row per sample, complete or not counted, a file per process and set of radii."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from lirpa_lip.errors import CheckpointError
+from lirpa_lip.training.epsilon import parse_epsilon
+
+FIELDS = ("index", "label", "prediction", "margin", "radius", "certificate", "delta")
+_KEPT = (*FIELDS, "failed", "sample")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample. ``radius`` is −inf where no ball is certified; every closed ball of at most ``radius`` is safe.
+
+    Attributes:
+        pgd: radius as it was written -> whether the attack left the sample right.
+        failed: smallest radius at which the sample was tried in vain, inf for none.
+        sample: digest of the image and its label.
+    """
+
+    index: int
+    label: int
+    prediction: int
+    margin: float
+    radius: float
+    certificate: str
+    delta: float
+    pgd: dict[str, bool]
+    failed: float = float("inf")
+    sample: str = ""
+    eps: tuple[Fraction, ...] = ()
+
+    def certified(self, eps: Fraction) -> bool:
+        """Right, and known to stay so on the closed ball: ``radius`` is compared with the exact number."""
+        return self.prediction == self.label and reaches(self.radius, eps)
+
+    def decided(self, eps: Fraction) -> bool:
+        """Whether the bound is known to hold, or has been tried in vain, at this radius."""
+        return reaches(self.radius, eps) or not reaches(self.failed, eps) or self.failed == eps
+
+    def survived(self, eps: Fraction) -> bool:
+        """Under PGD at this radius, however it was written.
+
+        Raises:
+            KeyError: it was not attacked there.
+        """
+        return {parse_epsilon(name): value for name, value in self.pgd.items()}[eps]
+
+
+def reaches(radius: float, eps: Fraction) -> bool:
+    """Whether a radius is at least the exact one."""
+    finite = radius not in (float("inf"), float("-inf"))
+    return Fraction(radius) >= eps if finite else radius > 0
+
+
+def read_rows(folder: Path) -> list[Row]:
+    """All complete rows of a certification, by index, whatever number of processes wrote them.
+
+    Of several rows of a sample the one with the most radii counts: it was made from the others.
+    """
+    rows: dict[int, Row] = {}
+    for path in sorted(folder.glob("rows-*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for record in csv.DictReader(file):
+                if record.get("end") == ".":  # a killed process may leave half a row
+                    row = _row(record)
+                    if row.index not in rows or len(rows[row.index].eps) < len(row.eps):
+                        rows[row.index] = row
+    return [rows[index] for index in sorted(rows)]
+
+
+def append_rows(folder: Path, stem: str, rows: list[Row], eps: list[str]) -> None:
+    """Adds rows to ``folder/<stem>.csv``, or to the next such file where that one is for other radii.
+
+    Raises:
+        CheckpointError: they cannot be written; rows that were are kept.
+    """
+    names = [*_KEPT, *(f"pgd@{name}" for name in eps), "end"]
+    head = _line(names)
+    path, number = folder / f"{stem}.csv", 1
+    while path.exists() and not _begins(path, head):
+        number += 1
+        path = folder / f"{stem}-{number}.csv"
+    before = path.read_bytes()[-1:] if path.exists() else b""
+    text = "" if before else head
+    if before not in (b"", b"\n"):  # the last row was cut short; it must not run into the next
+        text += "\r\n"
+    for row in rows:
+        pgd = [int(row.pgd[name]) if name in row.pgd else "" for name in eps]
+        text += _line([*(repr(v) if isinstance(v, float) else v for v in values(row, _KEPT)), *pgd, "."])
+    with explained(folder), path.open("a", newline="", encoding="utf-8") as file:
+        file.write(text)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is complete or not there.
+
+    Raises:
+        CheckpointError: it cannot be written; what was there before is.
+    """
+    scratch = path.with_name(f".{path.name}.writing")
+    with explained(path.parent):
+        try:
+            scratch.write_text(text, encoding="utf-8", newline="")
+            os.replace(scratch, path)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def explained(folder: Path) -> Iterator[None]:
+    """Turns an error of the system into one that says what is kept, and how to go on."""
+    try:
+        yield
+    except OSError as error:
+        cause = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+        raise CheckpointError(
+            f"results could not be written to {folder}: {cause}. Rows that were written are kept: make room, and start "
+            "the same command again."
+        ) from error
+
+
+def values(row: Row, names: tuple[str, ...] = FIELDS) -> list[Any]:
+    return [getattr(row, name) for name in names]
+
+
+def _line(cells: list[Any]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(cells)
+    return text.getvalue()
+
+
+def _begins(path: Path, head: str) -> bool:
+    found = path.read_bytes()[: len(head.encode())]
+    return found == head.encode() or not found
+
+
+def _row(record: dict[str, str]) -> Row:
+    attacked = {key[4:]: value for key, value in record.items() if key and key.startswith("pgd@")}
+    pgd = {name: value == "1" for name, value in attacked.items() if value != ""}
+    index, label, prediction = (int(record[name]) for name in ("index", "label", "prediction"))
+    margin, radius, delta = (float(record[name]) for name in ("margin", "radius", "delta"))
+    kept = (float(record.get("failed") or "inf"), record.get("sample") or "")
+    eps = tuple(parse_epsilon(name) for name in attacked)
+    return Row(index, label, prediction, margin, radius, record["certificate"], delta, pgd, *kept, eps)

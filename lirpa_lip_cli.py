@@ -1,0 +1,98 @@
+"""The command ``lirpa-lip``: a group whose sub-commands are imported when they are called.
+
+It stands beside the package because whatever stands inside imports torch and auto_LiRPA first: so ``--help`` and
+``--version`` answer at once, and where auto_LiRPA is not installed too. A sub-command is one file in ``lirpa_lip/cli``
+and one row of ``COMMANDS``; nothing else knows of it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("lirpa_lip.cli.train:train", "Train a network with a certified loss."),
+    "certify": ("lirpa_lip.cli.certify:certify", "Certify a trained network on a data set."),
+    "lipschitz": ("lirpa_lip.cli.lipschitz:lipschitz", "Local Lipschitz bounds of a network."),
+    "compare": ("lirpa_lip.cli.compare:compare", "Compare bounds on the same network and data."),
+    "monotonicity": ("lirpa_lip.cli.monotonicity:monotonicity", "Monotone inputs of a network."),
+    "report": ("lirpa_lip.cli.report:report", "Table and figure of several certified runs."),
+}
+"""Name -> (``module:command``, the line shown by ``lirpa-lip --help``)."""
+
+TRAIN_MODULES = {"accelerate", "foolbox", "matplotlib", "sklearn", "tensorboard", "torchvision", "yaml", "PIL"}
+"""What the extra ``[train]`` brings; the library itself needs none of it."""
+
+
+class LazyGroup(click.Group):
+    """Imports a sub-command on its first use, and turns the package's errors into one line on the terminal."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        ctx.with_resource(import_module("lirpa_lip.cli.terminal").warnings_in_a_line())
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Lists the sub-commands from the table, so that ``--help`` need not import them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            line = one_line(error)
+            if line is None:
+                raise
+            number = getattr(error, "signal_number", None)
+            if number is not None:  # stopped on purpose: no error, but the shell's code for it
+                click.echo(line, err=True)
+                ctx.exit(128 + number)
+            raise click.ClickException(line) from error
+
+
+def one_line(error: Exception) -> str | None:
+    """What to tell a user of an error that is no fault of the program; ``None`` for any other."""
+    if isinstance(error, OSError):  # a full disk, a folder that may not be written, …; click ends at a closed pipe
+        return None if isinstance(error, BrokenPipeError) else str(error)
+    errors = sys.modules.get("lirpa_lip.errors")  # imported by whoever raised one of them
+    if errors is not None and isinstance(error, errors.LirpaLipError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name == "auto_LiRPA" and errors is not None:
+        return f"lirpa_lip needs auto_LiRPA. Install it with:  {errors.INSTALL_AUTO_LIRPA}"
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAIN_MODULES:
+        return f"this command needs {error.name}. Install what it runs on with:  pip install 'lirpa_lip[train]'"
+    return None
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+    if not wanted:
+        return
+    source = Path(__file__).with_name("lirpa_lip") / "__init__.py"  # read: importing it takes a second, and auto_LiRPA
+    found = re.search(r'^__version__ = "(.+)"$', source.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None
+    click.echo(f"lirpa-lip, version {found[1]}")
+    ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show the version."
+)
+def main() -> None:
+    """Valid, tight and fast local Lipschitz bounds: train, certify, compare."""
+
+
+if __name__ == "__main__":
+    main(prog_name="lirpa-lip")
