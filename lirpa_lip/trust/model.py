@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lirpa_lip.arguments import wrapped_dtype
 from lirpa_lip.errors import ConfigError, LirpaLipError, TrainingModeError
 
 from .audit import audited
@@ -79,8 +80,7 @@ def reference(bounded: Any, points: tuple[Tensor, ...], batch: int) -> Reference
 
 def bounded_dtype(bounded: Any, otherwise: torch.dtype) -> torch.dtype:
     """The model's precision."""
-    first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
-    return otherwise if first is None else first.dtype
+    return wrapped_dtype(bounded, otherwise)
 
 
 def _first(output: Any) -> Tensor:
