@@ -55,7 +55,7 @@ def _of_inference(x: Tensor) -> bool:
 
 
 def own_dtype(bounded: Any) -> torch.dtype | None:
-    """The precision of a wrapped model's parameters, also of those that only folded values read; ``None`` without any."""
+    """The precision of a wrapped model's parameters, also of those only folded values read; ``None`` without any."""
     first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
     if first is not None:
         return first.dtype

@@ -21,7 +21,7 @@ from lirpa_lip.norms.draw import normal
 from lirpa_lip.norms.linear_map import LinearMap, MaskedMap
 from lirpa_lip.norms.powers import exponents, times_power
 from lirpa_lip.norms.problem import Problem
-from lirpa_lip.norms.reduce import active_counts, fitted_matrix
+from lirpa_lip.norms.reduce import Reduced, active_counts, fitted_matrix
 from lirpa_lip.norms.result import NormResult, combined, place
 
 #: Exponents of all factors together up to which a problem is solved as it is given, in float64 and in less.
@@ -152,7 +152,7 @@ def _one_by_one(
     """Samples whose entries span more than float64's range, or that are 0: by their matrix, or with a margin."""
     ways = _ways(problem.select(odd).to(torch.float64)).tolist()  # of what is given: balanced, entries may be lost
     lower, upper, exponent = result.lower.clone(), result.upper.clone(), exponent.clone()
-    left, right = (None if vector is None else vector.clone() for vector in (result.left, result.right))
+    fits: list[tuple[int, Reduced, NormResult]] = []
     for sample, way in zip(odd.tolist(), ways, strict=True):
         index = torch.tensor([sample], device=odd.device)
         fitted = None if way == 0 else fitted_matrix(problem.select(index).to(torch.float64))
@@ -162,16 +162,20 @@ def _one_by_one(
             group, exponent[sample] = fitted
             found = run(group.problem)
             lower[sample], upper[sample] = found.lower[0], found.upper[0]
-            whole = group.expand(found.left, group.rows, problem.map.out_shape)
-            if left is not None and whole is not None:
-                left[sample] = whole[0]
-            whole = group.expand(found.right, group.columns, problem.map.in_shape)
-            if right is not None and whole is not None:
-                right[sample] = whole[0]
+            fits.append((sample, group, found))
         elif result.certified and bool(upper[sample] < RANGE[0]):
             lower[sample] = 0
             upper[sample] = upper[sample] + LOST if way <= MOST_WAYS else torch.inf
-    return replace(result, lower=lower, upper=upper, left=left, right=right), exponent
+
+    def with_fits(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        left, right = left.clone(), right.clone()
+        for sample, group, found in fits:
+            row, column = found.vectors()
+            left[sample] = group.expand(row, group.rows, problem.map.out_shape)
+            right[sample] = group.expand(column, group.columns, problem.map.in_shape)
+        return left, right
+
+    return replace(result, lower=lower, upper=upper).with_vectors(with_fits), exponent
 
 
 def _ways(problem: Problem) -> Tensor:

@@ -10,6 +10,7 @@ test.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,12 +27,12 @@ from lirpa_lip.norms.cholesky import (
 )
 from lirpa_lip.norms.conv_gram import Side, blocks, factor_work, side, stencil
 from lirpa_lip.norms.draw import Source, another
-from lirpa_lip.norms.lanczos import below, estimate, estimate_for_bound
+from lirpa_lip.norms.estimate import below, estimate, estimate_for_bound
 from lirpa_lip.norms.linear_map import ConvMap, IdentityMap
 from lirpa_lip.norms.loose import loose_bounds
 from lirpa_lip.norms.problem import Problem, unit
 from lirpa_lip.norms.reduce import GROUP_ELEMENTS, active_counts, reduced_groups, written_out
-from lirpa_lip.norms.result import NormResult, combined
+from lirpa_lip.norms.result import NormResult, Want, combined
 
 #: Relative accuracy of the estimate which the factorisation starts from, and its steps at most.
 GUESS_RTOL, GUESS_STEPS = 1e-6, 150
@@ -62,7 +63,7 @@ def work(problem: Problem) -> dict[str, float]:
     return ways
 
 
-def deterministic(problem: Problem, source: Source, want_vectors: bool) -> NormResult:
+def deterministic(problem: Problem, source: Source, want: Want) -> NormResult:
     """Bounds of all samples.
 
     Raises:
@@ -71,15 +72,15 @@ def deterministic(problem: Problem, source: Source, want_vectors: bool) -> NormR
     if isinstance(problem.map, IdentityMap):
         return _diagonal(problem)
     if not problem.map.cheap_entries:
-        return _of_written_out(problem, source, want_vectors)
+        return _of_written_out(problem, source, want)
     double = problem.to(torch.float64)
-    guess = estimate_for_bound(problem, GUESS_RTOL, GUESS_STEPS, source, want_vectors)
+    guess = estimate_for_bound(problem, GUESS_RTOL, GUESS_STEPS, source, want)
     sigma, lower = guess.lower.double(), below(guess, problem)
     upper = exact_bounds(double, sigma, DISTANCES[:1])
     missed = torch.isinf(upper).nonzero().squeeze(1)
     if len(missed):
         part = double.select(missed)
-        better = estimate(part, None, GUESS_RTOL / 100, 4 * GUESS_STEPS, another(source), False)
+        better = estimate(part, None, GUESS_RTOL / 100, 4 * GUESS_STEPS, another(source), Want.NOTHING)
         sigma[missed] = torch.maximum(sigma[missed], better.lower)
         lower[missed] = torch.maximum(lower[missed], below(better, part))
         upper[missed] = exact_bounds(part, sigma[missed], DISTANCES)
@@ -87,7 +88,7 @@ def deterministic(problem: Problem, source: Source, want_vectors: bool) -> NormR
     if len(failed):
         upper[failed] = loose_bounds(double.select(failed))
     lower = torch.minimum(lower, upper)
-    return NormResult(lower, upper, "deterministic", 0.0, guess.iterations, guess.left, guess.right)
+    return replace(guess, lower=lower, upper=upper, certificate="deterministic", failure_probability=0.0)
 
 
 def exact_bounds(problem: Problem, sigma: Tensor, distances: Sequence[float]) -> Tensor:
@@ -101,7 +102,7 @@ def exact_bounds(problem: Problem, sigma: Tensor, distances: Sequence[float]) ->
     return convolution_bounds(problem, way == "outputs", sigma, distances)
 
 
-def _of_written_out(problem: Problem, source: Source, want_vectors: bool) -> NormResult:
+def _of_written_out(problem: Problem, source: Source, want: Want) -> NormResult:
     linear_map = problem.map
     if min(linear_map.in_numel, linear_map.out_numel) > DENSE_LIMIT:
         raise ConfigError(
@@ -110,11 +111,17 @@ def _of_written_out(problem: Problem, source: Source, want_vectors: bool) -> Nor
             "ask for certificate='probabilistic'."
         )
     problem = problem.to(torch.float64)
+    if want is Want.LATER:
+        # of the map as it is, so that nothing is kept of what was written out
+        kept = problem.bare()
+        bounds = _of_written_out(problem, source, Want.NOTHING)
+        options = (GUESS_RTOL, GUESS_STEPS, source, Want.NOW)
+        return replace(bounds, recall=lambda: estimate(kept.bare(), None, *options).vectors())
     if linear_map.batch_size is None:
-        return deterministic(written_out(problem), source, want_vectors)
+        return deterministic(written_out(problem), source, want)
     together = max(1, GROUP_ELEMENTS // (linear_map.in_numel * linear_map.out_numel))
     parts = torch.arange(problem.size, device=linear_map.device).split(together)
-    found = [deterministic(written_out(problem.select(part)), source, want_vectors) for part in parts]
+    found = [deterministic(written_out(problem.select(part)), source, want) for part in parts]
     return combined(found, parts, problem.size)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from lirpa_lip.norms.kernels.autograd import masked_matmul
 from lirpa_lip.norms.linear_map import DenseMap, LinearMap, MaskedMap
 from lirpa_lip.norms.powers import times_power
 from lirpa_lip.norms.result import NormResult
+from lirpa_lip.precision import true_float32
 
 
 def needs_gradient(masked: LinearMap) -> bool:
@@ -24,13 +26,13 @@ def differentiable(masked: LinearMap, result: NormResult, found: NormResult, exp
 
     As ``d sigma = uᵀ (dA) v`` for a simple top singular value with unit vectors u and v, held fixed, the gradient of
     ``s = u . A v``, by one masked forward, is that of either value but for the factor ``value / s``; no graph goes
-    through the iterations. Of a repeated value this is one subgradient. Where s is 0 the gradient is 0.
+    through the iterations. Of a repeated value this is one subgradient. Where s is 0 the gradient is 0. Vectors
+    which certificates left for later are found in the backward pass.
 
     Args:
         found: the result in units of ``2^exponent``.
         exponent: ``(B,)``, or ``None`` for zeros.
     """
-    assert result.left is not None and result.right is not None
     tensors = masked.tensors()
     lower, upper = _Norms.apply(masked, result, found, exponent, *tensors)
     return dataclasses.replace(result, lower=lower, upper=upper)
@@ -54,12 +56,15 @@ class _Norms(torch.autograd.Function):
         nothing = (None, None, None, None)
         if of_lower is None and of_upper is None:
             return *nothing, *[None] * len(tensors)
+        # not kept: a graph that is used again is rare, and one that is not may live long
+        with torch.no_grad(), true_float32() if ctx.found.certified else nullcontext():
+            vectors = ctx.found.vectors()
         with torch.enable_grad():
             # aliases: some of the tensors may be made of others, which is for the graph outside to follow
             tensors = tuple(tensor.view_as(tensor) for tensor in tensors)
             wanted = [tensor for tensor, wants in zip(tensors, ctx.needs_input_grad[4:], strict=True) if wants]
             masked = _with_tensors(ctx.masked, tensors)
-            s, weight = _linear(masked, ctx.found, ctx.exponent, of_lower, of_upper)
+            s, weight = _linear(masked, vectors, ctx.found, ctx.exponent, of_lower, of_upper)
             gradients = iter(torch.autograd.grad(s, wanted, weight, allow_unused=True))
         return *nothing, *(next(gradients) if wants else None for wants in ctx.needs_input_grad[4:])
 
@@ -75,13 +80,17 @@ def _with_tensors(masked: LinearMap, tensors: tuple[Tensor, ...]) -> LinearMap:
 
 
 def _linear(
-    masked: LinearMap, found: NormResult, exponent: Tensor | None, of_lower: Tensor | None, of_upper: Tensor | None
+    masked: LinearMap,
+    vectors: tuple[Tensor, Tensor],
+    found: NormResult,
+    exponent: Tensor | None,
+    of_lower: Tensor | None,
+    of_upper: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``s = u . A v`` with its graph, of the map or the balanced one, and its weight: ``sum_x dx x / s``, ``(B,)``."""
-    assert found.left is not None and found.right is not None
     if exponent is not None:
         masked, _ = balanced_map(masked, len(found.lower))
-    left, right = (vector.to(masked.dtype) for vector in (found.left, found.right))
+    left, right = (vector.to(masked.dtype) for vector in vectors)
     s = (left * _image(masked, right)).flatten(1).sum(1)
     with torch.no_grad():
         total = torch.zeros_like(s)

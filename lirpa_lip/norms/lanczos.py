@@ -19,18 +19,10 @@ from lirpa_lip.norms.draw import Source, normal
 from lirpa_lip.norms.kernels.reference import reciprocal
 from lirpa_lip.norms.kernels.registry import backend
 from lirpa_lip.norms.problem import Problem, unit
-from lirpa_lip.norms.reduce import by_reduction, reduction_pays
-from lirpa_lip.norms.result import NormResult, combined
 from lirpa_lip.norms.step_pair import StepPair, pair_for
 
 #: Lanczos vectors are kept while they take at most this many times the larger activation; past it, they are made anew.
 BASIS_ACTIVATIONS = 4
-
-#: Other forms of a map, a stencil or reduced matrices, take at least as long to find as this many applications of it.
-WORTHWHILE_STEPS = 4
-
-#: Norms in float32 below this are found again in float64: their squares come near what float32 holds.
-LEAST_SINGLE = 2.0**-40
 
 #: Relative distance within which two top eigenvalues of T are copies of one.
 COPY = 1e-6
@@ -71,6 +63,11 @@ class Recurrence:
     @property
     def steps(self) -> int:
         return len(self.alphas)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all vectors were kept."""
+        return 0 < self.steps == len(self.basis)
 
     @property
     def alpha(self) -> Tensor:
@@ -129,21 +126,24 @@ class Recurrence:
         return values, top
 
     def combine(self, coefficients: Tensor) -> Tensor:
-        """``sum_j c_j v_j``, ``(b, k) -> (b, n)``; runs the recurrence again where its vectors were not kept.
+        """``sum_j c_j v_j``, ``(b, k) -> (b, n)``; runs the recurrence, again where its vectors were not kept.
 
         It ends the recurrence, whose last vectors are let go.
         """
         coefficients = coefficients.to(self.start.dtype)
         total = torch.zeros_like(self.start)
-        if len(self.basis) == self.steps:
+        if self.complete:
             for c, v in zip(coefficients.unbind(1), self.basis, strict=True):
                 total.addcmul_(v, c.unsqueeze(1))
             return total
         self.pair = None
         self._restart()
-        for c in coefficients.unbind(1):
+        for j, c in enumerate(coefficients.unbind(1)):
             total.addcmul_(self.v, c.unsqueeze(1))
-            self._step(self.problem.gram_without_last_mask(self.v))
+            z = self.problem.gram_without_last_mask(self.v)
+            if j == 0:
+                self.scale = reciprocal(z.abs().amax(1))
+            self._step(z)
         return total
 
     def split(self, leave: Tensor, stay: Tensor, with_vectors: bool) -> Recurrence:
@@ -211,7 +211,7 @@ def random_start(problem: Problem, source: Source) -> Tensor:
     return start if problem.outer is None else start * (problem.outer != 0)
 
 
-def _alive(problem: Problem, start: Tensor, source: Source) -> Tensor:
+def start_or_random(problem: Problem, start: Tensor, source: Source) -> Tensor:
     """The start, and a random one for samples whose start is 0."""
     start = start.to(problem.map.dtype)
     alive = start.norm(dim=1, keepdim=True) > 0
@@ -252,83 +252,39 @@ def run(
             yield state.split(leave, stay, keep_basis), values[leave], vector[leave]
 
 
-def ritz_error(state: Recurrence, values: Tensor, top_vector: Tensor) -> Tensor:
-    """Estimated relative error of the top Ritz value theta, ``(b,)``: the larger of two, both over theta.
+class Replay:
+    """The top vectors of a run, found when they are asked for: the same run once more, from the same start.
 
-    An eigenvalue lies within the residual r of theta, and within r²/gap if the rest of the spectrum is a gap away
-    (Parlett, *The Symmetric Eigenvalue Problem*, 11.7); the gap is taken to the next Ritz value, which may not have
-    converged. So the rise since the last check must have died out, too.
-    """
-    tiny = torch.finfo(values.dtype).tiny
-    top = values[:, -1].clamp(min=tiny)
-    residual = state.beta[:, -1] * top_vector[:, -1].abs()
-    gap = values[:, -1] - values[:, -2] if values.shape[1] > 1 else torch.zeros_like(top)
-    ahead = residual * (residual / gap.clamp(min=tiny)).clamp(max=1)
-    return torch.maximum(ahead, values[:, -1] - state.last_top) / top
-
-
-def estimate(
-    problem: Problem,
-    start: Tensor | None,
-    rtol: float,
-    max_steps: int,
-    source: Source,
-    want_vectors: bool,
-) -> NormResult:
-    """An estimate from below of each norm, stopped where the error of sigma is estimated at ``rtol`` or less.
+    It keeps a few numbers for each step and sample, and of the problem what is kept anyhow. Where the run's vectors
+    were short enough to be kept all, their sum is, and no run is needed.
 
     Args:
-        start: ``(B, numel)`` or ``None`` for a random one; samples whose start is 0 get a random one too.
+        problem: as it was given; the run was of `form` of it.
+        seed: of the start.
     """
-    if max_steps >= WORTHWHILE_STEPS:
-        if start is None and reduction_pays(problem):
-            return by_reduction(
-                problem, lambda group: estimate(group.problem, None, rtol, max_steps, source, want_vectors)
-            )
-        problem = problem.with_stencil()
-    begin = random_start(problem, source) if start is None else _alive(problem, start, source)
 
-    def done(state: Recurrence, values: Tensor, vector: Tensor) -> Tensor:
-        # sigma is the root of the Ritz value, so its relative error is half.
-        return ritz_error(state, values, vector) <= 2 * rtol
+    def __init__(self, problem: Problem, form: Callable[[Problem], Problem], seed: int) -> None:
+        self.problem, self.form, self.seed = problem.bare(), form, seed
+        self.runs: list[tuple[Tensor, Tensor]] = []
+        self.sums: list[tuple[Tensor, Tensor]] = []
 
-    sigma, top, steps = begin.new_zeros(problem.size), torch.zeros_like(begin) if want_vectors else None, 0
-    groups = run(problem, begin, done, max_steps, want_vectors)
-    del begin
-    for state, values, vector in groups:
-        sigma[state.index] = values[:, -1].clamp(min=0).sqrt().to(sigma.dtype)
-        steps = max(steps, state.steps)
-        if top is not None:
-            top[state.index] = state.combine(vector)
-        del state  # with its vectors, which may be as many as are still to come
-    left = right = None
-    if top is not None:
-        left, right, sigma = problem.singular_pair(top)
-    return NormResult(sigma, sigma, "estimate", float("nan"), steps, left, right)
+    def note(self, state: Recurrence, vector: Tensor) -> None:
+        """A group of samples where they end, and the top eigenvectors of their T, ``(b, k)``."""
+        if state.complete:
+            self.sums.append((state.index, state.combine(vector)))
+        else:
+            self.runs.append((state.index, vector))
 
-
-def estimate_for_bound(problem: Problem, rtol: float, max_steps: int, source: Source, want_vectors: bool) -> NormResult:
-    """An estimate to build a deterministic bound on: in float64 where squares leave the range of the map's dtype."""
-    if problem.map.dtype == torch.float64:
-        return estimate(problem, None, rtol, max_steps, source, want_vectors)
-    double = problem.to(torch.float64)
-    try:
-        found = estimate(problem, None, rtol, max_steps, source, want_vectors).to(torch.float64)
-    except NonFiniteError:
-        return estimate(double, None, rtol, max_steps, source, want_vectors)
-    rest = (found.lower > LEAST_SINGLE).nonzero().squeeze(1)
-    weak = (~(found.lower > LEAST_SINGLE)).nonzero().squeeze(1)
-    if not len(weak):
-        return found
-    again = estimate(double.select(weak), None, rtol, max_steps, source, want_vectors)
-    return combined([found.select(rest), again], [rest, weak], problem.size)
-
-
-def below(estimated: NormResult, problem: Problem) -> Tensor:
-    """What the norms reach, whatever was rounded in the estimate of them, ``(B,)``, float64.
-
-    Of random roundings a sum of n terms errs by about sqrt(n) units; those of the longest sum count four times.
-    """
-    terms = max(problem.map.in_numel, problem.map.out_numel)
-    margin = (64 + 4 * terms**0.5) * torch.finfo(problem.map.dtype).eps
-    return estimated.lower.double() * (1 - margin)
+    @torch.no_grad()
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Left and right singular vectors, in the shapes of the map's."""
+        problem = self.form(self.problem.bare())
+        top = torch.zeros(problem.size, problem.numel, dtype=problem.map.dtype, device=problem.map.device)
+        for index, summed in self.sums:
+            top[index] = summed
+        start = random_start(problem, self.seed) if self.runs else top
+        for index, coefficients in self.runs:
+            part = problem if len(index) == problem.size else problem.select(index)
+            top[index] = Recurrence(part, start[index], False).combine(coefficients)
+        left, right, _ = problem.singular_pair(top)
+        return left, right

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,12 +11,12 @@ from torch import Tensor
 from lirpa_lip.errors import ConfigError
 from lirpa_lip.norms.cholesky import UNIT
 from lirpa_lip.norms.draw import Source
+from lirpa_lip.norms.estimate import below, estimate_for_bound
 from lirpa_lip.norms.gram import convolution_bound, gram_bound
-from lirpa_lip.norms.lanczos import below, estimate_for_bound
 from lirpa_lip.norms.linear_map import ConvMap
 from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.reduce import reduced_groups
-from lirpa_lip.norms.result import NormResult
+from lirpa_lip.norms.result import NormResult, Want
 from lirpa_lip.norms.schur import schur_bound
 
 
@@ -57,17 +58,17 @@ def loose_result(
     rtol: float,
     max_steps: int,
     source: Source,
-    want_vectors: bool,
+    want: Want,
 ) -> NormResult:
     """Bounds from above by the function given, and a Lanczos estimate from below.
 
     Raises:
         ConfigError: the map gives no entries.
     """
-    guess = estimate_for_bound(problem, rtol, max_steps, source, want_vectors)
+    guess = estimate_for_bound(problem, rtol, max_steps, source, want)
     try:
         upper = bounds(problem)
     except NotImplementedError as error:
         raise ConfigError(f"{error} Ask for certificate='probabilistic', which needs no entries.") from error
     lower = torch.minimum(below(guess, problem), upper)
-    return NormResult(lower, upper, "deterministic", 0.0, guess.iterations, guess.left, guess.right)
+    return replace(guess, lower=lower, upper=upper, certificate="deterministic", failure_probability=0.0)

@@ -53,10 +53,10 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.norms.draw import Source
-from lirpa_lip.norms.lanczos import Recurrence, random_start, run
+from lirpa_lip.norms.lanczos import Recurrence, Replay, random_start, run
 from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.reduce import by_reduction, reduction_pays
-from lirpa_lip.norms.result import NormResult
+from lirpa_lip.norms.result import NormResult, Want
 
 #: Bound on the error of one float64 step of the recurrence, relative to the norm of G.
 ROUNDING = 2.0**-40
@@ -156,14 +156,15 @@ def probabilistic(
     rtol: float,
     max_steps: int,
     source: Source,
-    want_vectors: bool,
+    want: Want,
 ) -> NormResult:
     """A fresh random start and Lanczos in float64, until upper <= (1 + rtol) lower or the steps run out."""
-    problem = problem.to(torch.float64)
+    replay = Replay(problem, _wide, source) if want is Want.LATER and isinstance(source, int) else None
+    problem = _wide(problem)
     if reduction_pays(problem):
-        return by_reduction(
-            problem, lambda group: probabilistic(group.problem, delta, rtol, max_steps, source, want_vectors)
-        )
+        options = (delta, rtol, max_steps, source)
+        return by_reduction(problem, lambda part, want: probabilistic(part, *options, want), want)
+    keep = want is not Want.NOTHING
     begin = random_start(problem, source)
     gamma = start_component(delta, problem.active().sum(1))
 
@@ -178,8 +179,8 @@ def probabilistic(
         return log_growth(state.alpha, state.beta, near, gamma[state.index])[:, 0] >= TARGET
 
     lower, upper, steps = begin.new_zeros(problem.size), begin.new_zeros(problem.size), 0
-    top = torch.zeros_like(begin) if want_vectors else None
-    groups = run(problem, begin, done, max_steps, want_vectors)
+    top = torch.zeros_like(begin) if keep and replay is None else None
+    groups = run(problem, begin, done, max_steps, keep)
     del begin
     for state, values, vector in groups:
         lower[state.index] = (values[:, -1].clamp(min=0) * (1 - 16 * ROUNDING)).sqrt()
@@ -187,6 +188,12 @@ def probabilistic(
         steps = max(steps, state.steps)
         if top is not None:
             top[state.index] = state.combine(vector)
+        if replay is not None:
+            replay.note(state, vector)
         del state  # with its vectors, which may be as many as are still to come
     left, right, _ = problem.singular_pair(top) if top is not None else (None, None, None)
-    return NormResult(lower, upper, "probabilistic", delta, steps, left, right)
+    return NormResult(lower, upper, "probabilistic", delta, steps, left, right, recall=replay)
+
+
+def _wide(problem: Problem) -> Problem:
+    return problem.to(torch.float64)

@@ -161,6 +161,10 @@ class Problem:
         stencil = None if self.stencil is None else self.stencil.select(index)
         return Problem(self.map.select(index), len(index), mask_in, mask_out, stencil)
 
+    def bare(self) -> Problem:
+        """The same problem, without what was derived from the masks, and where it will be derived apart."""
+        return replace(self)
+
     def forget(self) -> None:
         """Frees what was derived from the masks; it is derived anew where it is needed again."""
         for name in ("outer", "inner", "inner_square"):

@@ -13,7 +13,7 @@ from lirpa_lip.norms.linear_map import DenseMap, LinearMap
 from lirpa_lip.norms.maps.base import TensorFn
 from lirpa_lip.norms.powers import power_of_two
 from lirpa_lip.norms.problem import Problem
-from lirpa_lip.norms.result import NormResult, combined
+from lirpa_lip.norms.result import NormResult, Want, combined
 
 #: Elements of one group of padded matrices (64 MiB in float64).
 GROUP_ELEMENTS = 1 << 23
@@ -107,14 +107,19 @@ def reduction_pays(problem: Problem) -> bool:
     return int((rows * columns).sum()) * WORTHWHILE <= problem.map.multiply_adds * problem.size
 
 
-def by_reduction(problem: Problem, solver: Callable[[Reduced], NormResult]) -> NormResult:
+def by_reduction(problem: Problem, solver: Callable[[Problem, Want], NormResult], want: Want) -> NormResult:
     """Solve group by group on the matrices; put values and vectors back in their places.
 
-    Samples with nothing left have the norm 0, exactly. It is for problems whose `reduction_pays`.
+    Samples with nothing left have the norm 0, exactly. It is for problems whose `reduction_pays`. Where vectors are
+    wanted later, nothing is kept of the matrices: they are made, and solved, once more.
     """
+    if want is Want.LATER:
+        kept = problem.bare()
+        found = by_reduction(problem, solver, Want.NOTHING)
+        return replace(found, recall=lambda: by_reduction(kept.bare(), solver, Want.NOW).vectors())
     parts, indices = [], []
     for group in reduced_groups(problem) if isinstance(problem.map, DenseMap) else _sparse(problem):
-        found = solver(group)
+        found = solver(group.problem, want)
         left = group.expand(found.left, group.rows, problem.map.out_shape)
         right = group.expand(found.right, group.columns, problem.map.in_shape)
         parts.append(replace(found, left=left, right=right))

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from enum import Enum
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 Certificate = Literal["deterministic", "probabilistic", "estimate"]
+
+
+class Want(Enum):
+    """Whether a solver's singular vectors are wanted, and when: most gradients that are recorded are never taken."""
+
+    NOTHING, LATER, NOW = range(3)
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class NormResult:
         iterations: applications of the pair (A, Aᵀ) to a sample, at most.
         left, right: ``(B, *out_shape)`` and ``(B, *in_shape)``, approximate leading singular vectors, detached;
             ``None`` where they were not asked for.
+        recall: finds the vectors where they were left for later.
         seed: of the random start; given back as ``seed`` it repeats the run. ``None`` of an estimate without one.
     """
 
@@ -38,6 +46,7 @@ class NormResult:
     left: Tensor | None = None
     right: Tensor | None = None
     seed: int | None = None
+    recall: Callable[[], tuple[Tensor, Tensor]] | None = field(default=None, repr=False, compare=False)
 
     @property
     def certified(self) -> bool:
@@ -50,13 +59,31 @@ class NormResult:
         def copies(tensor: Tensor) -> Tensor:
             return tensor.repeat(size, *[1] * (tensor.ndim - 1))
 
-        vectors = (None if vector is None else copies(vector) for vector in (self.left, self.right))
-        lower, upper = copies(self.lower), copies(self.upper)
-        return NormResult(lower, upper, self.certificate, self.failure_probability, self.iterations, *vectors)
+        return self._each(copies)
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether there are vectors, now or later."""
+        return self.recall is not None or self.left is not None
+
+    def vectors(self) -> tuple[Tensor, Tensor]:
+        """The vectors, found now if they were left for later."""
+        if self.left is not None and self.right is not None:
+            return self.left, self.right
+        assert self.recall is not None
+        return self.recall()
+
+    def with_vectors(self, change: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> NormResult:
+        """The result with its vectors changed, now or later."""
+        if self.left is not None and self.right is not None:
+            left, right = change(self.left, self.right)
+            return replace(self, left=left, right=right)
+        recall = self.recall
+        return self if recall is None else replace(self, recall=lambda: change(*recall()))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> NormResult:
-        left, right = (None if vector is None else change(vector) for vector in (self.left, self.right))
-        return replace(self, lower=change(self.lower), upper=change(self.upper), left=left, right=right)
+        values = replace(self, lower=change(self.lower), upper=change(self.upper))
+        return values.with_vectors(lambda left, right: (change(left), change(right)))
 
     def to(self, dtype: torch.dtype) -> NormResult:
         """Values and vectors in another precision, rounded to nearest."""
@@ -83,13 +110,21 @@ def combined(parts: Sequence[NormResult], indices: Sequence[Tensor], size: int) 
         indices: positions of the samples of each part.
     """
     first = parts[0]
-    lefts, rights = [part.left for part in parts], [part.right for part in parts]
+
+    def vectors() -> tuple[Tensor, Tensor]:
+        lefts, rights = zip(*(part.vectors() for part in parts), strict=True)
+        return place(size, lefts, indices), place(size, rights, indices)
+
+    there = all(part.has_vectors for part in parts)
+    now = there and all(part.recall is None for part in parts)
+    left, right = vectors() if now else (None, None)
     return NormResult(
         place(size, [part.lower for part in parts], indices),
         place(size, [part.upper for part in parts], indices),
         first.certificate,
         first.failure_probability,
         max(part.iterations for part in parts),
-        None if first.left is None else place(size, [left for left in lefts if left is not None], indices),
-        None if first.right is None else place(size, [right for right in rights if right is not None], indices),
+        left,
+        right,
+        recall=vectors if there and not now else None,
     )

@@ -13,8 +13,8 @@ from lirpa_lip.errors import ConfigError, NonFiniteError, UnknownMethodError
 from lirpa_lip.norms.balance import solve_in_range
 from lirpa_lip.norms.deterministic import deterministic, work
 from lirpa_lip.norms.draw import SEED_BITS, Source, fresh_seed, seed_from
+from lirpa_lip.norms.estimate import estimate
 from lirpa_lip.norms.gradient import differentiable, needs_gradient
-from lirpa_lip.norms.lanczos import estimate
 from lirpa_lip.norms.linear_map import LinearMap
 from lirpa_lip.norms.loose import gram_bounds, loose_result
 from lirpa_lip.norms.power import power
@@ -22,7 +22,7 @@ from lirpa_lip.norms.powers import outward, times_power
 from lirpa_lip.norms.probabilistic import probabilistic
 from lirpa_lip.norms.problem import Problem, prepare
 from lirpa_lip.norms.reduce import active_counts
-from lirpa_lip.norms.result import Certificate, NormResult, combined
+from lirpa_lip.norms.result import Certificate, NormResult, Want, combined
 from lirpa_lip.norms.schur import schur_bound
 from lirpa_lip.norms.simplify import simplify
 from lirpa_lip.norms.start import SharedStart
@@ -46,7 +46,7 @@ class Settings:
     max_iterations: int
     start: Tensor | None
     source: Source
-    want_vectors: bool
+    want: Want
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,23 +65,23 @@ def _power(problem: Problem, s: Settings) -> NormResult:
 
 def _lanczos(problem: Problem, s: Settings) -> NormResult:
     start = None if s.start is None else problem.start_vector(s.start)
-    return estimate(problem, start, s.rtol, s.max_iterations, s.source, s.want_vectors)
+    return estimate(problem, start, s.rtol, s.max_iterations, s.source, s.want)
 
 
 def _polynomial(problem: Problem, s: Settings) -> NormResult:
-    return probabilistic(problem, s.delta, s.rtol, s.max_iterations, s.source, s.want_vectors)
+    return probabilistic(problem, s.delta, s.rtol, s.max_iterations, s.source, s.want)
 
 
 def _cholesky(problem: Problem, s: Settings) -> NormResult:
-    return deterministic(problem, s.source, s.want_vectors)
+    return deterministic(problem, s.source, s.want)
 
 
 def _gram(problem: Problem, s: Settings) -> NormResult:
-    return loose_result(problem, gram_bounds, s.rtol, s.max_iterations, s.source, s.want_vectors)
+    return loose_result(problem, gram_bounds, s.rtol, s.max_iterations, s.source, s.want)
 
 
 def _schur(problem: Problem, s: Settings) -> NormResult:
-    return loose_result(problem, schur_bound, s.rtol, s.max_iterations, s.source, s.want_vectors)
+    return loose_result(problem, schur_bound, s.rtol, s.max_iterations, s.source, s.want)
 
 
 #: Every solver by name. A new one is one file and one row here; the order is that of the docs.
@@ -156,9 +156,9 @@ def masked_spectral_norm(
         if shared is not None:
             first = shared.vector(problem)
             max_iterations = max_iterations if first is not None else max(max_iterations, shared.first_iterations)
-        want_vectors = vectors or gradient or shared is not None
+        want = _want(vectors or shared is not None, gradient, solver)
         seed = _seed(solver, seed, generator)
-        settings = Settings(delta, rtol, max_iterations, first, generator if seed is None else seed, want_vectors)
+        settings = Settings(delta, rtol, max_iterations, first, generator if seed is None else seed, want)
         with nullcontext() if solver.certificate == "estimate" else true_float32():
             found, exponent = solve_in_range(
                 masked, problem, lambda part: _solve(part, solver, _for_part(settings, problem, part)), solver.given
@@ -238,10 +238,8 @@ def _core(problem: Problem, solver: Solver) -> Problem:
 
 def _shaped(result: NormResult, problem: Problem) -> NormResult:
     """Vectors in the shapes of the map that was given, rather than of its core."""
-    if result.left is None or result.right is None:
-        return result
-    left = result.left.reshape(-1, *problem.map.out_shape)
-    return dataclasses.replace(result, left=left, right=result.right.reshape(-1, *problem.map.in_shape))
+    shapes = problem.map.out_shape, problem.map.in_shape
+    return result.with_vectors(lambda left, right: (left.reshape(-1, *shapes[0]), right.reshape(-1, *shapes[1])))
 
 
 def _nothing(problem: Problem, solver: Solver, settings: Settings) -> NormResult:
@@ -271,6 +269,13 @@ def _seed(solver: Solver, seed: int | None, generator: torch.Generator | None) -
     if generator is not None:
         return seed_from(generator)
     return fresh_seed() if solver.certificate == "probabilistic" else 0
+
+
+def _want(now: bool, gradient: bool, solver: Solver) -> Want:
+    """A gradient of an estimate, which is for training, is taken; of a certificate mostly not."""
+    if now or (gradient and solver.certificate == "estimate"):
+        return Want.NOW
+    return Want.LATER if gradient else Want.NOTHING
 
 
 def _for_part(settings: Settings, problem: Problem, part: Problem) -> Settings:

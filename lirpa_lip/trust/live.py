@@ -30,6 +30,9 @@ def remember(bounded: Any, model: Any) -> None:
     object.__setattr__(bounded, "_user_model", (model,))
     object.__setattr__(bounded, "_live_leaves", leaves)
     object.__setattr__(bounded, "_traced_shapes", dict(_shapes(bounded)))
+    inputs = [n.value for n in bounded._modules.values() if getattr(n, "input_index", None) is not None]
+    if inputs:
+        object.__setattr__(bounded, "_traced_input", inputs[0].detach().as_subclass(Tensor)[:0])
     refresh(bounded)
 
 
