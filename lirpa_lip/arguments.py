@@ -55,12 +55,12 @@ def _of_inference(x: Tensor) -> bool:
 
 
 def own_dtype(bounded: Any) -> torch.dtype | None:
-    """The precision of a wrapped model's parameters, those that only folded values read too; ``None`` without any."""
+    """The precision of a wrapped model's parameters, also of those only folded values read; ``None`` without any."""
     first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
     if first is not None:
         return first.dtype
-    folded = next((n.folded for n in bounded._modules.values() if hasattr(n, "folded")), None)
-    return None if folded is None else folded.value().dtype
+    leaf = next((node for node in bounded._modules.values() if hasattr(node, "folded")), None)
+    return None if leaf is None else leaf.forward().dtype
 
 
 def wrapped_dtype(bounded: Any, otherwise: torch.dtype) -> torch.dtype:
