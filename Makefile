@@ -2,6 +2,7 @@
 # make demo    trains, certifies and draws demo.png
 # make test    runs the tests;  make test AUTO_LIRPA=<pip requirement or path>  runs them on another auto_LiRPA
 # make fuzz    N random models, regions and settings against independent oracles (make fuzz N=10000 SEED=1)
+# make lirpa-tests LIRPA=<checkout>   runs auto_LiRPA's own tests with its class and with ours, and explains differences
 # make lint    ruff and mypy
 # make smoke   builds wheel and sdist and tries the wheel outside the checkout
 # make test-pythons   runs the tests on every Python 3.10 … 3.14 at hand;  PYTHONS="3.12 3.13" chooses
@@ -30,7 +31,7 @@ DEPS_STAMP := $(VENV)/.dependencies
 # Threads of one process gain little on small networks, and the test workers would fight over the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test fuzz lint smoke test-pythons bench clean
+.PHONY: setup demo test fuzz lirpa-tests lint smoke test-pythons bench clean
 setup: $(LIRPA_STAMP) $(DEPS_STAMP)
 
 $(PY):
@@ -70,6 +71,10 @@ test: setup
 
 fuzz: setup
 	cd tests && $(abspath $(PY)) -m fuzz $(N) --seed $(SEED)
+
+lirpa-tests: setup
+	@test -n "$(LIRPA)" || { echo "make lirpa-tests LIRPA=<checkout of auto_LiRPA>"; exit 2; }
+	$(PY) tests/tools/lirpa_suite.py '$(LIRPA)'
 
 lint: setup
 	$(PY) -m ruff check .

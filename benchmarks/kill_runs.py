@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -83,8 +84,12 @@ def disturbed_training(folder: Path, chance: random.Random, kills: int, seconds:
     return done
 
 
-def disturbed_certification(run: Path, folder: Path, chance: random.Random, kills: int, seconds: float) -> int:
+def disturbed_certification(
+    run: Path, rows: Path, folder: Path, chance: random.Random, kills: int, seconds: float
+) -> int:
     call = ["certify", str(run), *CERTIFY, "--out", str(folder)]
+    folder.mkdir()
+    shutil.copy(rows / "certify.json", folder)  # it holds the seed of the norms' random starts
     done = 0
     for _ in range(kills):
         if not killed_after(call, chance.uniform(0.0, seconds)):
@@ -116,7 +121,9 @@ def main(kills: int, each: int, seed: int) -> None:
                 good = same_tensors(tensors_of(work / "whole"), tensors_of(work / f"t{runs}"))
             else:
                 folder = work / f"c{runs}"
-                counts[what] += disturbed_certification(work / "whole", folder, chance, each, certification)
+                counts[what] += disturbed_certification(
+                    work / "whole", work / "rows", folder, chance, each, certification
+                )
                 good = rows_of(work / "rows") == rows_of(folder)
             equal += good
             click.echo(f"{what}: {counts[what]} kills so far, end {'equal' if good else 'DIFFERENT'}")

@@ -54,13 +54,34 @@ def _of_inference(x: Tensor) -> bool:
         return True
 
 
+def own_dtype(bounded: Any) -> torch.dtype | None:
+    """The precision of a wrapped model's parameters, also of those only folded values read; ``None`` without any."""
+    first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
+    if first is not None:
+        return first.dtype
+    leaf = next((node for node in bounded._modules.values() if hasattr(node, "folded")), None)
+    return None if leaf is None else leaf.forward().dtype
+
+
+def wrapped_dtype(bounded: Any, otherwise: torch.dtype) -> torch.dtype:
+    """The precision a wrapped model computes in: of its parameters, or of what it was wrapped with if it has none."""
+    own = own_dtype(bounded)
+    if own is not None:
+        return own
+    given = getattr(bounded, "global_input", None)
+    inputs = given if isinstance(given, (tuple, list)) else (given,)
+    return next((t.dtype for t in inputs if isinstance(t, Tensor) and t.is_floating_point()), otherwise)
+
+
 @contextmanager
-def some_parameter(bounded: Any) -> Iterator[None]:
-    """auto_LiRPA asks a parameter for the precision; a model without any has that of its input."""
+def some_parameter(bounded: Any, x: Any) -> Iterator[None]:
+    """auto_LiRPA asks a parameter for the precision; in a module without any of its own, one like the input answers."""
     if next(bounded.parameters(), None) is not None:
         yield
         return
-    stand_in = torch.nn.Parameter(torch.zeros(1, device=bounded.device), requires_grad=False)
+    inputs = x if isinstance(x, (tuple, list)) else (x,)
+    kind = next((t.dtype for t in inputs if isinstance(t, Tensor) and t.is_floating_point()), own_dtype(bounded))
+    stand_in = torch.nn.Parameter(torch.zeros(1, device=bounded.device, dtype=kind), requires_grad=False)
     bounded.__dict__["parameters"] = lambda recurse=True: iter([stand_in])
     try:
         yield
@@ -76,7 +97,8 @@ def check_input(bounded: Any, x: Any) -> int | None:
         ConfigError: the input and the model differ in precision.
     """
     inputs = x if isinstance(x, (tuple, list)) else (x,)
-    own = {p.dtype for p in bounded.parameters() if p.is_floating_point()}
+    kinds = {p.dtype for p in bounded.parameters() if p.is_floating_point()} | {own_dtype(bounded)}
+    own = kinds - {None}
     batch = None
     for value in inputs:
         if not isinstance(value, Tensor) or value.ndim == 0:
@@ -118,7 +140,7 @@ def prepare_call(bounded: Any, call: BoundArguments, name: Any) -> None:
     call.arguments["x"] = ordinary(call.arguments.get("x"))
     batch = check_input(bounded, call.arguments["x"])
     c = ordinary(check_rows(call.arguments.get("C"), batch))
-    own = next((p.dtype for p in bounded.parameters() if p.is_floating_point()), None)
+    own = own_dtype(bounded)
     if isinstance(c, Tensor) and own is not None and c.dtype != own:
         if not bool((c.to(own).to(c.dtype) == c).all()):
             raise ConfigError(f"C is {c.dtype}, with values the model's {own} does not hold; give C in {own}.")

@@ -76,7 +76,8 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
         def run() -> Any:
             return guarded(bounded, method, lambda: inherited(*bound.args[1:], **bound.kwargs))
 
-        with model_precision(bounded), some_parameter(bounded), _operator_named(name), _known_to_auto_lirpa(name):
+        named = _operator_named(name), _known_to_auto_lirpa(name)
+        with some_parameter(bounded, call["x"]), model_precision(bounded), named[0], named[1]:
             return checked_bounds(bounded, call, run)
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
     if not (want_lower or want_upper):

@@ -83,7 +83,6 @@ def certify(
     NOT_NEGATIVE.check("radius_steps", radius_steps)
     _check(model, x, y)
     with torch.random.fork_rng(devices=[]):  # the caller's own chance is left alone
-        torch.manual_seed(0)
         wide = copy.deepcopy(model).double()
         options = (certificate, delta, radius_steps, image_box, inference)
         certifier: Certifier | None = None

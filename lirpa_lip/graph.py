@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from .arguments import wrapped_dtype
 from .errors import NonFiniteError, ShapeError, UnsupportedOperatorError
 from .operators.emit import GraphBuilder, Traced
 from .operators.node import Node, affine_value
@@ -118,12 +119,7 @@ class NetworkGraph:
 
 def model_dtype(bounded) -> torch.dtype:
     """The precision a traced network computes in: that of its parameters, or of its input if it has none."""
-    return _reference(bounded, _walk(bounded)[2]).dtype
-
-
-def _reference(bounded, root) -> Tensor:
-    first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
-    return first if first is not None else root.value
+    return wrapped_dtype(bounded, _walk(bounded)[2].value.dtype)
 
 
 def build_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
@@ -145,8 +141,9 @@ def build_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
 
     order, dependent, root = _walk(bounded)
     shapes = getattr(bounded, "_traced_shapes", {})  # a call of auto_LiRPA's changes those on its nodes
-    reference = _reference(bounded, root)
-    builder = GraphBuilder(dtype or reference.dtype, reference.device, reference.dtype)
+    first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
+    device, own = (root.value if first is None else first).device, wrapped_dtype(bounded, root.value.dtype)
+    builder = GraphBuilder(dtype or own, device, own)
     emitted: dict[str, str] = {}
     scalar = next((bound for bound in order if len(_shape(bound, root, shapes)) < 2), None)
     for bound in order:

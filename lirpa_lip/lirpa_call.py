@@ -106,8 +106,10 @@ def in_float64(module: nn.Module) -> Iterator[None]:
     """
     before = _state(module)
     module.__dict__["_in_float64"] = True  # the model's own tensors stay out of it
+    own = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
     try:
         for node in module.modules():
+            node.__dict__["_model_dtype"] = own  # what numbers given to operators are rounded to
             for name, value in node._parameters.items():
                 if value is not None and value.is_floating_point():
                     node._parameters[name] = _parameter(node, value).double()  # type: ignore[assignment]

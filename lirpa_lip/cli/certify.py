@@ -44,7 +44,7 @@ from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, PROBABILITY, SEED
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
 @option("--limit", int, COUNT, help="Certify this many samples at most.")
 @option("--batch-size", int, COUNT, help="Samples at once.  [default: 10, on a GPU 100]")
-@option("--seed", int, SEED, default=0, help="Of the attack's and the norms' random starts.")
+@option("--seed", int, SEED, default=0, help="Of the attack's random starts.")
 @arch_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: in the run's folder]")
 def certify(checkpoint: Path, **options: Any) -> None:

@@ -67,7 +67,7 @@ def _list_methods(ctx: click.Context, parameter: click.Parameter, value: str) ->
 @option("--steps", int, COUNT, default=20, help="Of optimising methods.")
 @click.option("--certificate", type=click.Choice(["auto", "deterministic", "probabilistic"]), default="auto")
 @option("--delta", float, PROBABILITY, default=1e-6, help="Failure probability per sample, at most.")
-@option("--seed", int, SEED, default=0, help="Of the norms' random starts, the same for every radius.")
+@option("--seed", int, SEED, help="Repeat the random starts of a run.  [default: from the system's entropy]")
 @arch_options
 @click.option("--out", type=click.Path(path_type=Path), help="Write the table to this CSV file, too, row by row.")
 @click.option("--force", is_flag=True, help="Overwrite --out.")
@@ -139,21 +139,24 @@ def compare_network(
     delta: float = 1e-6,
     arch: str | None = None,
     trust_arch: bool = False,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> Iterator[Line]:
     """One `Line` for each radius and method; ``radii`` as `parse_epsilons` gives them.
 
     Every method's chance is a function of the seed and its name, so that what does not depend on the radius, such as
-    a global constant, reads the same at each.
+    a global constant, reads the same at each. Without a seed it is drawn from the system's entropy.
     """
     import torch
 
     from lirpa_lip import LocalLipConfig
     from lirpa_lip.comparison import make_method
+    from lirpa_lip.norms.draw import fresh_seed, seeds_of
     from lirpa_lip.training.epsilon import rounded_up
     from lirpa_lip.training.sampling import derived_seed
 
-    torch.manual_seed(derived_seed("compare", seed, "network"))  # a factory may draw its weights
+    start = fresh_seed() if seed is None else seed
+
+    torch.manual_seed(derived_seed("compare", seed or 0, "network"))  # a factory may draw its weights
     model, x, labels = _load(network, dataset, data_dir, limit, arch, trust_arch)
     config = LocalLipConfig(certificate=certificate, delta=delta)  # type: ignore[arg-type]
     with torch.no_grad():
@@ -161,10 +164,12 @@ def compare_network(
         for text, exact in radii.items():
             for name in methods:
                 head = (network, text, name, len(x), clean)
-                torch.manual_seed(derived_seed("compare", seed, name))
+                torch.manual_seed(derived_seed("compare", start, name))
                 try:
-                    method = make_method(name, model, x, steps, config)
-                    yield Line(*head, **_measured(method, model, x, labels, rounded_up(exact, x.dtype), batch_size))
+                    with seeds_of(derived_seed("compare", start, name)):
+                        method = make_method(name, model, x, steps, config)
+                        found = _measured(method, model, x, labels, rounded_up(exact, x.dtype), batch_size)
+                    yield Line(*head, **found)
                 except LirpaLipError as error:  # one method that refuses a network must not end the comparison
                     yield Line(*head, note=str(error))
 

@@ -8,7 +8,9 @@ the result, and given back it makes the same start.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeAlias
 
 import numpy as np
@@ -22,9 +24,30 @@ Source: TypeAlias = int | torch.Generator | None
 SEED_BITS = 63
 
 
+_RUN: ContextVar[list[int] | None] = ContextVar("seed and draws of a run", default=None)
+
+
 def fresh_seed() -> int:
-    """A seed nobody could know."""
-    return secrets.randbits(SEED_BITS)
+    """A seed nobody could know; within `seeds_of` the next one of that run."""
+    run = _RUN.get()
+    if run is None:
+        return secrets.randbits(SEED_BITS)
+    run[1] += 1
+    return next_seed(*run)
+
+
+@contextmanager
+def seeds_of(seed: int) -> Iterator[None]:
+    """Within the context the starts of certificates are functions of ``seed`` and of how many there were before.
+
+    For runs that are to be repeated, or gone on with: ``seed`` must itself have come from `fresh_seed`, after the
+    network and the inputs were there, for the certificates' statement about chance to hold.
+    """
+    token = _RUN.set([seed, 0])
+    try:
+        yield
+    finally:
+        _RUN.reset(token)
 
 
 def seed_from(generator: torch.Generator) -> int:

@@ -91,6 +91,8 @@ def clipped(builder, traced) -> str:
         return None if value is None or math.isinf(value) or abs(value) > 1e38 else value
 
     low, high = end("min", 1), end("max", 2)
+    if low is not None and high is not None and low > high:
+        low = high  # as PyTorch has it: the upper end is applied last
     if low is None and high is None:
         return traced.parents[0]
     return _emit(builder, traced, clip(low, high))

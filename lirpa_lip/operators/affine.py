@@ -35,7 +35,7 @@ def linear(builder, traced) -> str:
 
 
 def matmul(builder, traced) -> str:
-    """``x W`` along the last axis, or ``W x`` along the last but one, for a constant matrix (or a vector, in ``x W``)."""
+    """``x W`` along the last axis, or ``W x`` along the last but one, for a constant matrix; or a vector in ``x W``."""
     left = traced.parents[0] is None
     if len(traced.parents) == 2 and not left and traced.parents[1] is not None:
         raise traced.unsupported("both factors depend on the input (attention), which has no Lipschitz rule here")

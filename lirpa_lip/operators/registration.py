@@ -98,10 +98,10 @@ def _odd_power(attr: Attributes, inputs: list) -> bool:
 
 def _division(attr: Attributes, inputs: list) -> bool:
     """0.3 takes bounds of x / y for those of positive x and y, and both take every division by a square root for layer
-    normalisation; else 0.7 makes products of them, which it knows for positive divisors."""
+    normalisation; 0.7 makes products of the others, without a clear error where the divisor is not positive."""
     if _is_root(inputs[1]) or (meets_a_constant(inputs) and not may_vary(inputs[1])):
         return False
-    return hasattr(bound_ops, "BoundSShaped") or _constant(attr, inputs)
+    return _constant(attr, inputs)
 
 
 def _own_division(attr=None, inputs=None, output_index=0, options=None) -> Bound:

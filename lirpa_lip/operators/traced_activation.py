@@ -33,7 +33,7 @@ class TracedActivation(RelaxedActivation):
 
     def activation_on(self, z: Tensor) -> Activation:
         """The record its adapter describes it by, for inputs like ``z``."""
-        builder = GraphBuilder(z.dtype, z.device)
+        builder = GraphBuilder(z.dtype, z.device, getattr(self, "_model_dtype", None))
         builder.add(Node("input", "BoundInput", z.shape[1:]))
         traced = Traced(self.name or "", type(self).__name__, self, self.attr, self._parents(), z.shape[1:], builder)
         name = type(self).adapter(builder, traced)

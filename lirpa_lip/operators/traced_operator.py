@@ -41,7 +41,7 @@ class TracedOperator(Bound):
     def nodes(self, *x: Tensor) -> list[Node]:
         """What the adapter emits for inputs like ``x`` (batch, *shape); the last node is the operator's output."""
         like = next(t for t, varies in zip(x, self.varying, strict=True) if varies)
-        builder = GraphBuilder(like.dtype, like.device)
+        builder = GraphBuilder(like.dtype, like.device, getattr(self, "_model_dtype", None))
         parents: list[str | None] = [f"input{i}" if varies else None for i, varies in enumerate(self.varying)]
         for parent, value in zip(parents, x, strict=True):
             if parent is not None:

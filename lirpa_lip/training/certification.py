@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from lirpa_lip.errors import CheckpointError, ConfigError
 from lirpa_lip.methods import current_name
+from lirpa_lip.norms.draw import fresh_seed, seeds_of
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, check_delta
 from lirpa_lip.training.attack import survives_pgd
 from lirpa_lip.training.certifiers import Certifier, Verdict, make_certifier
 from lirpa_lip.training.epsilon import parse_epsilons, rounded_up
-from lirpa_lip.training.rows import FIELDS, Row, append_rows, read_rows, values, write_whole
+from lirpa_lip.training.rows import FIELDS, Row, append_rows, explained, read_rows, values, write_first, write_whole
 from lirpa_lip.training.sampling import derived_seed
 from lirpa_lip.training.sources import ImageSource
 from lirpa_lip.training.versions import versions
@@ -82,9 +83,9 @@ def certify_shard(
         CheckpointError: the folder holds rows of another model, other settings, versions or samples, or is full.
     """
     COUNT.check("batch_size", batch_size)
-    _claim(folder, settings, identity, rank)
+    seed = _claim(folder, settings, identity, rank)
     known = {row.index: row for row in read_rows(folder)}
-    work = _Work(model, settings, folder, f"rows-{rank}-of-{processes}")
+    work = _Work(model, settings, folder, f"rows-{rank}-of-{processes}", seed)
     for indices in share_of(len(data), batch_size, rank, processes):
         images, labels = data.batch(indices)
         digests = [_digest(image, label) for image, label in zip(images, labels.tolist(), strict=True)]
@@ -109,8 +110,8 @@ def share_of(count: int, batch_size: int, rank: int = 0, processes: int = 1) -> 
 class _Work:
     """The network in both precisions, its certifiers, and where rows go."""
 
-    def __init__(self, model: nn.Module, settings: CertifySettings, folder: Path, stem: str) -> None:
-        self.settings, self.folder, self.stem = settings, folder, stem
+    def __init__(self, model: nn.Module, settings: CertifySettings, folder: Path, stem: str, seed: int) -> None:
+        self.settings, self.folder, self.stem, self.seed = settings, folder, stem, seed
         self.eps = parse_epsilons(settings.eps)
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.single, self.model = copy.deepcopy(model).float(), copy.deepcopy(model).double()
@@ -165,13 +166,13 @@ class _Work:
         key = (delta, s.radius_steps if steps is None else steps, len(eps))
         if key not in self._certifiers:
             box = (0.0, 1.0) if s.image_box else None
-            torch.manual_seed(derived_seed("certifier", s.seed))  # of norms that all samples share
-            self._certifiers[key] = make_certifier(
-                s.bound, self.model, x[:1], s.certificate, *key[:2], image_box=box, inference=s.inference
-            )
-            self._certifiers[key].prepare(len(eps))
-        torch.manual_seed(derived_seed("certify", s.seed, first))
-        return self._certifiers[key](x, predictions, sorted(eps))
+            with seeds_of(derived_seed("certifier", self.seed, *map(str, key))):  # of norms that all samples share
+                self._certifiers[key] = make_certifier(
+                    s.bound, self.model, x[:1], s.certificate, *key[:2], image_box=box, inference=s.inference
+                )
+                self._certifiers[key].prepare(len(eps))
+        with seeds_of(derived_seed("certify", self.seed, first, *map(str, key))):
+            return self._certifiers[key](x, predictions, sorted(eps))
 
     def _attacked(
         self, images: Tensor, labels: Tensor, indices: list[int], eps: dict[str, Fraction]
@@ -275,18 +276,26 @@ def _check_samples(rows: list[Row], first: Any, digests: list[str], folder: Path
             )
 
 
-def _claim(folder: Path, settings: CertifySettings, identity: str, rank: int) -> None:
-    """Writes what the folder's rows belong to, or checks that it is the same, or has fewer radii."""
-    folder.mkdir(parents=True, exist_ok=True)
+def _claim(folder: Path, settings: CertifySettings, identity: str, rank: int) -> int:
+    """Writes what the folder's rows belong to, or checks that it is the same, or has fewer radii.
+
+    Returns:
+        The seed of the norms' random starts. It is drawn from the system's entropy when the folder is first used, so
+        that neither network nor data can have been made for it, and kept, so that a run ends as it would have.
+    """
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     path = folder / "certify.json"
     mine = {"identity": identity, "settings": asdict(settings), "versions": versions()}
-    if path.exists():
-        _check_claim(path, mine, folder)
+    first = json.dumps({**mine, "seed": fresh_seed()}, indent=1)
+    write_first(path, first)  # of several processes the first one decides
+    seed = _check_claim(path, mine, folder)
     if rank == 0:
-        write_whole(path, json.dumps(mine, indent=1))
+        write_whole(path, json.dumps({**mine, "seed": seed}, indent=1))
+    return seed
 
 
-def _check_claim(path: Path, mine: dict[str, Any], folder: Path) -> None:
+def _check_claim(path: Path, mine: dict[str, Any], folder: Path) -> int:
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         before = parse_epsilons(there["settings"]["eps"])
@@ -296,6 +305,7 @@ def _check_claim(path: Path, mine: dict[str, Any], folder: Path) -> None:
             for name, value in mine[part].items()
             if name != "eps" and there.get(part, {}).get(name) != value
         ]
+        seed = int(there.get("seed", -1))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); choose another --out.") from error
     if there.get("identity") != mine["identity"]:
@@ -313,3 +323,6 @@ def _check_claim(path: Path, mine: dict[str, Any], folder: Path) -> None:
             f"--eps {','.join([*before, *(n for n, v in now.items() if v not in before.values())])}; or choose another "
             "--out."
         )
+    if seed < 0:
+        raise CheckpointError(f"{path} holds no seed; choose another --out.")
+    return seed

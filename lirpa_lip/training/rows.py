@@ -6,8 +6,9 @@ import csv
 import errno
 import io
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -118,6 +119,24 @@ def write_whole(path: Path, text: str) -> None:
         except OSError:
             scratch.unlink(missing_ok=True)
             raise
+
+
+def write_first(path: Path, text: str) -> None:
+    """Writes a file, complete, unless it is there; of several processes that do so at once, one does.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    if path.exists():
+        return
+    scratch = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    with explained(path.parent):
+        try:
+            scratch.write_text(text, encoding="utf-8")
+            with suppress(FileExistsError):
+                os.link(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -134,11 +134,13 @@ class _Watch(TorchDispatchMode):
         for t in tree_leaves(output):
             if isinstance(t, Tensor) and _storage(t) in self.cast:
                 raise _error(f"its output is a cast to {self.cast[_storage(t)]}", "bound what is cast")
+        # hooks of spectral norm leave a view of a parameter as the attribute they replace: the parameter was read
+        kept = {_storage(t) for module in self.modules for t in module.parameters(recurse=False)}
         for module, attributes, buffers, parameters in self.before:
             for name, old in [*attributes.items(), *buffers.items(), *parameters.items()]:
                 if not isinstance(old, Tensor) or _is_fake(old) or getattr(module, name, None) is old:
                     continue
-                if _storage(old) in self.read:
+                if _storage(old) in self.read - kept:
                     self.restore()
                     raise _error(f"it reads and then replaces its own {type(module).__name__}.{name}", _STATE, "")
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, TraceMismatchError
 from lirpa_lip.forward_error import first_order, node_error
-from lirpa_lip.graph import NetworkGraph
+from lirpa_lip.graph import NetworkGraph, model_dtype
 
-from .model import Reference, bounded_dtype, reference
+from .model import Reference, reference
 from .parting import mismatch
 from .points import generator_of, unit_box
 from .traced import traced_in_parts, traced_spread
@@ -26,7 +26,7 @@ from .traced import traced_in_parts, traced_spread
 _BEYOND_FIRST_ORDER = 4.0
 #: Most entries of the output whose error is derived in full, the most suspicious first.
 _ENTRIES = 32
-#: Roundoffs that the value of a traced graph may differ by before more is asked.
+#: Roundoffs, of a sample's largest output, that the value of a traced graph may differ by before more is asked.
 _FEW = 32
 #: Elements of all nodes' values that may be held at once.
 _ELEMENTS = 1 << 26
@@ -69,7 +69,7 @@ def check_graph(bounded: Any, graph: NetworkGraph, centre: Tensor, sample: Tenso
         NonFiniteError: the model's value is NaN or infinite.
         UntraceableError: the model does, at these inputs, what no trace can carry.
     """
-    dtype = bounded_dtype(bounded, centre.dtype)
+    dtype = model_dtype(bounded)
     points = torch.cat([centre.detach(), sample.detach()]).to(dtype)
     found = reference(bounded, (points,), len(centre))
     if not bool(torch.isfinite(found.values).all()):
@@ -133,7 +133,8 @@ def check_traced(bounded: Any, found: Reference, batch: int, name: str | None = 
     both = torch.isfinite(own) | torch.isfinite(expected)
     difference = torch.where(both, (own - expected).abs(), 0.0)
     unit = torch.finfo(found.values.dtype).eps if found.values.is_floating_point() else 0.0
-    tolerance = torch.full_like(difference, _FEW * unit) * expected.abs()
+    largest = expected.abs().flatten(1).amax(1) if expected.ndim > 1 else expected.abs().amax()
+    tolerance = _FEW * unit * largest.reshape(-1, *[1] * (expected.ndim - 1)).expand_as(difference)
     if not bool((difference <= tolerance).all()):
         tolerance = tolerance + traced_spread(bounded, tuple(p[:batch] for p in points))
         over = ~(difference <= tolerance)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lirpa_lip.errors import InvalidBoundError
 from lirpa_lip.forward_error import first_order
-from lirpa_lip.graph import NetworkGraph, build_graph
+from lirpa_lip.graph import NetworkGraph, build_graph, model_dtype
 
 from .gate import check_traced
 from .live import model_of, refresh
-from .model import bounded_dtype, reference, training_dependent
+from .model import reference, training_dependent
 from .points import generator_of, region_point
 from .traced import traced_spread
 
@@ -83,14 +83,17 @@ def _values(bounded: Any, call: dict) -> Values | None:
     generator = generator_of(bounded)
     batch = len(inputs[0])
     samples = torch.arange(batch)
-    if torch.is_grad_enabled() and batch > 2 * _IN_TRAINING and all(len(t) == batch for t in inputs):
+    step = torch.is_grad_enabled() and batch > 2 * _IN_TRAINING and all(len(t) == batch for t in inputs)
+    if step:
         samples = torch.randperm(batch, generator=generator)[:_IN_TRAINING]
     centre = [t.detach().as_subclass(Tensor)[samples.to(t.device)] for t in inputs]
     sample = [region_point(t, getattr(t, "ptb", None), generator)[samples.to(t.device)] for t in inputs]
     points = tuple(torch.cat(pair) for pair in zip(centre, sample, strict=True))
-    found = reference(bounded, points, len(samples))
-    at = check_traced(bounded, found, len(samples), call.get("final_node_name"))
-    at = at if call.get("final_node_name") else found.values
+    node, found = call.get("final_node_name"), reference(bounded, points, len(samples), watched=not step)
+    at = found.values
+    if not step or node:
+        traced = check_traced(bounded, found, len(samples), node)
+        at = traced if node else at
     return Values(points, torch.cat([samples, samples]).to(at.device), at)
 
 
@@ -198,7 +201,7 @@ class _Allowance:
         points = index[:, 0] if of_points else (values.samples[None] == index[:, :1]).int().argmax(1)
         rows = self._rows(values, values.samples[points], index[:, 1])
         graph = None if self.call.get("final_node_name") else graph_or_none(self.bounded)
-        dtype = bounded_dtype(self.bounded, values.at.dtype)
+        dtype = model_dtype(self.bounded)
         if graph is not None:
             return _SAFETY * first_order(graph, values.points[0][points], rows, dtype, dtype)
         half = tuple(p[: len(values.samples) // 2] for p in values.points)

@@ -52,20 +52,24 @@ def current_model(bounded: Any) -> Any:
     return model
 
 
-def reference(bounded: Any, points: tuple[Tensor, ...], batch: int) -> Reference:
+def reference(bounded: Any, points: tuple[Tensor, ...], batch: int, watched: bool = True) -> Reference:
     """The model's values at ``points``, audited: in one forward pass where it takes them all, else ``batch`` at a time.
+
+    Args:
+        watched: ``False`` for the values alone, in a training step.
 
     Raises:
         UntraceableError: as `lirpa_lip.audit.audited`.
         ConfigError: the model fails on them.
     """
     model, total = model_of(bounded), len(points[0])
+    ask = audited if watched else _plainly
     failed: Exception | None = None
     # a batch size may be written into the model
     for size in dict.fromkeys((total, batch)):
         parts = [tuple(p[i : i + size] for p in points) for i in range(0, total, size)]
         try:
-            values = torch.cat([_first(audited(model, part)) for part in parts])
+            values = torch.cat([_first(ask(model, part)) for part in parts])
         except LirpaLipError:
             raise
         except Exception as error:
@@ -77,10 +81,9 @@ def reference(bounded: Any, points: tuple[Tensor, ...], batch: int) -> Reference
     raise ConfigError(f"the model's own forward fails on inputs like these: {why}.") from failed
 
 
-def bounded_dtype(bounded: Any, otherwise: torch.dtype) -> torch.dtype:
-    """The model's precision."""
-    first = next((p for p in bounded.parameters() if p.is_floating_point()), None)
-    return otherwise if first is None else first.dtype
+@torch.no_grad()
+def _plainly(model: Any, inputs: tuple[Tensor, ...]) -> Any:
+    return model(*inputs)
 
 
 def _first(output: Any) -> Tensor:

@@ -436,7 +436,7 @@ def _constants(model: nn.Module, x: torch.Tensor, method: str, norm: float = 2, 
     return bounded.local_lipschitz(x=(ball,), method=method, norm=norm)
 
 
-@pytest.mark.parametrize("method", ["clarke-jacobian", "recurjac"])
+@pytest.mark.parametrize("method", ["clarke-jacobian", "recurjac", "local-lip", "local-lip-crown"])
 def test_lower_bounds_at_a_kink_stay_below_the_constant(method):
     found = _constants(nn.Sequential(nn.LeakyReLU(0.2)), torch.zeros(1, 1), method, eps=0.1)
     assert found.lower <= 1 <= found.upper
@@ -454,6 +454,9 @@ def test_coordinates_without_width_do_not_count_in_lower_bounds(norm, limit):
     x = BoundedTensor(torch.tensor([[0.3, 0.5]]), PerturbationLpNorm(norm=norm, eps=0.1, x_L=low, x_U=high))
     found = bounded.local_lipschitz(x=(x,), method="clarke-jacobian", norm=norm, time_limit=limit)
     assert 1 - 1e-6 < found.lower.item() <= 1 <= found.upper.item()
+    if norm == 2:
+        found = bounded.local_lipschitz(x=(x,), method="local-lip")
+        assert 1 - 1e-6 < found.lower.item() <= 1 <= found.upper.item()
 
 
 def test_lower_bounds_through_windows_that_repeat_a_pixel():

@@ -19,12 +19,12 @@ def at_a_point(model: nn.Module, x: torch.Tensor, method: str = "local-lip"):
 
 def test_a_quotient_that_cancels():
     lower, upper = at_a_point(Call(lambda x: x / 3 - 1e6), torch.full((1, 1), 3e6))
-    assert -1e-9 < lower.item() <= 0 <= upper.item() < 1e-9
+    assert -1e-7 < lower.item() <= 0 <= upper.item() < 1e-7
 
 
 def test_an_average_that_cancels():
     lower, upper = at_a_point(Call(lambda x: F.avg_pool2d(x, 3).flatten(1) - 1e4), torch.full((1, 1, 3, 3), 1e4))
-    assert -1e-11 < lower.item() <= 0 <= upper.item() < 1e-11
+    assert -1e-9 < lower.item() <= 0 <= upper.item() < 1e-9
 
 
 def test_a_batch_norm_in_the_precision_of_the_computation():

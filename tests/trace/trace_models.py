@@ -178,14 +178,14 @@ RIGHT: dict[str, Case] = {
     "without parameters": Case(lambda: Call(lambda x: 2 * x.relu() + 1), FLAT),
 }
 
-STEP, CHANCE, STATISTICS = "step function", "random numbers", "statistics"
+STEP, CAST, CHANCE, STATISTICS = "step function", "cast", "random numbers", "statistics"
 
 #: Refused, each with a word of the reason.
 REFUSED: dict[str, tuple[Case, str]] = {
-    "int": (on(FLAT, lambda x: (10 * x).int() / 10), STEP),
-    "long": (on(FLAT, lambda x: (10 * x).long().float()), STEP),
-    "bool": (on(FLAT, lambda x: x.bool().float()), STEP),
-    "uint8": (on(FLAT, lambda x: (50 * (x + 2)).to(torch.uint8).float()), STEP),
+    "int": (on(FLAT, lambda x: (10 * x).int() / 10), CAST),
+    "long": (on(FLAT, lambda x: (10 * x).long().float()), CAST),
+    "bool": (on(FLAT, lambda x: x.bool().float()), CAST),
+    "uint8": (on(FLAT, lambda x: (50 * (x + 2)).to(torch.uint8).float()), CAST),
     "half": (on(FLAT, lambda x: x.half().float()), STEP),
     "bfloat16": (on(FLAT, lambda x: x.to(torch.bfloat16).float()), STEP),
     "mask": (on(FLAT, lambda x: (x > 0) * x), STEP),

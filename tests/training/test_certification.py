@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lirpa_lip.errors import CertificateError, CheckpointError, ConfigError, UnknownMethodError
+from lirpa_lip.norms.draw import seeds_of
 from lirpa_lip.training.attack import survives_pgd
 from lirpa_lip.training.certification import (
     CertifySettings,
@@ -238,6 +239,9 @@ def test_a_stopped_or_divided_run_ends_with_the_same_rows_to_the_bit(tmp_path, n
     settings = CertifySettings("0.05", bound="local-product", certificate="probabilistic", pgd_steps=4, radius_steps=1)
     data = Subset(data, torch.arange(13))
     certify_shard(network, data, settings, tmp_path / "whole", "id", 5)
+    for name in ("cut", "two"):  # the seed of a run is drawn with its first row, and kept
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "certify.json").write_bytes((tmp_path / "whole" / "certify.json").read_bytes())
     stopped_after(network, data, settings, tmp_path / "cut", 2)
     part = tmp_path / "cut" / "rows-0-of-1.csv"
     lines = part.read_bytes().splitlines(keepends=True)
@@ -327,6 +331,16 @@ def test_every_setting_that_changes_a_verdict_is_part_of_a_run(tmp_path, network
         certify_shard(network, data, replace(SETTINGS, **change), tmp_path, "id")
 
 
+def test_the_seed_of_a_run_is_fresh_and_kept(tmp_path, network, data):
+    import json
+
+    seeds = []
+    for name in ("a", "b", "a"):
+        certify_shard(network, data, SETTINGS, tmp_path / name, "id")
+        seeds.append(json.loads((tmp_path / name / "certify.json").read_text())["seed"])
+    assert seeds[0] == seeds[2] != seeds[1]
+
+
 def test_versions_are_part_of_a_run(tmp_path, network, data, monkeypatch):
     from lirpa_lip.training import certification
 
@@ -348,10 +362,10 @@ def test_identity_holds_the_layers_and_the_classes():
 def test_local_radii_are_never_below_the_global_one(name, network, data):
     model, x = network.double(), data.images.double()
     predictions = model(x).argmax(1)
-    torch.manual_seed(5)
-    whole = make_certifier("global-product", model, x[:1])(x, predictions, [Fraction(1, 50)])
-    torch.manual_seed(5)
-    local = make_certifier(name, model, x[:1], radius_steps=1)(x, predictions, [Fraction(1, 50), Fraction(5)])
+    with seeds_of(5):
+        whole = make_certifier("global-product", model, x[:1])(x, predictions, [Fraction(1, 50)])
+    with seeds_of(5):
+        local = make_certifier(name, model, x[:1], radius_steps=1)(x, predictions, [Fraction(1, 50), Fraction(5)])
     assert (local.radius >= whole.radius * (1 - 1e-9)).all() and (local.radius > whole.radius).any()
     assert (local.radius < local.failed).all()
 
@@ -378,7 +392,7 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, network, data, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(CheckpointError, match="disk is full.*kept.*same command"):
+    with pytest.raises(CheckpointError, match=r"disk is full.*kept.*same command"):
         write_merged(tmp_path, SETTINGS)
     assert (tmp_path / "certificates.csv").read_bytes() == before
     assert not list(tmp_path.glob(".*writing"))

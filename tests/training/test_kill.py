@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -26,9 +27,11 @@ def test_killed_at_random_moments(tmp_path):
     begun = time.monotonic()
     kill_runs.finish(["certify", str(tmp_path / "whole"), *kill_runs.CERTIFY, "--out", str(tmp_path / "rows")])
     seconds = time.monotonic() - begun
-    kill_runs.disturbed_certification(tmp_path / "whole", tmp_path / "cut", chance, 2, seconds)
+    kill_runs.disturbed_certification(tmp_path / "whole", tmp_path / "rows", tmp_path / "cut", chance, 2, seconds)
     assert kill_runs.rows_of(tmp_path / "rows") == kill_runs.rows_of(tmp_path / "cut"), seed
     two = ["certify", str(tmp_path / "whole"), *kill_runs.CERTIFY, "--out", str(tmp_path / "two")]
+    (tmp_path / "two").mkdir()
+    shutil.copy(tmp_path / "rows" / "certify.json", tmp_path / "two")
     kill_runs.finish(two, processes=2)
     assert kill_runs.rows_of(tmp_path / "rows") == kill_runs.rows_of(tmp_path / "two")
     assert len(kill_runs.rows_of(tmp_path / "rows")) == 60
