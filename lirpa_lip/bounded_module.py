@@ -14,11 +14,18 @@ import torch
 from auto_LiRPA.utils import unpack_inputs
 from torch import Tensor, nn
 
-from .arguments import check_input, check_rows, ordinary, ordinary_tensors, prepare_call, some_parameter
-from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
-from .config import LocalLipConfig
-from .conversion import convert
-from .errors import (
+from lirpa_lip.autolirpa.arguments import (
+    check_input,
+    check_rows,
+    ordinary,
+    ordinary_tensors,
+    prepare_call,
+    some_parameter,
+)
+from lirpa_lip.autolirpa.ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
+from lirpa_lip.autolirpa.calls import guarded
+from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.errors import (
     ConfigError,
     LirpaLipError,
     MethodFailedError,
@@ -27,18 +34,18 @@ from .errors import (
     UnsupportedNormError,
     UnsupportedOperatorError,
 )
-from .graph import build_graph
-from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
-from .lirpa_call import guarded
-from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
-from .operators.registration import operators
-from .precision import model_precision, true_float32
-from .result import LipschitzResult
-from .trust.audit import audited
-from .trust.gate import check_at_wrapping
-from .trust.inherited import checked_bounds
-from .trust.live import follow, remember
-from .trust.model import training_dependent
+from lirpa_lip.local.bounds import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
+from lirpa_lip.network.graph import build_graph
+from lirpa_lip.precision import model_precision, true_float32
+from lirpa_lip.results import LipschitzResult
+from lirpa_lip.search.bounds import JACOBIAN_METHODS, jacobian_constants_of
+from lirpa_lip.trust.audit import audited
+from lirpa_lip.trust.gate import check_at_wrapping
+from lirpa_lip.trust.inherited import checked_bounds
+from lirpa_lip.trust.live import follow, remember
+from lirpa_lip.trust.model import training_dependent
+from lirpa_lip.wrapping.conversion import convert
+from lirpa_lip.wrapping.registration import operators
 
 _HAS_DYNAMIC_FORWARD = "dynamic-forward" in (auto_LiRPA.BoundedModule.compute_bounds.__doc__ or "")
 
@@ -182,7 +189,7 @@ def _convert(bounded, inherited: Callable, args: tuple, kwargs: dict) -> None:
 
     Raises:
         UntraceableError: the model does what no trace can carry.
-        UnsupportedOperatorError, ShapeError, ConfigError: see `lirpa_lip.conversion.convert`.
+        UnsupportedOperatorError, ShapeError, ConfigError: see `lirpa_lip.wrapping.conversion.convert`.
         TraceMismatchError: the trace is not the model.
     """
     call = _INIT.bind(bounded, *args, **kwargs)
@@ -256,9 +263,9 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
             x: ``(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``; a box (``norm=inf``) for Jacobian methods.
             C: rows ``(batch, specs, outputs)``, one constant each; ``None`` for the whole output, ``‖·‖_p → ‖·‖_p``.
             method: ``"local-lip"`` or ``"local-lip-crown"``, which differ in their pre-activation bounds; or
-                ``"clarke-jacobian"``, ``"recurjac"``, ``"fastlip"``, ``"naive"``: see `lirpa_lip.lipschitz.clarke`.
+                ``"clarke-jacobian"``, ``"recurjac"``, ``"fastlip"``, ``"naive"``: see `lirpa_lip.jacobian.constants`.
             norm: p. 2; for Jacobian methods inf, 2 or 1.
-            options: fields of `lirpa_lip.lipschitz.clarke.ClarkeOptions`, for Jacobian methods.
+            options: fields of `lirpa_lip.jacobian.constants.ClarkeOptions`, for Jacobian methods.
 
         Returns:
             `LipschitzResult`; its ``upper`` is ``(batch, specs)``, or ``(batch,)`` for ``C=None``.

@@ -11,14 +11,13 @@ from auto_LiRPA.utils import unpack_inputs
 from torch import Tensor
 
 from lirpa_lip.errors import InvalidBoundError
-from lirpa_lip.forward_error import first_order
-from lirpa_lip.graph import NetworkGraph, build_graph, model_dtype
-
-from .gate import check_traced
-from .live import model_of, refresh
-from .model import reference, training_dependent
-from .points import generator_of, region_point
-from .traced import traced_spread
+from lirpa_lip.network.forward_error import first_order
+from lirpa_lip.network.graph import NetworkGraph, build_graph, model_dtype
+from lirpa_lip.trust.gate import check_traced
+from lirpa_lip.trust.live import model_of, refresh
+from lirpa_lip.trust.model import reference, training_dependent
+from lirpa_lip.trust.points import generator_of, region_point
+from lirpa_lip.trust.traced import traced_spread
 
 #: Bounds are computed by more operations than values: their own rounding beside that of the values.
 _SAFETY, _FEW = 16.0, 32
