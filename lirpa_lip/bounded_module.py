@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ from .lirpa_call import guarded
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
 from .operators.registration import operators, unsupported_operators
 from .operators.table import ADAPTERS
+from .perturbation import PerturbationLpNorm
 from .precision import true_float32
 from .result import LipschitzResult
 
@@ -62,6 +64,8 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     method = call.get("method", _SIGNATURE.parameters["method"].default)
     name = method.lower() if isinstance(method, str) else method
     if name not in METHODS:
+        if isinstance(name, str) and name.startswith("dynamic-forward"):
+            args, kwargs = args[1:] if args else (), {**kwargs, "x": _explicit_boxes(call.get("x"))}
         with _model_precision(bounded), _operator_named(name), _known_to_auto_lirpa(name):
             return guarded(bounded, method, lambda: inherited(*args, **kwargs))
     want_lower, want_upper = call.get("bound_lower", True), call.get("bound_upper", True)
@@ -84,6 +88,23 @@ def _model_precision(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _explicit_boxes(x: Any) -> Any:
+    """Inputs whose boxes are given by their ends, in auto_LiRPA's own class, as its dynamic forward bounds ask."""
+    if isinstance(x, (tuple, list)):
+        return tuple(_explicit_boxes(part) for part in x)
+    region = getattr(x, "ptb", None)
+    if not isinstance(region, PerturbationLpNorm) or not math.isinf(region.norm):
+        return x
+    centre = x.as_subclass(Tensor)
+    eps = torch.as_tensor(region.eps).to(centre).reshape(-1, *[1] * (centre.ndim - 1))
+    low = centre - eps if region.x_L is None else region.x_L
+    high = centre + eps if region.x_U is None else region.x_U
+    box = PerturbationLpNorm.__mro__[1]
+    return auto_LiRPA.BoundedTensor(
+        centre, box(norm=region.norm, x_L=low.expand_as(centre), x_U=high.expand_as(centre))
+    )
 
 
 @contextmanager
