@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from lirpa_lip.autolirpa.arguments import (
 )
 from lirpa_lip.autolirpa.ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from lirpa_lip.autolirpa.calls import guarded
+from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.errors import (
     ConfigError,
@@ -36,7 +38,7 @@ from lirpa_lip.errors import (
 )
 from lirpa_lip.local.bounds import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
 from lirpa_lip.network.graph import build_graph
-from lirpa_lip.precision import model_precision, true_float32
+from lirpa_lip.precision import model_precision, next_above, next_below, true_float32
 from lirpa_lip.results import LipschitzResult
 from lirpa_lip.search.bounds import JACOBIAN_METHODS, jacobian_constants_of
 from lirpa_lip.trust.audit import audited
@@ -79,6 +81,8 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     name = method.lower() if isinstance(method, str) else method
     if name not in METHODS:
         prepare_call(bounded, bound, name)
+        if isinstance(name, str) and name.startswith("dynamic-forward"):
+            call["x"] = _explicit_boxes(call.get("x"))
 
         def run() -> Any:
             return guarded(bounded, method, lambda: inherited(*bound.args[1:], **bound.kwargs))
@@ -97,6 +101,24 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     object.__setattr__(bounded, "last_certificate", bounds[2:4])
     object.__setattr__(bounded, "last_seed", bounds[4])
     return bounds[:2]
+
+
+@contextmanager
+def _explicit_boxes(x: Any) -> Any:
+    """Inputs whose boxes are given by their ends, in auto_LiRPA's own class, as its dynamic forward bounds ask."""
+    if isinstance(x, (tuple, list)):
+        return tuple(_explicit_boxes(part) for part in x)
+    region = getattr(x, "ptb", None)
+    if not isinstance(region, PerturbationLpNorm) or not math.isinf(region.norm):
+        return x
+    centre = x.as_subclass(Tensor)
+    eps = torch.as_tensor(region.eps).to(centre).reshape(-1, *[1] * (centre.ndim - 1))
+    low = next_below(centre - eps) if region.x_L is None else region.x_L
+    high = next_above(centre + eps) if region.x_U is None else region.x_U
+    box = PerturbationLpNorm.__mro__[1]
+    return auto_LiRPA.BoundedTensor(
+        centre, box(norm=region.norm, x_L=low.expand_as(centre), x_U=high.expand_as(centre))
+    )
 
 
 @contextmanager

@@ -19,6 +19,6 @@ def test_the_examples_print_what_the_page_says(page: str) -> None:
 def test_files_that_a_page_names_are_there(page: str) -> None:
     root = DOCS.parent
     text = (DOCS / page).read_text(encoding="utf-8")
-    named = {path for path in re.findall(r"`([\w./]+/[\w.]+\.(?:py|yaml|csv|png))[`:,; ]", text)}
+    named = set(re.findall(r"`([\w./]+/[\w.]+\.(?:py|yaml|csv|png))[`:,; ]", text))
     missing = [path for path in sorted(named) if not ((root / path).exists() or (root / "lirpa_lip" / path).exists())]
     assert not missing

@@ -2,7 +2,7 @@
 
 Only two kinds of node exist. An *affine* node is ``z = sum_p A_p z_p + b`` over its parents; additions, slices and
 concatenations are affine nodes like any convolution. An *activation* node applies one elementwise function. Operators
-which are neither are rewritten into several such nodes by their adapter in `lirpa_lip.operators`; this file
+which are neither are rewritten into several such nodes by their adapter in `lirpa_lip.network.adapters`; this file
 knows no operator's mathematics.
 """
 

@@ -92,7 +92,7 @@ def _odd_power(attr: Attributes, inputs: list) -> bool:
         return not may_vary(inputs[1])
     exponent = torch.as_tensor(constant_value(inputs[1]))
     shaped = hasattr(bound_ops, "BoundSShaped") and issubclass(bound_ops.BoundPow, bound_ops.BoundSShaped)
-    return shaped and exponent.numel() == 1 and float(exponent) > 1 and float(exponent) % 2 != 0
+    return shaped and exponent.numel() == 1 and float(exponent) > 0 and float(exponent) % 2 not in (0, 1)
 
 
 def _division(attr: Attributes, inputs: list) -> bool:
