@@ -134,9 +134,9 @@ def check_traced(bounded: Any, found: Reference, batch: int, name: str | None = 
     unit = torch.finfo(found.values.dtype).eps if found.values.is_floating_point() else 0.0
     largest = expected.abs().flatten(1).amax(1) if expected.ndim > 1 else expected.abs().amax()
     tolerance = _FEW * unit * largest.reshape(-1, *[1] * (expected.ndim - 1)).expand_as(difference)
-    if not bool((difference <= tolerance).all()):
+    if not bool((~both | (difference <= tolerance)).all()):
         tolerance = tolerance + traced_spread(bounded, tuple(p[:batch] for p in points))
-        over = ~(difference <= tolerance)
+        over = both & ~(difference <= tolerance)
         if bool(over.any()):
             at = tuple(over.nonzero()[0].tolist())
             raise mismatch(bounded, points, float(own[at]), float(expected[at]), float(tolerance[at]))

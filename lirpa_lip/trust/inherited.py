@@ -126,6 +126,8 @@ def _check(bounded: Any, call: dict, result: Any, values: Values | None, restric
         if side is None or side.shape[1] != value.shape[1]:
             continue
         mine = side[values.samples]
+        if bool((torch.isnan(value) & torch.isfinite(mine)).any()):
+            raise _invalid(bounded, method, "they are finite where the model's own value is NaN")
         outside = wrong(mine, value)
         if bool(outside.any()):
             allowed.check(outside, mine, value, method, text, of_points=True)
