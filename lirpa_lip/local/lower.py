@@ -1,4 +1,4 @@
-"""Lower bounds of Lipschitz constants: norms of the Jacobian at points of the region."""
+"""Lower bounds of Lipschitz constants: norms of the Jacobian at points of the region, and differences between points."""
 
 from __future__ import annotations
 
@@ -47,6 +47,9 @@ def sampled_rates(
         else:
             value = safe_norm(rows) * room - unknown
         value = value.nan_to_num(nan=0.0).clamp(min=0)
+        if index == 0:
+            # kinks at the centre leave nothing certain of its Jacobian; a difference across them does not mind
+            value = torch.maximum(value, _across(graph, region, c, rows, whole))
         best = value if best is None else torch.maximum(best, value)
     assert best is not None
     return best
@@ -69,3 +72,33 @@ def _jacobian(graph: NetworkGraph, x: Tensor, c: Tensor, layers: Layers, known: 
     found = pull_back(graph, graph.output, rows, centres, errors.visit)[graph.input].reshape(batch, specs, -1)
     unknown = errors.total * (1 + positive_slack(widest(graph), graph.dtype)) + known.underflow
     return found, torch.as_tensor(unknown).expand(batch, specs)
+
+
+def _across(graph: NetworkGraph, region: Region, c: Tensor, rows: Tensor, whole: bool) -> Tensor:
+    """``|c · (f(a) − f(b))| / ‖a − b‖`` for points either side of the centre along each row, or along the direction in
+    which all rows together are longest (``‖f(a) − f(b)‖``); less what rounding may have added."""
+    batch, specs = c.shape[:2]
+    shape = region.centre.shape[1:]
+    if whole:
+        rows = torch.linalg.svd(rows, full_matrices=False).Vh[:, :1]
+    length = safe_norm(rows).unsqueeze(2)
+    reach = region.eps.reshape(-1, 1, 1) * (1 - 4 * rows.shape[2] * torch.finfo(rows.dtype).eps)
+    step = torch.where(length > 0, rows / torch.where(length > 0, length, 1.0), 0.0) * reach
+    step = step.reshape(batch, -1, *shape)
+    low, high = (end.unsqueeze(1) for end in region.interval())
+    ends = [torch.minimum(torch.maximum(region.centre.unsqueeze(1) + sign * step, low), high) for sign in (1, -1)]
+    points = torch.cat(ends, dim=1).flatten(0, 1)
+    values = graph.values(points)
+    off = forward_error(graph, values, graph.dtype)[graph.output].reshape(batch, 2, -1, c.shape[2])
+    found = values[graph.output].reshape(batch, 2, -1, c.shape[2])
+    change, unknown = found[:, 0] - found[:, 1], off.sum(1) + torch.finfo(rows.dtype).eps * found.abs().sum(1)
+    distance = safe_norm((ends[0] - ends[1]).flatten(2)) * (1 + positive_slack(2 * rows.shape[2], rows.dtype))
+    if whole:
+        certain = safe_norm(change) - safe_norm(unknown)
+    else:
+        slack = 1 + positive_slack(2 * c.shape[2], rows.dtype)
+        certain = (c * change).sum(2).abs() - (c.abs() * (unknown + (slack - 1) * change.abs())).sum(2) * slack
+    certain = certain * (1 - positive_slack(4 * c.shape[2], rows.dtype))
+    rate = torch.where(distance > 0, certain / torch.where(distance > 0, distance, 1.0), 0.0)
+    rate = rate.nan_to_num(nan=0.0, posinf=0.0).clamp(min=0)
+    return rate.squeeze(1) if whole else rate
