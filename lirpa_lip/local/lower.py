@@ -1,4 +1,4 @@
-"""Lower bounds of Lipschitz constants: norms of the Jacobian at points of the region, and differences between points."""
+"""Lower bounds of Lipschitz constants: norms of the Jacobian at points of a region, and differences between points."""
 
 from __future__ import annotations
 
@@ -77,8 +77,7 @@ def _jacobian(graph: NetworkGraph, x: Tensor, c: Tensor, layers: Layers, known: 
 def _across(graph: NetworkGraph, region: Region, c: Tensor, rows: Tensor, whole: bool) -> Tensor:
     """``|c · (f(a) − f(b))| / ‖a − b‖`` for points either side of the centre along each row, or along the direction in
     which all rows together are longest (``‖f(a) − f(b)‖``); less what rounding may have added."""
-    batch, specs = c.shape[:2]
-    shape = region.centre.shape[1:]
+    batch, shape = len(c), region.centre.shape[1:]
     if whole:
         rows = torch.linalg.svd(rows, full_matrices=False).Vh[:, :1]
     length = safe_norm(rows).unsqueeze(2)
