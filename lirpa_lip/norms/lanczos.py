@@ -92,7 +92,7 @@ class Recurrence:
             self.basis.clear()
         z = self.problem.gram_without_last_mask(self.v)
         if self.steps == 0:
-            self.scale = reciprocal(z.abs().amax(1))
+            self.scale = _scale(z)
         alpha, beta = self._step(z)
         self.alphas.append(alpha)
         self.betas.append(beta)
@@ -142,7 +142,7 @@ class Recurrence:
             total.addcmul_(self.v, c.unsqueeze(1))
             z = self.problem.gram_without_last_mask(self.v)
             if j == 0:
-                self.scale = reciprocal(z.abs().amax(1))
+                self.scale = _scale(z)
             self._step(z)
         return total
 
@@ -175,6 +175,11 @@ class Recurrence:
         before.forget()
         self.problem = before.select(stay)
         return part
+
+
+def _scale(image: Tensor) -> Tensor:
+    """What brings the operator's norm near one, by its first image; finite where that is denormal, too."""
+    return reciprocal(image.abs().amax(1)).clamp(max=1 / torch.finfo(image.dtype).tiny)
 
 
 def _eigen(alpha: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
