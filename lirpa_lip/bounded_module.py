@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .arguments import check_input, check_rows, ordinary, ordinary_tensors, prepare_call, some_parameter
 from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from .config import LocalLipConfig
-from .conversion import convert, model_precision
+from .conversion import convert
 from .errors import (
     ConfigError,
     LirpaLipError,
@@ -32,7 +32,7 @@ from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
 from .lirpa_call import guarded
 from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
 from .operators.registration import operators
-from .precision import true_float32
+from .precision import model_precision, true_float32
 from .result import LipschitzResult
 from .trust.audit import audited
 from .trust.gate import check_at_wrapping

@@ -16,19 +16,8 @@ from .arguments import ordinary, ordinary_tensors
 from .errors import ConfigError, LirpaLipError, ShapeError, UnsupportedOperatorError
 from .operators.registration import unsupported_operators
 from .operators.table import ADAPTERS
+from .precision import forward_in_callers_precision, model_precision
 from .trace import prepared
-
-
-@contextmanager
-def model_precision(module: nn.Module) -> Iterator[None]:
-    """auto_LiRPA makes some of its tensors in torch's default type, and then fails on a network of another."""
-    before = torch.get_default_dtype()
-    first = next((p for p in module.parameters() if p.is_floating_point()), None)
-    torch.set_default_dtype(first.dtype if first is not None else before)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def convert(
@@ -61,7 +50,8 @@ def convert(
         _check_input(given)
         try:
             with model_precision(model), prepared(model) as preparation, _loading_what_is_known(bounded):
-                initialise(given)
+                with forward_in_callers_precision(model):
+                    initialise(given)
                 preparation.finish(bounded)
         except LirpaLipError:
             raise

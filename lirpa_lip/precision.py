@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -66,3 +67,54 @@ def next_above(x: Tensor) -> Tensor:
 def next_below(x: Tensor) -> Tensor:
     """The next number below, with the gradient of x."""
     return -next_above(-x)
+
+
+#: Default types that `model_precision` has replaced, the caller's own first.
+_replaced: list[torch.dtype] = []
+
+
+@contextmanager
+def model_precision(module: nn.Module) -> Iterator[None]:
+    """auto_LiRPA makes some of its tensors in torch's default type, and then fails on a network of another."""
+    before = torch.get_default_dtype()
+    first = next((p for p in module.parameters() if p.is_floating_point()), None)
+    _replaced.append(before)
+    torch.set_default_dtype(first.dtype if first is not None else before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+        _replaced.pop()
+
+
+@contextmanager
+def callers_precision() -> Iterator[None]:
+    """Within `model_precision`, the default type as the caller has it: in that a model's forward makes its tensors."""
+    now = torch.get_default_dtype()
+    torch.set_default_dtype(_replaced[0] if _replaced else now)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(now)
+
+
+@contextmanager
+def forward_in_callers_precision(model: nn.Module) -> Iterator[None]:
+    """Within the context every forward pass of ``model`` runs in `callers_precision`."""
+    inside: list[Any] = []
+
+    def enter(*_: Any) -> None:
+        inside.append(callers_precision())
+        inside[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        inside.pop().__exit__(None, None, None)
+
+    hooks = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        while inside:  # a forward pass that failed
+            leave()

@@ -21,6 +21,9 @@ EXAMPLES = {
     errors.TrainingModeError: ("bn1", "BatchNorm"),
     errors.DataError: ("anything",),
     errors.CheckpointError: ("anything",),
+    errors.LockedError: ("runs/one", "process 12 on host"),
+    errors.RunInterruptedError: ("stopped; go on with --resume",),
+    errors.UntrustedCodeError: ("module:factory", "the checkpoint"),
     errors.DivergedError: ("anything",),
     errors.MissingDependencyError: ("anything",),
 }
@@ -40,6 +43,9 @@ BUILTINS = {
     errors.TrainingModeError: RuntimeError,
     errors.DataError: ValueError,
     errors.CheckpointError: ValueError,
+    errors.LockedError: RuntimeError,
+    errors.RunInterruptedError: RuntimeError,
+    errors.UntrustedCodeError: ValueError,
     errors.DivergedError: ArithmeticError,
     errors.MissingDependencyError: ImportError,
 }

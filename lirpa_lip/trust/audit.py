@@ -13,10 +13,12 @@ An operation is refused before it runs, so that a refused model is as it was.
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -25,12 +27,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lirpa_lip.errors import LirpaLipError, UntraceableError
+from lirpa_lip.precision import callers_precision
 
 #: Operators that hand a number, or a shape, to Python.
 _READ = {"_local_scalar_dense", "is_nonzero", "equal", "nonzero", "nonzero_static", "masked_select", "unique_dim",
          "_unique2", "unique_consecutive", "unique_dim_consecutive", "bincount", "histc"}  # fmt: skip
 _LEAVES_TORCH = (Tensor.numpy, Tensor.tolist, Tensor.__array__)
 _CONTROL = "a trace follows one way only: write it with torch.where, clamp or the like, or move it out of forward"
+_CHANCE = "bounds are of one function: call .eval(), or leave noise out"
 _STATE = "the output then depends on earlier calls: keep state out of forward"
 
 
@@ -43,7 +47,8 @@ def audited(model: Callable, inputs: tuple[Tensor, ...]) -> Any:
         UntraceableError: the forward does what no trace can carry.
     """
     copies = tuple(t.detach().clone() for t in inputs)
-    with torch.no_grad(), torch.random.fork_rng(devices=_devices(copies)):
+    drawn = _python_generators()
+    with torch.no_grad(), callers_precision(), torch.random.fork_rng(devices=_devices(copies)):
         watch = _Watch(model, copies)
         try:
             with watch, _Leaks(watch):
@@ -56,7 +61,16 @@ def audited(model: Callable, inputs: tuple[Tensor, ...]) -> Any:
             watch.restore()
             return model(*(t.detach().clone() for t in inputs))
         watch.check_state(output)
+    if drawn != _python_generators():
+        raise UntraceableError("it draws random numbers from Python's or NumPy's generator", _CHANCE)
     return output
+
+
+def _python_generators() -> tuple[Any, Any]:
+    # NumPy's keys are an array, which does not compare to a truth value
+    return random.getstate(), [
+        str(part) if isinstance(part, str) else np.asarray(part).tobytes() for part in np.random.get_state()
+    ]
 
 
 def _devices(tensors: tuple[Tensor, ...]) -> list[int]:
@@ -181,7 +195,7 @@ def _refuse_random(func, args, kwargs, name: str) -> None:
     share = [given.get(a.name, a.default_value) for a in func._schema.arguments if a.name in ("p", "dropout_p")]
     if any(v is False for v in idle) or (any(v == 0 for v in share) and "bernoulli" not in name):
         return
-    raise _error(f"it draws random numbers ({name})", "bounds are of one function: call .eval(), or leave noise out")
+    raise _error(f"it draws random numbers ({name})", _CHANCE)
 
 
 def _mutated(func, args, kwargs) -> list[Tensor]:

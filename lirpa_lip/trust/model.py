@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lirpa_lip.errors import ConfigError, LirpaLipError, TrainingModeError
+from lirpa_lip.precision import callers_precision
 
 from .audit import audited
 from .live import model_of, refresh
@@ -83,7 +84,8 @@ def reference(bounded: Any, points: tuple[Tensor, ...], batch: int, watched: boo
 
 @torch.no_grad()
 def _plainly(model: Any, inputs: tuple[Tensor, ...]) -> Any:
-    return model(*inputs)
+    with callers_precision():
+        return model(*inputs)
 
 
 def _first(output: Any) -> Tensor:

@@ -165,7 +165,8 @@ def flat_part(rng: random.Random, shape: Shape) -> nn.Module | None:
     return rng.choice(
         [
             Call(lambda x: x[:, :half] - x[:, half : 2 * half]),
-            Call(lambda x: torch.cat([x, x.flip(1)] if rng.random() < 0.05 else [x, -x], dim=1)),
+            Call(lambda x: torch.cat([x, -x], dim=1)),
+            Call(lambda x: torch.cat([x, x.flip(1)], dim=1)),
             Call(lambda x: torch.maximum(x[:, :half], x[:, half : 2 * half])),
             Call(lambda x: torch.stack([x, 2 * x], dim=1).flatten(1)),
             Call(lambda x: x.amin(1, keepdim=True)),

@@ -41,7 +41,7 @@ def test_the_oracle_finds_a_bound_that_is_none() -> None:
     generator = torch.Generator().manual_seed(0)
     check_values(model, region, rows, at - reach - 1e-6, at + reach + 1e-6, "right", generator)
     with pytest.raises(Violation, match="exceeds upper"):
-        check_values(model, region, rows, at - reach, at + 0.99 * reach, "wrong", generator)
+        check_values(model, region, rows, at - reach - 1e-6, at + 0.99 * reach, "wrong", generator)
 
 
 def test_the_fuzzer_finds_a_broken_method(monkeypatch: pytest.MonkeyPatch) -> None:

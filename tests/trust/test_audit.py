@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
 from operators.models import ROWS, Call
 from torch import nn
 from torch.nn import functional as F
 
-from lirpa_lip import BoundedModule
+from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import LirpaLipError, UntraceableError
 from lirpa_lip.trust.audit import audited
 
@@ -180,3 +183,23 @@ def test_nothing_is_disturbed():
         audited(Call(lambda t: t + torch.rand(4)), (x,))
     torch.manual_seed(3)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_python_randomness_is_refused() -> None:
+    model = Call(lambda x: x * (1 + random.random()))
+    with pytest.raises(UntraceableError, match="Python's or NumPy's"):
+        BoundedModule(model, torch.zeros(1, 2))
+    with pytest.raises(UntraceableError, match="Python's or NumPy's"):
+        BoundedModule(Call(lambda x: x + float(np.random.rand())), torch.zeros(1, 2))
+
+
+def test_a_forward_that_makes_tensors_makes_them_in_the_callers_default_type() -> None:
+    """auto_LiRPA is run with the model's precision as default; a number the model makes must not gain digits by it."""
+    model = Call(lambda x: x + torch.tensor(0.1)).double()
+    bounded = BoundedModule(model, torch.zeros(1, 1, dtype=torch.float64))
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    ball = (BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.0)),)
+    for method in ("local-lip", "ibp", "crown"):
+        lower, upper = bounded.compute_bounds(x=ball, method=method)
+        assert float(lower) <= float(model(x)) <= float(upper), method
+        assert abs(float(upper) - float(torch.tensor(0.1))) < 1e-12
