@@ -21,13 +21,13 @@ import torch
 from lib.clarke_families import Member, load, members, train
 from lib.networks import load_given
 from lib.table import Table
+from references.clarke_exact import chain_of, enumerate_constant
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import DataError, LirpaLipError
-from lirpa_lip.lipschitz.clarke_exact import chain_of, enumerate_constant
-from lirpa_lip.lipschitz.clarke_options import HEURISTICS
-from lirpa_lip.local_lip import network_graph
+from lirpa_lip.jacobian.options import HEURISTICS
+from lirpa_lip.local.bounds import network_graph
 
 RESULTS = Path(__file__).parent / "results" / "clarke.csv"
 FIELDS = (

@@ -32,10 +32,10 @@ from small_lipschitz import load_trained
 from torch import Tensor, nn
 
 from lirpa_lip.comparison import METHODS, make_method
-from lirpa_lip.lipschitz.lower import jacobian_rows
-from lirpa_lip.local_lip import network_graph
+from lirpa_lip.local.bounds import network_graph
+from lirpa_lip.local.lower import jacobian_rows
 from lirpa_lip.margin import certified, margin_specification
-from lirpa_lip.region import safe_norm
+from lirpa_lip.regions.region import safe_norm
 from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
 
 COLUMNS = (

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
-from lirpa_lip.operators.activations import simple
-from lirpa_lip.operators.registration import register_operator
-from lirpa_lip.operators.smooth import Smooth
+from lirpa_lip.activations.smooth import Smooth
+from lirpa_lip.network.adapters.activations import simple
+from lirpa_lip.wrapping.registration import register_operator
 
 B = 0.25
 

@@ -3,7 +3,7 @@
 import sys
 
 try:  # before anything imports auto_LiRPA
-    from lirpa_lip import _compat  # noqa: F401
+    from lirpa_lip.autolirpa import compat as _compat  # noqa: F401
 except ImportError:
     if sys.argv[:1] == ["-m"] and "lirpa_lip.cli" in sys.orig_argv:  # help and version work without auto_LiRPA too
         import lirpa_lip_cli
@@ -14,11 +14,11 @@ except ImportError:
 from auto_LiRPA import BoundedTensor
 
 from lirpa_lip import nn
+from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm
 from lirpa_lip.bounded_module import BoundedModule, register, unregister
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.norms import NormResult, masked_spectral_norm
-from lirpa_lip.perturbation import PerturbationLpNorm
-from lirpa_lip.result import LipschitzResult
+from lirpa_lip.results import LipschitzResult
 
 __version__ = "0.1.0"
 

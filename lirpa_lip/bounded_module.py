@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,11 +15,19 @@ import torch
 from auto_LiRPA.utils import unpack_inputs
 from torch import Tensor, nn
 
-from .arguments import check_input, check_rows, ordinary, ordinary_tensors, prepare_call, some_parameter
-from .ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
-from .config import LocalLipConfig
-from .conversion import convert
-from .errors import (
+from lirpa_lip.autolirpa.arguments import (
+    check_input,
+    check_rows,
+    ordinary,
+    ordinary_tensors,
+    prepare_call,
+    some_parameter,
+)
+from lirpa_lip.autolirpa.ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
+from lirpa_lip.autolirpa.calls import guarded
+from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm
+from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.errors import (
     ConfigError,
     LirpaLipError,
     MethodFailedError,
@@ -27,18 +36,18 @@ from .errors import (
     UnsupportedNormError,
     UnsupportedOperatorError,
 )
-from .graph import build_graph
-from .jacobian_lip import JACOBIAN_METHODS, jacobian_constants_of
-from .lirpa_call import guarded
-from .local_lip import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
-from .operators.registration import operators
-from .precision import model_precision, true_float32
-from .result import LipschitzResult
-from .trust.audit import audited
-from .trust.gate import check_at_wrapping
-from .trust.inherited import checked_bounds
-from .trust.live import follow, remember
-from .trust.model import training_dependent
+from lirpa_lip.local.bounds import CONSTANT_METHODS, METHODS, local_lip_bounds, local_lip_constants
+from lirpa_lip.network.graph import build_graph
+from lirpa_lip.precision import model_precision, next_above, next_below, true_float32
+from lirpa_lip.results import LipschitzResult
+from lirpa_lip.search.bounds import JACOBIAN_METHODS, jacobian_constants_of
+from lirpa_lip.trust.audit import audited
+from lirpa_lip.trust.gate import check_at_wrapping
+from lirpa_lip.trust.inherited import checked_bounds
+from lirpa_lip.trust.live import follow, remember
+from lirpa_lip.trust.model import training_dependent
+from lirpa_lip.wrapping.conversion import convert
+from lirpa_lip.wrapping.registration import operators
 
 _HAS_DYNAMIC_FORWARD = "dynamic-forward" in (auto_LiRPA.BoundedModule.compute_bounds.__doc__ or "")
 
@@ -72,6 +81,8 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     name = method.lower() if isinstance(method, str) else method
     if name not in METHODS:
         prepare_call(bounded, bound, name)
+        if isinstance(name, str) and name.startswith("dynamic-forward"):
+            call["x"] = _explicit_boxes(call.get("x"))
 
         def run() -> Any:
             return guarded(bounded, method, lambda: inherited(*bound.args[1:], **bound.kwargs))
@@ -90,6 +101,24 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     object.__setattr__(bounded, "last_certificate", bounds[2:4])
     object.__setattr__(bounded, "last_seed", bounds[4])
     return bounds[:2]
+
+
+@contextmanager
+def _explicit_boxes(x: Any) -> Any:
+    """Inputs whose boxes are given by their ends, in auto_LiRPA's own class, as its dynamic forward bounds ask."""
+    if isinstance(x, (tuple, list)):
+        return tuple(_explicit_boxes(part) for part in x)
+    region = getattr(x, "ptb", None)
+    if not isinstance(region, PerturbationLpNorm) or not math.isinf(region.norm):
+        return x
+    centre = x.as_subclass(Tensor)
+    eps = torch.as_tensor(region.eps).to(centre).reshape(-1, *[1] * (centre.ndim - 1))
+    low = next_below(centre - eps) if region.x_L is None else region.x_L
+    high = next_above(centre + eps) if region.x_U is None else region.x_U
+    box = PerturbationLpNorm.__mro__[1]
+    return auto_LiRPA.BoundedTensor(
+        centre, box(norm=region.norm, x_L=low.expand_as(centre), x_U=high.expand_as(centre))
+    )
 
 
 @contextmanager
@@ -182,7 +211,7 @@ def _convert(bounded, inherited: Callable, args: tuple, kwargs: dict) -> None:
 
     Raises:
         UntraceableError: the model does what no trace can carry.
-        UnsupportedOperatorError, ShapeError, ConfigError: see `lirpa_lip.conversion.convert`.
+        UnsupportedOperatorError, ShapeError, ConfigError: see `lirpa_lip.wrapping.conversion.convert`.
         TraceMismatchError: the trace is not the model.
     """
     call = _INIT.bind(bounded, *args, **kwargs)
@@ -256,9 +285,9 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
             x: ``(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``; a box (``norm=inf``) for Jacobian methods.
             C: rows ``(batch, specs, outputs)``, one constant each; ``None`` for the whole output, ``‖·‖_p → ‖·‖_p``.
             method: ``"local-lip"`` or ``"local-lip-crown"``, which differ in their pre-activation bounds; or
-                ``"clarke-jacobian"``, ``"recurjac"``, ``"fastlip"``, ``"naive"``: see `lirpa_lip.lipschitz.clarke`.
+                ``"clarke-jacobian"``, ``"recurjac"``, ``"fastlip"``, ``"naive"``: see `lirpa_lip.jacobian.constants`.
             norm: p. 2; for Jacobian methods inf, 2 or 1.
-            options: fields of `lirpa_lip.lipschitz.clarke.ClarkeOptions`, for Jacobian methods.
+            options: fields of `lirpa_lip.jacobian.constants.ClarkeOptions`, for Jacobian methods.
 
         Returns:
             `LipschitzResult`; its ``upper`` is ``(batch, specs)``, or ``(batch,)`` for ``C=None``.

@@ -9,11 +9,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from .errors import NonFiniteError, ShapeError, TrainingModeError
-from .ranges import COUNT, NOT_NEGATIVE
-from .training.certifiers import Certifier, make_certifier
-from .training.epsilon import parse_epsilon
-from .training.rows import reaches
+from lirpa_lip.errors import NonFiniteError, ShapeError, TrainingModeError
+from lirpa_lip.ranges import COUNT, NOT_NEGATIVE
+from lirpa_lip.training.certifiers import Certifier, make_certifier
+from lirpa_lip.training.epsilon import parse_epsilon
+from lirpa_lip.training.rows import reaches
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from . import BoundedModule, BoundedTensor, PerturbationLpNorm, methods
-from .config import LocalLipConfig
-from .errors import UnknownMethodError
-from .graph import NetworkGraph
-from .jacobian_lip import prepare_region
-from .lipschitz.baselines import global_layers, global_lipschitz, relaxed_lower, sdp_crown_layers
-from .lipschitz.jacobian_margin import mean_value_bounds
-from .lipschitz.oracle import NormOracle
-from .lipschitz.sweep import planned_norms
-from .local_lip import CONSTANT_METHODS, outward_upper, prepare
-from .region import Region
-from .result import LipschitzResult
+from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm, methods
+from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.errors import UnknownMethodError
+from lirpa_lip.jacobian.mean_value import mean_value_bounds
+from lirpa_lip.local.baselines import global_layers, global_lipschitz, relaxed_lower, sdp_crown_layers
+from lirpa_lip.local.bounds import CONSTANT_METHODS, outward_upper, prepare
+from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.propagate import planned_norms
+from lirpa_lip.network.graph import NetworkGraph
+from lirpa_lip.regions.region import Region
+from lirpa_lip.results import LipschitzResult
+from lirpa_lip.search.bounds import prepare_region
 
 
 @dataclass(frozen=True)

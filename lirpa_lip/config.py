@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from .errors import ConfigError, UnknownMethodError
+from lirpa_lip.errors import ConfigError, UnknownMethodError
 
 BOUNDS = ("auto", "product", "composed")
 CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")

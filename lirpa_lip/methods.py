@@ -10,7 +10,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Literal
 
-from .errors import UnknownMethodError
+from lirpa_lip.errors import UnknownMethodError
 
 Door = Literal["compute_bounds", "local_lipschitz", "certify", "compare", "train"]
 Family = Literal["auto_LiRPA", "global", "local", "jacobian"]

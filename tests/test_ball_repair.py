@@ -9,9 +9,9 @@ import torch
 from auto_LiRPA import BoundedTensor
 from torch import nn
 
-from lirpa_lip.ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
+from lirpa_lip.autolirpa.ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
+from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm
 from lirpa_lip.errors import ConfigError
-from lirpa_lip.perturbation import PerturbationLpNorm
 
 METHODS = ("IBP", "CROWN-IBP", "CROWN", "forward", "forward+backward", "alpha-CROWN")
 EPS = torch.tensor([0.3, 0.05, 0.6])

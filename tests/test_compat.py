@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from lirpa_lip import _compat
+from lirpa_lip.autolirpa import compat as _compat
 from lirpa_lip.errors import MissingDependencyError
 
 from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm  # isort: skip

@@ -11,13 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from lirpa_lip import BoundedModule
+from lirpa_lip.autolirpa.calls import in_float64
+from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm
 from lirpa_lip.errors import LirpaLipError, MethodFailedError, ShapeError
-from lirpa_lip.intermediate import linear_bound_rounding
-from lirpa_lip.lirpa_call import in_float64
-from lirpa_lip.local_lip import network_graph
+from lirpa_lip.local.bounds import network_graph
+from lirpa_lip.network.intervals import linear_bound_rounding
 from lirpa_lip.nn import MaxMin
-from lirpa_lip.operators.convolution_bound import plain_kernel
-from lirpa_lip.perturbation import PerturbationLpNorm
+from lirpa_lip.wrapping.convolution_bound import plain_kernel
 
 METHODS = ("ibp", "crown", "alpha-crown", "local-lip-crown")
 

@@ -9,8 +9,8 @@ import pytest
 from auto_LiRPA import bound_op_map
 
 from lirpa_lip.errors import ConfigError
-from lirpa_lip.operators.registration import register_operator
-from lirpa_lip.operators.table import ADAPTERS
+from lirpa_lip.network.adapters.table import ADAPTERS
+from lirpa_lip.wrapping.registration import register_operator
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "custom_operator.py"
 

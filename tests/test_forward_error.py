@@ -8,8 +8,8 @@ from operators.models import ROWS, traced
 from torch import nn
 
 from lirpa_lip import BoundedModule
-from lirpa_lip.forward_error import difference, first_order, forward_error, terms
-from lirpa_lip.graph import build_graph
+from lirpa_lip.network.forward_error import difference, first_order, forward_error, terms
+from lirpa_lip.network.graph import build_graph
 from lirpa_lip.norms.linear_map import (
     ComposedMap,
     ConvMap,
@@ -20,7 +20,7 @@ from lirpa_lip.norms.linear_map import (
     ReshapeMap,
     SumMap,
 )
-from lirpa_lip.region import Region
+from lirpa_lip.regions.region import Region
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

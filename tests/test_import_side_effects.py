@@ -13,7 +13,7 @@ from auto_LiRPA.bound_op_map import bound_op_map
 from torch import nn
 
 import lirpa_lip
-from lirpa_lip.operators.max_pool_bound import BoundMaxPool
+from lirpa_lip.wrapping.max_pool_bound import BoundMaxPool
 
 # Everything that lives in auto_LiRPA's modules and classes, and what it reads of torch's state, before and after.
 SNAPSHOT = """
@@ -45,11 +45,12 @@ except ImportError:  # 0.3 on a current torch: with what `_compat` puts back, an
     package = types.ModuleType("lirpa_lip")
     package.__path__ = [str(folder)]
     sys.modules["lirpa_lip"] = package
-    import lirpa_lip._compat
-    for name in [name for name in sys.modules if name.split(".")[0] == "lirpa_lip" and name != "lirpa_lip._compat"]:
+    import lirpa_lip.autolirpa.compat
+    kept = "lirpa_lip.autolirpa.compat"
+    for name in [name for name in sys.modules if name.split(".")[0] == "lirpa_lip" and name != kept]:
         del sys.modules[name]
 before = state()
-import lirpa_lip, lirpa_lip.losses, lirpa_lip.training.trainer, lirpa_lip.lipschitz.clarke
+import lirpa_lip, lirpa_lip.losses, lirpa_lip.training.trainer, lirpa_lip.jacobian.constants
 after = state()
 print(json.dumps(sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))))
 """

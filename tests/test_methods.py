@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lirpa_lip import bounded_module, comparison, jacobian_lip, local_lip
+from lirpa_lip import bounded_module, comparison
 from lirpa_lip.errors import UnknownMethodError
+from lirpa_lip.local import bounds as local_lip
 from lirpa_lip.losses import BOUNDS, make_bound
 from lirpa_lip.methods import CHANGED, METHODS, RENAMED, current_name, name_before, names_at
+from lirpa_lip.search import bounds as jacobian_lip
 from lirpa_lip.training.certification import CertifySettings
 from lirpa_lip.training.certifiers import CERTIFIERS, make_certifier
 from lirpa_lip.training.config import TrainConfig, config_from

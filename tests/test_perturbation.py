@@ -8,8 +8,8 @@ from auto_LiRPA.patches import Patches
 from auto_LiRPA.utils import eyeC
 from torch import nn
 
+from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
-from lirpa_lip.perturbation import PerturbationLpNorm
 
 
 def network():

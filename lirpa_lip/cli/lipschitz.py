@@ -161,7 +161,7 @@ def bound_sample(
     import torch
 
     from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
-    from lirpa_lip.lipschitz.branch_and_bound_file import load_states, save_states
+    from lirpa_lip.search.file import load_states, save_states
 
     ends = (0.0, 1.0) if options["image_box"] else (-math.inf, math.inf)
     if options["region"] == "2":

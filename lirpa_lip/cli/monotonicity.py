@@ -121,10 +121,10 @@ def certify_feature(
     import torch
 
     from lirpa_lip import BoundedModule
-    from lirpa_lip.lipschitz.clarke_options import ClarkeOptions
-    from lirpa_lip.lipschitz.clarke_region import InputSet
-    from lirpa_lip.lipschitz.monotonicity import monotone_features
-    from lirpa_lip.local_lip import network_graph
+    from lirpa_lip.jacobian.options import ClarkeOptions
+    from lirpa_lip.local.bounds import network_graph
+    from lirpa_lip.regions.input_set import InputSet
+    from lirpa_lip.search.monotonicity import monotone_features
 
     graph = network_graph(BoundedModule(net, x[:1])).to(torch.float64)
     centre = x.double()

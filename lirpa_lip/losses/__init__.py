@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from lirpa_lip.errors import UnknownMethodError
 from lirpa_lip.losses.bcp import BCPLoss
-from lirpa_lip.losses.bound import (
-    BOUNDS,
-    ActivationInterval,
-    BoundOutput,
-    FeatureRegion,
-    LipschitzBound,
-    make_bound,
-)
+from lirpa_lip.losses.bound import BOUNDS, ActivationInterval, BoundOutput, FeatureRegion, LipschitzBound, make_bound
 from lirpa_lip.losses.crm import CRMLoss
 from lirpa_lip.losses.emma import EMMALoss
 from lirpa_lip.losses.gloro import GloRoLoss

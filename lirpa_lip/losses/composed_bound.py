@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lirpa_lip.errors import ConfigError
-from lirpa_lip.lipschitz.layers import safe_sqrt
+from lirpa_lip.local.layers import safe_sqrt
 from lirpa_lip.losses.local_bound import SequentialLocalLip, Swept, masked_pair_norms
 from lirpa_lip.losses.slopes import Diagonal, Factor, Rotation, factors_of
 from lirpa_lip.losses.warm_norm import FEW, MANY

@@ -9,17 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.bounded_module import BoundedModule
 from lirpa_lip.config import LocalLipConfig
-from lirpa_lip.graph import build_graph
-from lirpa_lip.lipschitz.layers import Layers
-from lirpa_lip.lipschitz.sweep import sweep
+from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.propagate import sweep
+from lirpa_lip.local.rows import row_lipschitz
 from lirpa_lip.losses.bound import ActivationInterval, BoundOutput
 from lirpa_lip.losses.warm_norm import WarmStarts
-from lirpa_lip.margin import row_lipschitz
+from lirpa_lip.network.graph import build_graph
 from lirpa_lip.norms.linear_map import LinearMap
-from lirpa_lip.operators.piecewise_linear import PiecewiseLinear
-from lirpa_lip.region import Region
+from lirpa_lip.regions.region import Region
 from lirpa_lip.trust.live import refresh
 
 

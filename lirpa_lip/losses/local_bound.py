@@ -8,41 +8,17 @@ the local radius. Norms are estimates (see ``warm_norm``). Certificates come fro
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
+from lirpa_lip.errors import ConfigError
 from lirpa_lip.losses.activations import intervals_of, masks_of
 from lirpa_lip.losses.bound import BoundOutput, FeatureRegion
 from lirpa_lip.losses.stages import Stage, stages_of
 from lirpa_lip.losses.warm_norm import WarmStarts
 from lirpa_lip.norms.linear_map import LinearMap
-
-
-def local_product_bound(model: nn.Module, sample: Tensor, **options: Any) -> nn.Module:
-    """``"local-product"``: the product bound, by stages where the network is sequential, else on its traced graph."""
-    try:
-        return SequentialLocalLip(model, sample, **options)
-    except UnsupportedOperatorError:
-        return _graph_bound(model, sample, bound="product", **options)
-
-
-def local_lip_bound(model: nn.Module, sample: Tensor, **options: Any) -> nn.Module:
-    """``"local-lip"``: the smaller of the composed and the product bound, likewise."""
-    from lirpa_lip.losses.composed_bound import SequentialComposed
-
-    try:
-        return SequentialComposed(model, sample, **options)
-    except UnsupportedOperatorError:
-        return _graph_bound(model, sample, bound="auto", **options)
-
-
-def _graph_bound(model: nn.Module, sample: Tensor, **options: Any) -> nn.Module:
-    from lirpa_lip.losses.graph_bound import GraphLocalLip  # imports auto_LiRPA: seconds that few need
-
-    return GraphLocalLip(model, sample, **options)
 
 
 class SweptLayer(NamedTuple):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lirpa_lip.errors import UnsupportedOperatorError
-from lirpa_lip.lipschitz.layers import safe_sqrt
+from lirpa_lip.local.layers import safe_sqrt
 from lirpa_lip.losses.activations import intervals_of
 from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
 

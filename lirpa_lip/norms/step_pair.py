@@ -6,17 +6,16 @@ After two steps the two vectors have changed places twice, so that the same reco
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from lirpa_lip.norms.kernels.recording import Recorder, recorder
 from lirpa_lip.norms.kernels.registry import backend
 from lirpa_lip.norms.linear_map import ConvMap, ConvTransposeMap, DenseMap
 from lirpa_lip.norms.maps.sparse import SparseMap
-
-if TYPE_CHECKING:
-    from lirpa_lip.norms.lanczos import Recurrence
+from lirpa_lip.norms.problem import Problem
 
 #: Maps that are known to run without the CPU's knowledge of any value.
 RECORDABLE = (DenseMap, ConvMap, ConvTransposeMap, SparseMap)
@@ -25,7 +24,20 @@ RECORDABLE = (DenseMap, ConvMap, ConvTransposeMap, SparseMap)
 WORTHWHILE = 4
 
 
-def pair_for(state: Recurrence, steps: int) -> StepPair | None:
+class State(Protocol):
+    """What two steps read and leave of a recurrence, `lirpa_lip.norms.lanczos.Recurrence`."""
+
+    problem: Problem
+    start: Tensor
+    scale: Tensor
+    v: Tensor
+    v_prev: Tensor
+    beta_last: Tensor
+    alphas: list[Tensor]
+    betas: list[Tensor]
+
+
+def pair_for(state: State, steps: int) -> StepPair | None:
     """A recording for the next steps, where there are enough of them and they can be recorded."""
     how = recorder(state.start.device)
     if how is None or steps < WORTHWHILE or not isinstance(state.problem.map, RECORDABLE):
@@ -40,7 +52,7 @@ class StepPair:
         state: a recurrence past its first step, whose samples stay the same as long as this is used.
     """
 
-    def __init__(self, state: Recurrence, how: Recorder) -> None:
+    def __init__(self, state: State, how: Recorder) -> None:
         self._how = how
         self._vectors = (torch.empty_like(state.v), torch.empty_like(state.v))
         self._beta_last = torch.empty_like(state.beta_last)
@@ -59,7 +71,7 @@ class StepPair:
             self._betas[slot].copy_(beta)
             v, v_prev = v_prev, v
 
-    def advance(self, state: Recurrence) -> None:
+    def advance(self, state: State) -> None:
         """As two calls of `Recurrence.advance`."""
         v, v_prev = self._vectors
         if state.v is not v:

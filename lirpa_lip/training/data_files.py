@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import lirpa_lip._compat  # noqa: F401  (lets torchvision import beside a CPU-only torch)
+import lirpa_lip.autolirpa.compat  # noqa: F401  (lets torchvision import beside a CPU-only torch)
 from lirpa_lip.errors import ConfigError, DataError
 from lirpa_lip.training.sources import FileSource, ImageSource, TensorSource
 

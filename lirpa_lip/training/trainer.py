@@ -12,13 +12,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import CheckpointError, DivergedError, LirpaLipError, RunInterruptedError
-from lirpa_lip.training.checkpoint import (
-    Checkpoint,
-    checkpoints_in,
-    load_checkpoint,
-    save_checkpoint,
-    set_aside_after,
-)
+from lirpa_lip.training.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, save_checkpoint, set_aside_after
 from lirpa_lip.training.config import TrainConfig, write_config
 from lirpa_lip.training.data import load_data
 from lirpa_lip.training.ema import WeightAverage

@@ -1,9 +1,9 @@
 """The gate before every bound: the traced graph computes what the model computes, now and at these inputs.
 
 The model's own forward, in its precision, is compared with the graph's value at the centre of the region and at a
-random point of it. How far rounding may take the two apart is derived (`lirpa_lip.forward_error`): first by what the
-last operation alone can do, which is cheap and in practice enough, then, where that is exceeded, by the errors of all
-nodes, carried to the output. What differs by more is another function.
+random point of it. How far rounding may take the two apart is derived (`lirpa_lip.network.forward_error`): first by
+what the last operation alone can do, which is cheap and in practice enough, then, where that is exceeded, by the errors
+of all nodes, carried to the output. What differs by more is another function.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, TraceMismatchError
-from lirpa_lip.forward_error import first_order, node_error
-from lirpa_lip.graph import NetworkGraph, model_dtype
-
-from .model import Reference, reference
-from .parting import mismatch
-from .points import generator_of, unit_box
-from .traced import traced_in_parts, traced_spread
+from lirpa_lip.network.forward_error import first_order, node_error
+from lirpa_lip.network.graph import NetworkGraph, model_dtype
+from lirpa_lip.trust.model import Reference, reference
+from lirpa_lip.trust.parting import mismatch
+from lirpa_lip.trust.points import generator_of, unit_box
+from lirpa_lip.trust.traced import traced_in_parts, traced_spread
 
 #: First-order errors leave out products of roundoffs, and slopes that change within rounding of a kink.
 _BEYOND_FIRST_ORDER = 4.0
@@ -135,9 +134,9 @@ def check_traced(bounded: Any, found: Reference, batch: int, name: str | None = 
     unit = torch.finfo(found.values.dtype).eps if found.values.is_floating_point() else 0.0
     largest = expected.abs().flatten(1).amax(1) if expected.ndim > 1 else expected.abs().amax()
     tolerance = _FEW * unit * largest.reshape(-1, *[1] * (expected.ndim - 1)).expand_as(difference)
-    if not bool((difference <= tolerance).all()):
+    if not bool((~both | (difference <= tolerance)).all()):
         tolerance = tolerance + traced_spread(bounded, tuple(p[:batch] for p in points))
-        over = ~(difference <= tolerance)
+        over = both & ~(difference <= tolerance)
         if bool(over.any()):
             at = tuple(over.nonzero()[0].tolist())
             raise mismatch(bounded, points, float(own[at]), float(expected[at]), float(tolerance[at]))

@@ -11,14 +11,13 @@ from auto_LiRPA.utils import unpack_inputs
 from torch import Tensor
 
 from lirpa_lip.errors import InvalidBoundError
-from lirpa_lip.forward_error import first_order
-from lirpa_lip.graph import NetworkGraph, build_graph, model_dtype
-
-from .gate import check_traced
-from .live import model_of, refresh
-from .model import reference, training_dependent
-from .points import generator_of, region_point
-from .traced import traced_spread
+from lirpa_lip.network.forward_error import first_order
+from lirpa_lip.network.graph import NetworkGraph, build_graph, model_dtype
+from lirpa_lip.trust.gate import check_traced
+from lirpa_lip.trust.live import model_of, refresh
+from lirpa_lip.trust.model import reference, training_dependent
+from lirpa_lip.trust.points import generator_of, region_point
+from lirpa_lip.trust.traced import traced_spread
 
 #: Bounds are computed by more operations than values: their own rounding beside that of the values.
 _SAFETY, _FEW = 16.0, 32
@@ -127,6 +126,8 @@ def _check(bounded: Any, call: dict, result: Any, values: Values | None, restric
         if side is None or side.shape[1] != value.shape[1]:
             continue
         mine = side[values.samples]
+        if bool((torch.isnan(value) & torch.isfinite(mine)).any()):
+            raise _invalid(bounded, method, "they are finite where the model's own value is NaN")
         outside = wrong(mine, value)
         if bool(outside.any()):
             allowed.check(outside, mine, value, method, text, of_points=True)

@@ -11,9 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from lirpa_lip.errors import ConfigError, LirpaLipError, TrainingModeError
 from lirpa_lip.precision import callers_precision
-
-from .audit import audited
-from .live import model_of, refresh
+from lirpa_lip.trust.audit import audited
+from lirpa_lip.trust.live import model_of, refresh
 
 _TRAINING_DEPENDENT = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
 

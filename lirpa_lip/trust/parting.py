@@ -10,10 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lirpa_lip.errors import TraceMismatchError
-from lirpa_lip.graph import build_graph
-
-from .live import model_of
-from .traced import traced_values
+from lirpa_lip.network.graph import build_graph
+from lirpa_lip.trust.live import model_of
+from lirpa_lip.trust.traced import traced_values
 
 
 def mismatch(bounded: Any, points: tuple[Tensor, ...], found: float, expected: float, tolerance: float):

@@ -45,7 +45,7 @@ def test_the_oracle_finds_a_bound_that_is_none() -> None:
 
 
 def test_the_fuzzer_finds_a_broken_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lirpa_lip.region import Region
+    from lirpa_lip.regions.region import Region
 
     whole = Region.support
     monkeypatch.setattr(Region, "support", lambda *args, **kwargs: 0.9 * whole(*args, **kwargs))

@@ -10,12 +10,12 @@ from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.comparison import METHODS, make_method
-from lirpa_lip.lipschitz import relaxation
-from lirpa_lip.lipschitz.baselines import global_layers, global_lipschitz, relaxed_lower, sdp_crown_layers
-from lirpa_lip.lipschitz.oracle import NormOracle
-from lirpa_lip.lipschitz.relaxation import OpenNeurons
-from lirpa_lip.lipschitz.sweep import planned_norms
-from lirpa_lip.local_lip import prepare
+from lirpa_lip.local import relaxation
+from lirpa_lip.local.baselines import global_layers, global_lipschitz, relaxed_lower, sdp_crown_layers
+from lirpa_lip.local.bounds import prepare
+from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.propagate import planned_norms
+from lirpa_lip.local.relaxation import OpenNeurons
 from lirpa_lip.margin import margin_specification
 
 EXACT = LocalLipConfig(certificate="deterministic")

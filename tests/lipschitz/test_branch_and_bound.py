@@ -7,19 +7,19 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from references.clarke_exact import chain_of, enumerate_constant, milp_constant
 from small_networks import networks
 from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
-from lirpa_lip.jacobian_lip import prepare_region
-from lirpa_lip.lipschitz.branch_and_bound_domain import _dense
-from lirpa_lip.lipschitz.branch_and_bound_feasible import contradiction, shrink, split_constraints
-from lirpa_lip.lipschitz.clarke_exact import chain_of, enumerate_constant, milp_constant
-from lirpa_lip.lipschitz.clarke_forward import forward_bounds
-from lirpa_lip.lipschitz.clarke_options import HEURISTICS
-from lirpa_lip.lipschitz.clarke_region import InputSet
-from lirpa_lip.local_lip import network_graph
+from lirpa_lip.jacobian.forward import forward_bounds
+from lirpa_lip.jacobian.options import HEURISTICS
+from lirpa_lip.local.bounds import network_graph
+from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.search.bounds import prepare_region
+from lirpa_lip.search.domains import _dense
+from lirpa_lip.search.feasibility import contradiction, shrink, split_constraints
 
 NORMS = (math.inf, 2, 1)
 

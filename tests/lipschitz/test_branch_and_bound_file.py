@@ -9,7 +9,7 @@ from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import CheckpointError, ConfigError
-from lirpa_lip.lipschitz.branch_and_bound_file import load_states, save_states
+from lirpa_lip.search.file import load_states, save_states
 
 CALL = dict(method="clarke-jacobian", norm=math.inf, time_limit=60, max_domains=6, batch=1)
 

@@ -10,20 +10,21 @@ from small_networks import Residual, networks
 from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
+from lirpa_lip.activations import smooth
+from lirpa_lip.activations.base import SlopeRange
+from lirpa_lip.activations.clarke_slopes import clarke_slopes, lines
+from lirpa_lip.activations.piecewise_linear import clip, leaky_relu, relu
+from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm as Ball
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError, UnknownMethodError, UnsupportedNormError
-from lirpa_lip.jacobian_lip import prepare_region
-from lirpa_lip.lipschitz.clarke import METHODS, clarke_lipschitz
-from lirpa_lip.lipschitz.clarke_forward import forward_bounds
-from lirpa_lip.lipschitz.clarke_options import ClarkeOptions
-from lirpa_lip.lipschitz.clarke_region import InputSet
-from lirpa_lip.lipschitz.clarke_slopes import clarke_slopes, lines
-from lirpa_lip.lipschitz.jacobian_bounds import backward_bounds
-from lirpa_lip.lipschitz.jacobian_margin import mean_value_bounds
-from lirpa_lip.lipschitz.jacobian_relax import INTERVAL, TIGHT, products
-from lirpa_lip.operators import smooth
-from lirpa_lip.operators.piecewise_linear import clip, leaky_relu, relu
-from lirpa_lip.operators.traits import SlopeRange
-from lirpa_lip.perturbation import PerturbationLpNorm as Ball
+from lirpa_lip.jacobian.backward import backward_bounds
+from lirpa_lip.jacobian.constants import METHODS
+from lirpa_lip.jacobian.forward import forward_bounds
+from lirpa_lip.jacobian.mean_value import mean_value_bounds
+from lirpa_lip.jacobian.options import ClarkeOptions
+from lirpa_lip.jacobian.products import INTERVAL, TIGHT, products
+from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.search.bounds import prepare_region
+from lirpa_lip.search.constants import clarke_lipschitz
 
 NORMS = (math.inf, 2, 1)
 

@@ -6,10 +6,10 @@ import torch
 from lipschitz.small_networks import Residual, networks, wrap
 from lipschitz.test_product import _sweep
 
-from lirpa_lip.lipschitz.composed import composed_rate
-from lirpa_lip.lipschitz.layers import centres, safe_sqrt
-from lirpa_lip.lipschitz.linearised import StackedMap, affine_map, pull_back, push_forward
-from lirpa_lip.lipschitz.oracle import NormOracle
+from lirpa_lip.local.composed import composed_rate
+from lirpa_lip.local.layers import centres, safe_sqrt
+from lirpa_lip.local.linearised import StackedMap, affine_map, pull_back, push_forward
+from lirpa_lip.local.norm_budget import NormOracle
 
 
 def test_stacked_map_is_its_own_adjoint_pair():

@@ -8,11 +8,11 @@ from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.errors import InvalidBoundError
-from lirpa_lip.graph import build_graph
-from lirpa_lip.lipschitz.oracle import NormOracle
-from lirpa_lip.lipschitz.sweep import planned_norms, sweep
-from lirpa_lip.operators.node import intersect
-from lirpa_lip.region import Region
+from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.propagate import planned_norms, sweep
+from lirpa_lip.network.graph import build_graph
+from lirpa_lip.network.node import intersect
+from lirpa_lip.regions.region import Region
 
 
 def _pair(low: float, high: float):

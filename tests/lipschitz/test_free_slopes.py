@@ -12,13 +12,13 @@ from lipschitz.small_networks import ball, networks, wrap
 from sampling import assert_sound
 from torch import Tensor, nn
 
+from lirpa_lip.activations import smooth
+from lirpa_lip.activations.piecewise_linear import absolute, clip, relu
 from lirpa_lip.comparison import make_method
 from lirpa_lip.errors import ShapeError, UnknownMethodError
-from lirpa_lip.lipschitz.free_slopes import FreeNeurons
-from lirpa_lip.lipschitz.layers import Layer
+from lirpa_lip.local.free_slopes import FreeNeurons
+from lirpa_lip.local.layers import Layer
 from lirpa_lip.margin import margin_specification
-from lirpa_lip.operators import smooth
-from lirpa_lip.operators.piecewise_linear import absolute, clip, relu
 
 NETWORKS = networks()
 ACTIVATIONS = [relu(), absolute(), clip(-0.5, 0.4), smooth.tanh(), smooth.gelu()]

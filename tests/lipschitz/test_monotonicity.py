@@ -7,10 +7,10 @@ from torch import nn
 
 from lirpa_lip import BoundedModule
 from lirpa_lip.errors import ShapeError
-from lirpa_lip.lipschitz.clarke_options import ClarkeOptions
-from lirpa_lip.lipschitz.clarke_region import InputSet
-from lirpa_lip.lipschitz.monotonicity import CONSTANT, DECREASING, INCREASING, NEITHER, monotone_features
-from lirpa_lip.local_lip import network_graph
+from lirpa_lip.jacobian.options import ClarkeOptions
+from lirpa_lip.local.bounds import network_graph
+from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.search.monotonicity import CONSTANT, DECREASING, INCREASING, NEITHER, monotone_features
 
 
 def partly_monotone() -> nn.Sequential:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lirpa_lip import LocalLipConfig
-from lirpa_lip.lipschitz.oracle import NormOracle
+from lirpa_lip.local.norm_budget import NormOracle
 from lirpa_lip.norms.linear_map import DenseMap
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from lipschitz.small_networks import ACTIVATIONS, ball, mlp, wrap
 
-from lirpa_lip.lipschitz.oracle import NormOracle
-from lirpa_lip.lipschitz.sweep import planned_norms, sweep
-from lirpa_lip.local_lip import prepare
+from lirpa_lip.local.bounds import prepare
+from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.propagate import planned_norms, sweep
 
 
 def _sweep(bounded, x, eps):

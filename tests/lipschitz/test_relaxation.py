@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lirpa_lip.lipschitz import relaxation
-from lirpa_lip.lipschitz.layers import Layer
-from lirpa_lip.lipschitz.relaxation import OpenNeurons
-from lirpa_lip.operators import smooth
-from lirpa_lip.operators.piecewise_linear import absolute, clip, relu
-from lirpa_lip.region import Region, box_ball_support
+from lirpa_lip.activations import smooth
+from lirpa_lip.activations.piecewise_linear import absolute, clip, relu
+from lirpa_lip.local import relaxation
+from lirpa_lip.local.layers import Layer
+from lirpa_lip.local.relaxation import OpenNeurons
+from lirpa_lip.regions.region import Region, box_ball_support
 
 ACTIVATIONS = [relu(), absolute(), clip(-0.5, 0.4), smooth.tanh(), smooth.gelu(), smooth.elu(0.7)]
 

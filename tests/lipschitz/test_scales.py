@@ -8,14 +8,14 @@ from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.errors import ConfigError
-from lirpa_lip.lipschitz.layers import centres
-from lirpa_lip.lipschitz.linearised import StackedMap
-from lirpa_lip.lipschitz.oracle import NormOracle
-from lirpa_lip.lipschitz.product import times
-from lirpa_lip.lipschitz.sweep import sweep
-from lirpa_lip.local_lip import network_graph, prepare
+from lirpa_lip.local.bounds import network_graph, prepare
+from lirpa_lip.local.layers import centres
+from lirpa_lip.local.linearised import StackedMap
+from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.product import times
+from lirpa_lip.local.propagate import sweep
 from lirpa_lip.norms import masked_spectral_norm
-from lirpa_lip.region import safe_norm
+from lirpa_lip.regions.region import safe_norm
 
 
 class Skips(nn.Module):

@@ -6,13 +6,14 @@ import pytest
 import torch
 from lipschitz.small_networks import ball, networks, wrap
 
-from lirpa_lip.lipschitz import deviation, oracle
-from lirpa_lip.lipschitz import sweep as sweep_module
-from lirpa_lip.lipschitz.deviation import Deviation
-from lirpa_lip.lipschitz.linearised import affine_map
-from lirpa_lip.lipschitz.oracle import NormOracle
-from lirpa_lip.lipschitz.sweep import planned_norms, sweep
-from lirpa_lip.local_lip import prepare
+from lirpa_lip.local import deviation
+from lirpa_lip.local import norm_budget as oracle
+from lirpa_lip.local import propagate as sweep_module
+from lirpa_lip.local.bounds import prepare
+from lirpa_lip.local.deviation import Deviation
+from lirpa_lip.local.linearised import affine_map
+from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.propagate import planned_norms, sweep
 
 NETWORKS = networks()
 

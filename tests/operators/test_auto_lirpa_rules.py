@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
+from lirpa_lip.activations.curved import Curved, Step, Tangent, logarithm, power, reciprocal, square_root
 from lirpa_lip.errors import DomainError, LirpaLipError, MethodFailedError, UnsupportedOperatorError
-from lirpa_lip.operators.curved import Curved, Step, Tangent, logarithm, power, reciprocal, square_root
 
 METHODS = ("ibp", "crown", "forward", "crown-optimized")
 
@@ -310,7 +310,7 @@ RECORDS = {
 @pytest.mark.parametrize("name", RECORDS)
 def test_lines_and_slopes_of_the_records(name, dtype):
     """On many intervals, points among them, up to the ends of the domain."""
-    from lirpa_lip.operators.lines import relaxations
+    from lirpa_lip.activations.lines import relaxations
 
     record, low, high = RECORDS[name]
     ends = (low + (high - low) * torch.rand(2, 400, dtype=torch.float64)).to(dtype)

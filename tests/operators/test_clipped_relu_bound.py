@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from lirpa_lip.operators.clipped_relu_bound import default_mixes, relax_clipped_relu
+from lirpa_lip.wrapping.clipped_relu_bound import default_mixes, relax_clipped_relu
 
 INF = float("inf")
 NUMBERS = st.one_of(st.floats(-4, 4), st.sampled_from([0.0, 1.0, -1.0, 1e-30, -1e-30, 1e-7, 1e6, -1e6]))

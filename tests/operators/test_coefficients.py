@@ -8,8 +8,8 @@ import pytest
 import torch
 from auto_LiRPA.patches import Patches
 
-from lirpa_lip.operators.coefficients import multiply, select_rows
-from lirpa_lip.operators.planes import Plane, Relaxation
+from lirpa_lip.activations.planes import Plane, Relaxation
+from lirpa_lip.wrapping.coefficients import multiply, select_rows
 
 BATCH, CHANNELS, SIDE = 2, 4, 6
 # kernel, stride, padding, and the size of the output they give on images of that side

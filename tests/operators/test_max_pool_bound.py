@@ -12,7 +12,7 @@ from sampling import assert_sound
 from torch import nn
 
 from lirpa_lip import BoundedModule, PerturbationLpNorm
-from lirpa_lip.operators.max_pool_bound import BoundMaxPool
+from lirpa_lip.wrapping.max_pool_bound import BoundMaxPool
 
 INF = torch.inf
 

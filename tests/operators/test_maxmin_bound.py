@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.autograd import gradcheck
 
-from lirpa_lip.operators.maxmin_bound import (
+from lirpa_lip.wrapping.maxmin_bound import (
     BoundClippedMaxMin,
     BoundMaxMin,
     default_clipped_max_mixes,

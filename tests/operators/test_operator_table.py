@@ -12,10 +12,10 @@ from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.errors import UnsupportedOperatorError
-from lirpa_lip.operators.max_pool_bound import BoundMaxPool
-from lirpa_lip.operators.registration import ATEN, MISSING, operators
-from lirpa_lip.operators.table import ADAPTERS, REFUSED, RELAXED
-from lirpa_lip.operators.traced_activation import TracedActivation
+from lirpa_lip.network.adapters.table import ADAPTERS, REFUSED, RELAXED
+from lirpa_lip.wrapping.max_pool_bound import BoundMaxPool
+from lirpa_lip.wrapping.registration import ATEN, MISSING, operators
+from lirpa_lip.wrapping.traced_activation import TracedActivation
 
 EPS = 0.25
 EVERY_ROW = pytest.mark.parametrize("name", ROWS)

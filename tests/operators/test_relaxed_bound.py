@@ -11,10 +11,10 @@ from auto_LiRPA import BoundedTensor, PerturbationLpNorm
 from torch import nn
 
 from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
-from lirpa_lip.operators.clipped_relu_bound import BoundClippedRelu
-from lirpa_lip.operators.maxmin_bound import BoundClippedMaxMin, BoundMaxMin
-from lirpa_lip.operators.registration import operators
-from lirpa_lip.operators.relaxed_bound import RelaxedActivation
+from lirpa_lip.wrapping.clipped_relu_bound import BoundClippedRelu
+from lirpa_lip.wrapping.maxmin_bound import BoundClippedMaxMin, BoundMaxMin
+from lirpa_lip.wrapping.registration import operators
+from lirpa_lip.wrapping.relaxed_bound import RelaxedActivation
 
 INF = float("inf")
 METHODS = ["IBP", "CROWN-IBP", "CROWN", "CROWN-Optimized", "forward", "forward+backward"]

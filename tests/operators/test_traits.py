@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from lirpa_lip.operators import piecewise_linear as pl
-from lirpa_lip.operators import smooth
-from lirpa_lip.operators.lines import blend_three, relaxations
-from lirpa_lip.operators.traits import Activation
+from lirpa_lip.activations import piecewise_linear as pl
+from lirpa_lip.activations import smooth
+from lirpa_lip.activations.base import Activation
+from lirpa_lip.activations.lines import blend_three, relaxations
 
 SAMPLES = 401
 

@@ -26,7 +26,7 @@ import torch
 package = types.ModuleType("lirpa_lip")
 package.__path__ = [{str(ROOT / "lirpa_lip")!r}]
 sys.modules["lirpa_lip"] = package
-import lirpa_lip._compat
+import lirpa_lip.autolirpa.compat
 """
 
 
@@ -116,7 +116,7 @@ for name in {modules}:
     sys.modules[name] = None
 import torch
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
-import lirpa_lip.losses, lirpa_lip.margin, lirpa_lip.comparison
+import lirpa_lip.losses, lirpa_lip.local.rows, lirpa_lip.comparison
 net = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.ReLU(), torch.nn.Linear(6, 3)).eval()
 x = torch.rand(2, 4)
 ball = (BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.1)),)

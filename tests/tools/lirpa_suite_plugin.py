@@ -20,7 +20,9 @@ import pytest
 TIMEOUT = int(os.environ.get("LIRPA_SUITE_TIMEOUT", "60"))
 BUDGET = float(os.environ.get("LIRPA_SUITE_BUDGET", "inf"))
 STARTED = time.monotonic()
-FOUND: dict[str, dict[str, str]] = {}
+RESULT = Path(os.environ["LIRPA_SUITE_RESULT"])
+#: By name; a run whose process died is continued with the tests that it had not begun.
+FOUND: dict[str, dict[str, str]] = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.exists() else {}
 
 
 class _TookTooLong(BaseException):
@@ -42,6 +44,19 @@ def pytest_configure() -> None:
 
     auto_LiRPA.BoundedModule = lirpa_lip.BoundedModule
     auto_LiRPA.PerturbationLpNorm = auto_LiRPA.perturbations.PerturbationLpNorm = lirpa_lip.PerturbationLpNorm
+
+
+def _write() -> None:
+    RESULT.write_text(json.dumps(FOUND, indent=1), encoding="utf-8")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if item.nodeid not in FOUND]
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    FOUND[nodeid] = {"outcome": "skipped", "message": "the process died"}
+    _write()
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -74,4 +89,4 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    Path(os.environ["LIRPA_SUITE_RESULT"]).write_text(json.dumps(FOUND, indent=1), encoding="utf-8")
+    _write()

@@ -10,7 +10,7 @@ from trace_models import REFUSED, RIGHT, Case
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import LirpaLipError, UnsupportedOperatorError
-from lirpa_lip.local_lip import network_graph
+from lirpa_lip.local.bounds import network_graph
 
 EPS = 0.1
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
-from lirpa_lip.graph import build_graph, model_dtype
+from lirpa_lip.network.graph import build_graph, model_dtype
 
 
 def at_a_point(model: nn.Module, x: torch.Tensor, method: str = "local-lip"):

@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import spectral_norm as hooked_spectral_norm
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
-from lirpa_lip.local_lip import network_graph
+from lirpa_lip.local.bounds import network_graph
 
 
 def pruned(layer: nn.Module) -> nn.Module:

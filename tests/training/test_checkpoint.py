@@ -12,13 +12,7 @@ import torch
 
 from lirpa_lip.errors import CheckpointError
 from lirpa_lip.training import checkpoint as module
-from lirpa_lip.training.checkpoint import (
-    Checkpoint,
-    checkpoints_in,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from lirpa_lip.training.checkpoint import Checkpoint, checkpoints_in, find_checkpoint, load_checkpoint, save_checkpoint
 
 
 def sample(step: int = 0) -> Checkpoint:

@@ -9,11 +9,11 @@ from sampling import assert_sound
 from torch import nn
 from torch.nn import functional as F
 
-import lirpa_lip.operators.table as table
+import lirpa_lip.network.adapters.table as table
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.errors import ConfigError, LirpaLipError, ShapeError, TraceMismatchError, TrainingModeError
-from lirpa_lip.graph import build_graph
 from lirpa_lip.losses.graph_bound import GraphLocalLip
+from lirpa_lip.network.graph import build_graph
 from lirpa_lip.norms.linear_map import DenseMap
 from lirpa_lip.trust.gate import check_graph
 
@@ -264,7 +264,7 @@ def test_what_a_call_costs():
 
 
 def test_graph_is_evaluated_once(monkeypatch):
-    from lirpa_lip.graph import NetworkGraph
+    from lirpa_lip.network.graph import NetworkGraph
 
     model = net(nn.BatchNorm1d(6))
     bounded = BoundedModule(model, X)

@@ -69,7 +69,7 @@ def test_with_a_specification(monkeypatch, net):
 
 
 def test_an_empty_intersection_names_both(monkeypatch, net):
-    import lirpa_lip.local_lip as local_lip
+    import lirpa_lip.local.bounds as local_lip
 
     bounded = BoundedModule(net, X)
     monkeypatch.setattr(local_lip, "_crown", lambda *args: ({}, (torch.full((2, 3), 9.0), torch.full((2, 3), 10.0))))

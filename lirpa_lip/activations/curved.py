@@ -1,0 +1,197 @@
+"""Activations of one curvature on every interval they are defined on: √, log, 1/z, powers; and the tangent function.
+
+For f convex on [l, u] the chord is the tightest line above, and every tangent is below; a concave one is mirrored. No
+cuts are needed, and the derivative may be infinite at an end (√ at 0): tangents are taken inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.activations.base import Activation, SlopeRange
+from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
+from lirpa_lip.activations.planes import Plane, Relaxation, ratio
+from lirpa_lip.activations.smooth import Smooth
+
+#: Where tangents touch: near the lower end, in the middle, near the upper end.
+_TOUCH = (1 / 64, 0.5, 63 / 64)
+#: Rounding units by which values and derivatives may be off.
+_ROUNDING = 8
+
+
+class Curved(Activation):
+    """A function with a monotone derivative on each part of its domain.
+
+    Args:
+        fn, derivative: the function and its derivative.
+        convex: where it is: a bool, or "right" for convex on z > 0 and concave on z < 0.
+        positive: the domain: None for all numbers, "0" for z ≥ 0, "+" for z > 0, "±" for z ≠ 0.
+        turn: where the derivative is 0, if anywhere.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        derivative: Callable[[Tensor], Tensor],
+        convex: bool | str,
+        positive: str | None = None,
+        turn: float | None = None,
+    ) -> None:
+        self.fn, self.derivative, self.convex, self.positive, self.turn = fn, derivative, convex, positive, turn
+
+    def outside(self, lower: Tensor, upper: Tensor) -> str:
+        if self.positive is None:
+            return ""
+        inside = {"0": lower >= 0, "+": lower > 0, "±": (lower > 0) | (upper < 0)}[self.positive]
+        if bool(inside.all()):
+            return ""
+        worst = f"[{float(lower[~inside].min()):.4g}, {float(upper[~inside].max()):.4g}]"
+        needed = {"0": "that are not negative", "+": "above 0", "±": "on one side of 0"}[self.positive]
+        return f"its input may lie in {worst}, and it is defined for inputs {needed}"
+
+    def value(self, z: Tensor) -> Tensor:
+        return self.fn(z)
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        points = [lower, upper]
+        if self.turn is not None:
+            points.append(torch.full_like(lower, self.turn).clamp(lower, upper))
+        values = torch.stack([self.fn(p) for p in points])
+        low, high = values.amin(0), values.amax(0)
+        slack = _ROUNDING * torch.finfo(low.dtype).eps
+        rounded = [low - slack * low.abs(), high + slack * high.abs()]
+        if self.turn is not None:  # the least value, where it turns, is exact
+            rounded[0] = torch.where(low == self.fn(torch.full_like(low, self.turn)), low, rounded[0])
+        return rounded[0], rounded[1]
+
+    def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
+        ends = torch.stack([self.derivative(lower), self.derivative(upper)])
+        low, high = ends.amin(0), ends.amax(0)
+        slack = _ROUNDING * torch.finfo(low.dtype).eps
+        return SlopeRange(low - slack * low.abs(), high + slack * high.abs())
+
+    def lines(self, lower: Tensor, upper: Tensor) -> tuple[Relaxation, Relaxation, Relaxation]:
+        """Tightest at the lower end, in the middle, at the upper end, for a finite interval inside the domain."""
+        low_value, high_value = self.fn(lower), self.fn(upper)
+        finite = torch.isfinite(low_value) & torch.isfinite(high_value)
+        rise = torch.where(finite, high_value, 0.0) - torch.where(finite, low_value, 0.0)
+        slope = ratio(rise, upper - lower, at_zero=0.0)
+        chord = self._through(slope, ((lower, low_value), (upper, high_value)), finite)
+        tangents = []
+        for place in _TOUCH:
+            point = torch.lerp(lower, upper, place).clamp(lower, upper)
+            steep = self.derivative(point)
+            steep = torch.where(torch.isfinite(steep) & finite & (upper > lower), steep, 0.0)
+            tangents.append(self._through(steep, ((point, self.fn(point)),), finite))
+        is_convex = torch.full_like(finite, self.convex) if isinstance(self.convex, bool) else lower > 0
+        flat = self.interval(lower, upper)
+        found = []
+        for tangent in tangents:
+            below = [torch.where(is_convex, t, c) for t, c in zip(tangent[0], chord[0], strict=True)]
+            above = [torch.where(is_convex, c, t) for t, c in zip(tangent[1], chord[1], strict=True)]
+            sides = []
+            for (steep, offset), level in ((below, flat[0]), (above, flat[1])):
+                keeps = finite & (steep != 0)
+                sides.append(Plane((torch.where(keeps, steep, 0.0),), torch.where(keeps, offset, level)))
+            found.append(Relaxation(*sides))
+        return tuple(found)  # type: ignore[return-value]
+
+    def _through(self, slope: Tensor, points, finite: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(slope, offset) of the line on which all points lie, moved down, and moved up, by what rounding may do."""
+        offsets = torch.stack([torch.where(finite, value, 0.0) - slope * z for z, value in points])
+        size = torch.stack([torch.where(finite, value.abs(), 0.0) + (slope * z).abs() for z, value in points]).amax(0)
+        slack = (_ROUNDING * torch.finfo(slope.dtype).eps * size).detach()
+        return (slope, offsets.amin(0) - slack), (slope, offsets.amax(0) + slack)
+
+
+def square_root() -> Curved:
+    """``√z`` for z ≥ 0."""
+    return Curved(torch.sqrt, lambda z: 0.5 * torch.rsqrt(z), False, "0")
+
+
+def logarithm() -> Curved:
+    """``log z`` for z > 0."""
+    return Curved(torch.log, torch.reciprocal, False, "+")
+
+
+def reciprocal() -> Curved:
+    """``1/z`` for intervals on one side of 0."""
+    return Curved(torch.reciprocal, lambda z: -torch.reciprocal(z * z), "right", "±")
+
+
+def power(exponent: float) -> Activation:
+    """``z ** exponent``; for a fractional exponent z ≥ 0, for a negative one z ≠ 0."""
+    whole, even = exponent == int(exponent), exponent % 2 == 0
+
+    def fn(z: Tensor) -> Tensor:
+        return torch.pow(z, exponent)
+
+    def derivative(z: Tensor) -> Tensor:
+        return exponent * torch.pow(z, exponent - 1)
+
+    if exponent in (0, 1):
+        return PiecewiseLinear([0.0], [exponent, exponent], 1.0 - exponent)
+    if whole and exponent < 0:
+        return Curved(fn, derivative, True if even else "right", "±")
+    if whole and even:
+        return Curved(fn, derivative, True, turn=0.0)
+    if whole:
+        return Smooth(fn, derivative, slope_extrema=[0.0])
+    return Curved(fn, derivative, not 0 < exponent < 1, "+" if exponent < 0 else "0")
+
+
+class Tangent(Smooth):
+    """``tan z`` on intervals without a pole; least steep half way between two poles."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.tan, lambda z: 1 + torch.tan(z) ** 2)
+
+    def outside(self, lower: Tensor, upper: Tensor) -> str:
+        near = 16 * torch.finfo(lower.dtype).eps * (1 + torch.maximum(lower.abs(), upper.abs()))
+        branch = [torch.floor((end + math.pi / 2) / math.pi) for end in (lower - near, upper + near)]
+        whole = branch[0] == branch[1]
+        if bool(whole.all()):
+            return ""
+        worst = f"[{float(lower[~whole].min()):.4g}, {float(upper[~whole].max()):.4g}]"
+        return f"its input may lie in {worst}, which holds a pole"
+
+    def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
+        centre = torch.round((lower + upper) / 2 / math.pi) * math.pi
+        slopes = torch.stack([self.derivative(p) for p in (lower, upper, centre.clamp(lower, upper))])
+        low, high = slopes.amin(0), slopes.amax(0)
+        # tan is as ill-conditioned as it is steep
+        slack = 16 * torch.finfo(low.dtype).eps * (1 + torch.maximum(lower.abs(), upper.abs())) * high
+        return SlopeRange((low - slack).clamp(min=0.0), high * (1 + 1e-5) + slack)
+
+
+class Step(Activation):
+    """A non-decreasing function with jumps: enclosed by its range; no Lipschitz bound knows it.
+
+    Args:
+        fn: the function, defined everywhere.
+    """
+
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        self.fn = fn
+
+    def value(self, z: Tensor) -> Tensor:
+        return self.fn(z)
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        ends = torch.stack([self.fn(lower), self.fn(upper)])
+        return ends.amin(0), ends.amax(0)
+
+    def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
+        jumps = (self.fn(lower) != self.fn(upper)) | closed
+        return SlopeRange(torch.zeros_like(lower), torch.where(jumps, torch.inf, 0.0).to(lower))
+
+    def lines(self, lower: Tensor, upper: Tensor) -> tuple[Relaxation, Relaxation, Relaxation]:
+        """Constants: the ends of the range."""
+        zero = torch.zeros_like(lower)
+        low, high = self.interval(lower, upper)
+        relaxation = Relaxation(Plane((zero,), low), Plane((zero,), high))
+        return relaxation, relaxation, relaxation

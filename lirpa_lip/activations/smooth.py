@@ -1,0 +1,184 @@
+"""Smooth activations: value and derivative ranges from a short list of their extreme points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lirpa_lip.activations.base import Activation, Piece, SlopeRange
+
+
+class Smooth(Activation):
+    """An activation with a continuous derivative except, perhaps, at listed kinks.
+
+    On ``[lower, upper]`` both ``f`` and ``f'`` take their extremes at the ends or at one of a few known points.
+
+    Args:
+        fn: the function.
+        derivative: its derivative.
+        value_extrema: points where ``f' = 0``.
+        slope_extrema: points where ``f'' = 0`` or ``f'`` has a kink.
+        jumps: ``(point, left, right)`` where the derivative jumps.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[Tensor], Tensor],
+        derivative: Callable[[Tensor], Tensor],
+        value_extrema: Sequence[float] = (),
+        slope_extrema: Sequence[float] = (),
+        jumps: Sequence[tuple[float, float, float]] = (),
+    ) -> None:
+        self.fn, self.derivative = fn, derivative
+        self.value_extrema, self.slope_extrema, self.jumps = tuple(value_extrema), tuple(slope_extrema), tuple(jumps)
+
+    def value(self, z: Tensor) -> Tensor:
+        return self.fn(z)
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        points = [lower, upper, *(_clamp(p, lower, upper) for p in self.value_extrema)]
+        values = torch.stack([self.fn(p) for p in points])
+        return values.amin(0), values.amax(0)
+
+    def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
+        points = [lower, upper, *(_clamp(p, lower, upper) for p in self.slope_extrema)]
+        slopes = [self.derivative(p) for p in points]
+        for point, left, right in self.jumps:
+            inside = (lower <= point) & (upper >= point)
+            slopes += [torch.where(inside, torch.full_like(lower, s), slopes[0]) for s in (left, right)]
+        stacked = torch.stack(slopes)
+        low, high = stacked.amin(0), stacked.amax(0)
+        # derivatives are rounded; a slope range must hold the true ones
+        slack = 16 * torch.finfo(lower.dtype).eps
+        return SlopeRange(low - slack * (1 + low.abs()), high + slack * (1 + high.abs()))
+
+    def pieces(self, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange) -> list[Piece]:
+        """The lines of the two extreme slopes as far as they stay in the range of values, and its ends beyond.
+
+        Without the range a bounded function would grow with the interval.
+        """
+        at_anchor = self.value(anchor)
+        least, most = self.interval(lower, upper)
+        slack = 32 * torch.finfo(lower.dtype).eps * (at_anchor.abs() + torch.maximum(least.abs(), most.abs()))
+        most, least = (most - at_anchor + slack).clamp(min=0), (least - at_anchor - slack).clamp(max=0)
+        low, high, zero = lower - anchor, upper - anchor, torch.zeros_like(anchor)
+        found = []
+        for slope in (slopes.low, slopes.high):
+            # where the line leaves the range: upwards on one side of the anchor, downwards on the other
+            safe = torch.where(slope == 0, 1.0, slope)
+            up = torch.where(slope == 0, torch.inf, most / safe)
+            down = torch.where(slope == 0, -torch.inf, least / safe)
+            rising = slope >= 0
+            left, right = torch.where(rising, down, up), torch.where(rising, up, down)
+            left, right = torch.where(slope == 0, -torch.inf, left), torch.where(slope == 0, torch.inf, right)
+            left, right = left.clamp(min=low - 1 - low.abs()), right.clamp(max=high + 1 + high.abs())
+            found.append(Piece(slope, zero, torch.maximum(low, left), torch.minimum(high, right)))
+            before, after = torch.where(rising, least, most), torch.where(rising, most, least)
+            found.append(Piece(zero, before, low, torch.minimum(high, left)))
+            found.append(Piece(zero, after, torch.maximum(low, right), high))
+        return [p for p in found if bool((p.low <= p.high).any())]
+
+
+def _clamp(point: float, lower: Tensor, upper: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(torch.full_like(lower, point), lower), upper)
+
+
+def _sigmoid_derivative(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 - s)
+
+
+def _silu_derivative(z: Tensor) -> Tensor:
+    s = torch.sigmoid(z)
+    return s * (1 + z * (1 - s))
+
+
+def _normal_density(z: Tensor) -> Tensor:
+    return torch.exp(-z * z / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_derivative(z: Tensor) -> Tensor:
+    # z is clamped because inf * 0 is NaN; the derivative is 0 or 1 to machine precision out there
+    z = z.clamp(-40, 40)
+    return 0.5 * (1 + torch.erf(z / math.sqrt(2))) + z * _normal_density(z)
+
+
+def sigmoid() -> Smooth:
+    """``1 / (1 + exp(-z))``; steepest at 0."""
+    return Smooth(torch.sigmoid, _sigmoid_derivative, slope_extrema=[0.0])
+
+
+def tanh() -> Smooth:
+    """``tanh(z)``; steepest at 0."""
+    return Smooth(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2, slope_extrema=[0.0])
+
+
+def softplus(beta: float = 1.0) -> Smooth:
+    """``log(1 + exp(beta z)) / beta``; the derivative, a sigmoid, is monotone.
+
+    PyTorch's own jumps down by 2e-9 / beta where it turns into the identity, at ``beta z = 20``.
+    """
+    found = Smooth(lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta, lambda z: torch.sigmoid(beta * z))
+    found.value_slack = 2.1e-9 / beta
+    return found
+
+
+def elu(alpha: float = 1.0) -> Smooth:
+    """``z`` for ``z > 0``, ``alpha (exp(z) - 1)`` below; the derivative jumps from ``alpha`` to 1 at 0."""
+
+    def derivative(z: Tensor) -> Tensor:
+        return torch.where(z > 0, torch.ones_like(z), alpha * torch.exp(z.clamp(max=0)))
+
+    return Smooth(lambda z: F.elu(z, alpha=alpha), derivative, value_extrema=[0.0], jumps=[(0.0, alpha, 1.0)])
+
+
+def selu() -> Smooth:
+    """``scale * elu(z, alpha)`` with the constants of Klambauer et al., NeurIPS 2017."""
+    alpha, scale = 1.6732632423543772, 1.0507009873554805
+    inner = elu(alpha)
+    return Smooth(
+        lambda z: scale * inner.fn(z),
+        lambda z: scale * inner.derivative(z),
+        value_extrema=[0.0],
+        jumps=[(0.0, scale * alpha, scale)],
+    )
+
+
+def hard_swish() -> Smooth:
+    """``z * min(max(z / 6 + 1/2, 0), 1)``: a parabola on [-3, 3], where the derivative is ``z / 3 + 1/2``."""
+
+    def derivative(z: Tensor) -> Tensor:
+        return torch.where(z <= -3, 0.0, torch.where(z >= 3, 1.0, z / 3 + 0.5)).to(z.dtype)
+
+    jumps = [(-3.0, 0.0, -0.5), (3.0, 1.5, 1.0)]
+    return Smooth(lambda z: z * (z / 6 + 0.5).clamp(0, 1), derivative, value_extrema=[-1.5], jumps=jumps)
+
+
+# f' = 0 and f'' = 0 of x * sigmoid(x): the minimum of the value, and the two extremes of the slope
+SILU_MINIMUM, SILU_INFLECTION = -1.2784645427610738, 2.3993572805154668
+# x * Phi(x): the minimum of the value; f''(x) = phi(x) (2 - x^2) vanishes at +-sqrt 2
+GELU_MINIMUM = -0.7517915246935645
+
+
+def silu() -> Smooth:
+    """``z * sigmoid(z)``."""
+    return Smooth(F.silu, _silu_derivative, [SILU_MINIMUM], [-SILU_INFLECTION, SILU_INFLECTION])
+
+
+def gelu() -> Smooth:
+    """``z * Phi(z)``, ``Phi`` the normal distribution function."""
+    return Smooth(F.gelu, _gelu_derivative, [GELU_MINIMUM], [-math.sqrt(2), math.sqrt(2)])
+
+
+def erf() -> Smooth:
+    """The error function."""
+    return Smooth(torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-z * z), slope_extrema=[0.0])
+
+
+def exp() -> Smooth:
+    """``exp(z)``; derivative monotone."""
+    return Smooth(torch.exp, torch.exp)

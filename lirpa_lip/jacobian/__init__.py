@@ -1,0 +1,1 @@
+"""Bounds of the Clarke Jacobian over a region, and constants from them."""

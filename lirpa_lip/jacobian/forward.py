@@ -1,0 +1,193 @@
+"""Pre-activation bounds over a closed input set, with splits: interval arithmetic, then linear bound propagation.
+
+The linear bounds are CROWN's (Zhang et al., NeurIPS 2018) over the graph's two kinds of node, on dense rows that are
+taken chunk by chunk. They run in float64 and are widened by a bound of their rounding, so that an interval which comes
+out empty proves that the domain is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.activations.base import SlopeRange
+from lirpa_lip.activations.clarke_slopes import Lines, clarke_slopes, lines
+from lirpa_lip.errors import NonFiniteError
+from lirpa_lip.network.graph import NetworkGraph, Node
+from lirpa_lip.network.intervals import node_interval
+from lirpa_lip.network.rounding import absolute_sizes, affine_slack, total_gamma, widened
+from lirpa_lip.regions.input_set import InputSet
+
+Interval = tuple[Tensor, Tensor]
+#: Elements of one batch of rows (rows × widest node); a few such tensors live at a time.
+ROW_ELEMENTS = 1 << 23
+
+
+@dataclass(frozen=True)
+class Forward:
+    """What is known of the values over a domain.
+
+    Attributes:
+        intervals: bounds of every pre-activation node, ``(batch, *shape)``.
+        slopes: Clarke slopes of every activation.
+        lines: lines around every activation.
+        after, before: split points by pre-activation node (only where there are splits).
+        empty: samples whose domain certainly holds no point, ``(batch,)``.
+    """
+
+    intervals: dict[str, Interval]
+    slopes: dict[str, SlopeRange]
+    lines: dict[str, Lines]
+    splits: Mapping[str, Interval]
+    empty: Tensor
+
+    def split(self, name: str) -> Interval:
+        """Split points of a pre-activation node, infinite where there are none."""
+        return self.splits.get(name) or unsplit(self.intervals[name][0])
+
+
+def unsplit(like: Tensor) -> Interval:
+    """``(−inf, inf)`` everywhere, contiguous whatever the memory layout of ``like``, so that it can be written by
+    flat index."""
+    options = {"dtype": like.dtype, "device": like.device}
+    return torch.full(like.shape, -torch.inf, **options), torch.full(like.shape, torch.inf, **options)
+
+
+@torch.no_grad()
+def forward_bounds(
+    graph: NetworkGraph,
+    inputs: InputSet,
+    splits: Mapping[str, Interval] | None = None,
+    known: Mapping[str, Interval] | None = None,
+    crown: bool = True,
+) -> Forward:
+    """Bounds, slopes and lines of all pre-activations, in topological order.
+
+    Args:
+        splits: per pre-activation node, the half lines (or intervals) its neurons are restricted to.
+        known: valid bounds from elsewhere (a parent domain, auto_LiRPA), intersected with those found here.
+        crown: tighten neurons whose slope is open by linear bound propagation.
+
+    Raises:
+        NonFiniteError: a bound is NaN.
+    """
+    splits, known = splits or {}, known or {}
+    wanted = {node.parents[0] for node in graph.activations}
+    intervals: dict[str, Interval] = {graph.input: (inputs.low, inputs.high)}
+    sizes = absolute_sizes(graph, inputs.size)
+    slopes: dict[str, SlopeRange] = {}
+    found: dict[str, Lines] = {}
+    empty = inputs.empty
+    for node in graph:
+        if node.is_input:
+            continue
+        if node.activation is not None:
+            lower, upper = intervals[node.parents[0]]
+            after, before = splits.get(node.parents[0]) or unsplit(lower)
+            slopes[node.name] = clarke_slopes(node.activation, lower, upper, after, before)
+            found[node.name] = lines(node.activation, lower, upper, slopes[node.name])
+        slack = affine_slack(node, intervals)
+        interval = node_interval(node, intervals, slack)
+        interval = widened(node, interval) if slack is None else interval
+        interval = _cut(interval, known.get(node.name), splits.get(node.name))
+        if node.name in wanted:
+            if crown and graph.sources(node.name) != [graph.input]:
+                interval = _tighten(graph, node, interval, inputs, found, splits.get(node.name), sizes)
+            elif crown and inputs.radius is not None:
+                interval = _tighten(graph, node, interval, inputs, found, splits.get(node.name), sizes)
+            if any(bool(torch.isnan(t).any()) for t in interval):
+                raise NonFiniteError(f"a pre-activation bound of {node.operator} at node {node.name!r}")
+            empty = empty | (interval[0] > interval[1]).flatten(1).any(1)
+        # an empty domain goes on with some valid numbers; its results are not used
+        intervals[node.name] = torch.minimum(*interval), torch.maximum(*interval)
+    kept = {name: intervals[name] for name in wanted}
+    return Forward(kept, slopes, found, dict(splits), empty)
+
+
+def _cut(interval: Interval, *others: Interval | None) -> Interval:
+    lower, upper = interval
+    for other in others:
+        if other is not None:
+            lower, upper = torch.maximum(lower, other[0]), torch.minimum(upper, other[1])
+    return lower, upper
+
+
+def _tighten(graph, node: Node, interval: Interval, inputs: InputSet, found, split: Interval | None, sizes) -> Interval:
+    """Linear bounds of the neurons whose slope is open under some activation that reads them."""
+    lower, upper = torch.minimum(*interval), torch.maximum(*interval)
+    after, before = split if split is not None else unsplit(lower)
+    open_ = torch.zeros_like(lower, dtype=torch.bool)
+    for reader in graph.activations:
+        if reader.parents[0] == node.name:
+            slopes = clarke_slopes(reader.activation, lower, upper, after, before)
+            open_ |= slopes.low < slopes.high
+    index, valid = most_open(open_.flatten(1))
+    if index.shape[1] == 0:
+        return interval
+    rows = torch.zeros(*index.shape, node.shape.numel(), dtype=graph.dtype, device=graph.device)
+    rows_low, rows_high = [], []
+    size = sizes[node.name].flatten(1).gather(1, index)
+    for part in index.split(chunk_size(graph, 2 * len(inputs)), dim=1):
+        rows = torch.zeros(*part.shape, node.shape.numel(), dtype=graph.dtype, device=graph.device)
+        rows.scatter_(2, part.unsqueeze(2), 1.0)
+        both = torch.cat([rows, -rows], 1).reshape(len(inputs), -1, *node.shape)
+        a, b = upper_plane(graph, node.name, both, found)
+        high, low = (inputs.support(a) + b).chunk(2, dim=1)
+        rows_low.append(-low)
+        rows_high.append(high)
+    slack = total_gamma(graph) * size
+    low, high = torch.cat(rows_low, 1) - slack, torch.cat(rows_high, 1) + slack
+    low, high = torch.where(valid, low, -torch.inf), torch.where(valid, high, torch.inf)
+    return _scatter_cut(interval, index, low, high)
+
+
+def _scatter_cut(interval: Interval, index: Tensor, low: Tensor, high: Tensor) -> Interval:
+    lower, upper = (t.flatten(1) for t in interval)
+    lower = lower.scatter_reduce(1, index, low, "amax", include_self=True)
+    upper = upper.scatter_reduce(1, index, high, "amin", include_self=True)
+    return lower.reshape(interval[0].shape), upper.reshape(interval[1].shape)
+
+
+def most_open(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Indices of the set entries of each row of a mask ``(…, n)``, padded to the longest, and which are no padding."""
+    most = int(mask.sum(-1).max()) if mask.numel() else 0
+    picked = mask.to(torch.int8).topk(most, dim=-1)
+    return picked.indices, picked.values > 0
+
+
+def chunk_size(graph: NetworkGraph, rows: int) -> int:
+    """How many vectors for each of ``rows`` fit into one chunk."""
+    widest = max(node.shape.numel() for node in graph)
+    return max(1, ROW_ELEMENTS // (widest * max(1, rows)))
+
+
+def upper_plane(graph: NetworkGraph, target: str, rows: Tensor, found: Mapping[str, Lines]) -> tuple[Tensor, Tensor]:
+    """``a, b`` with ``rows · z_target(x) ≤ a · x + b``, for rows ``(batch, k, *shape)``: ``(batch, k, *in)``,
+    ``(batch, k)``."""
+    batch, count = rows.shape[:2]
+    pending = {target: rows.flatten(0, 1)}
+    offset = torch.zeros(batch, count, dtype=rows.dtype, device=rows.device)
+    for name in reversed(graph.ancestors(target)):
+        if name not in pending or name == graph.input:
+            continue
+        node, value = graph[name], pending.pop(name)
+        if node.maps is not None:
+            if node.bias is not None:
+                offset = offset + (value * node.bias).reshape(batch, count, -1).sum(-1)
+            parts = [m.adjoint(value) for m in node.maps]
+        else:
+            value = value.reshape(batch, count, *node.shape)
+            above, below = value.clamp(min=0), value.clamp(max=0)
+            line = found[name]
+            constant = above * line.high_offset.unsqueeze(1) + below * line.low_offset.unsqueeze(1)
+            offset = offset + constant.flatten(2).sum(-1)
+            parts = [(above * line.high_slope.unsqueeze(1) + below * line.low_slope.unsqueeze(1)).flatten(0, 1)]
+        for parent, part in zip(node.parents, parts):
+            pending[parent] = pending[parent] + part if parent in pending else part
+    shape = graph[graph.input].shape
+    a = pending.get(graph.input)
+    a = torch.zeros(batch, count, *shape, dtype=rows.dtype, device=rows.device) if a is None else a
+    return a.reshape(batch, count, *shape), offset

@@ -1,0 +1,1 @@
+"""Local Lipschitz bounds: rates layer by layer, and how far rows can move."""

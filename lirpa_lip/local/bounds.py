@@ -1,0 +1,211 @@
+"""``method="local-lip"``: from a wrapped model and a ball to bounds of its output, or of its Lipschitz constant."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import auto_LiRPA
+import torch
+from torch import Tensor
+
+from lirpa_lip.autolirpa.calls import double_input, in_float64
+from lirpa_lip.autolirpa.perturbation import check_ball_and_box
+from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.errors import ShapeError, UnsupportedNormError
+from lirpa_lip.local.lower import sampled_rates
+from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.product import product_plan
+from lirpa_lip.local.propagate import planned_norms, sweep
+from lirpa_lip.local.rows import check_specification, inference_error, output_upper, row_lipschitz, whole_lipschitz
+from lirpa_lip.methods import names_at
+from lirpa_lip.network.graph import NetworkGraph, build_graph, model_dtype
+from lirpa_lip.network.intervals import Interval, intersect, linear_bound_rounding, lirpa_intervals
+from lirpa_lip.regions.region import Region
+from lirpa_lip.results import LipschitzResult
+from lirpa_lip.trust.gate import check_graph
+from lirpa_lip.trust.inherited import check_overlap
+from lirpa_lip.trust.model import current_model
+from lirpa_lip.trust.points import generator_of
+
+#: Of bounds of outputs, and of Lipschitz constants.
+METHODS = names_at("compute_bounds", "local")
+CONSTANT_METHODS = names_at("local_lipschitz", "local")
+
+
+def local_lip_bounds(
+    bounded,
+    x,
+    c: Tensor | None,
+    method: str,
+    want_lower: bool = True,
+    want_upper: bool = True,
+    threshold: float | Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, str, float, int]:
+    """Bounds of ``C f`` over the region: ``(lower, upper)``, each ``(batch, specs)``, certificate kind, delta and seed.
+
+    A bound that is not wanted is ``None`` and costs nothing. Lower bounds are not optimised beyond ``threshold``.
+    """
+    config = LocalLipConfig.from_options(bounded.bound_opts)
+    if method == "sdp-crown" and not config.optimize:
+        config = replace(config, optimize=True)
+    graph, region, dtype = prepare(bounded, x, config)
+    rows = check_specification(c, len(region.eps), graph)
+    given, crown = _crown(bounded, x, rows, graph, region) if method == "local-lip-crown" else ({}, (None, None))
+    limit = None if threshold is None else -_threshold(threshold, rows)
+    norm = NormOracle(config, planned_norms(graph, config))
+    with _gradients_where_needed(graph, region):
+        layers = sweep(graph, region, config, norm, given)
+        spread = inference_error(graph, rows, layers, config, dtype)
+        # what rounding may take must be reached as well
+        limit = None if limit is None else limit - spread
+        below = output_upper(graph, region, -rows, layers, config, limit) if want_lower else None
+        above = output_upper(graph, region, rows, layers, config) if want_upper else None
+    lower = None if below is None else -outward_upper(below, dtype)
+    upper = None if above is None else outward_upper(above, dtype)
+    if crown != (None, None):
+        with torch.no_grad():
+            check_overlap(graph, region.centre, rows, (lower, upper), crown, dtype)
+        lower = None if lower is None else torch.maximum(lower, -outward_upper(-crown[0], dtype))
+        upper = None if upper is None else torch.minimum(upper, outward_upper(crown[1], dtype))
+        if lower is not None and upper is not None:
+            lower, upper = intersect((lower, upper), (lower, upper))  # rounding may have crossed them
+    if config.inference is not None:
+        lower = None if lower is None else -outward_upper(spread - lower.to(spread.dtype), dtype)
+        upper = None if upper is None else outward_upper(spread + upper.to(spread.dtype), dtype)
+    return lower, upper, norm.certificate, norm.failure_probability, norm.seed
+
+
+def _threshold(threshold: float | Tensor, rows: Tensor) -> Tensor:
+    limit = torch.as_tensor(threshold, dtype=rows.dtype, device=rows.device).detach()
+    try:
+        return limit.expand(rows.shape[:2])
+    except RuntimeError:
+        shape = tuple(limit.shape)
+        raise ShapeError(f"decision_thresh has shape {shape}; give a number, or (batch, specs).") from None
+
+
+def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzResult:
+    """Lipschitz constants over all pairs of points of the region, of the rows of ``C f``, or of f for ``None``."""
+    config = LocalLipConfig.from_options(bounded.bound_opts)
+    graph, region, dtype = prepare(bounded, x, config)
+    rows = None if c is None else check_specification(c, len(region.eps), graph)
+    given: dict[str, Interval] = {}
+    if method == "local-lip-crown":
+        given, _ = _crown(bounded, x, check_specification(c, len(region.eps), graph), graph, region)
+    sweeps = 2 if config.anchored else 1
+    norm = NormOracle(config, sweeps * planned_norms(graph, config) + product_plan(graph, None) + 1)
+    with _gradients_where_needed(graph, region):
+        if config.anchored:
+            # secants give tighter pre-activation bounds; the constant itself is about all pairs of points
+            first = sweep(graph, region, config, norm, given)
+            given = {layer.parent: (layer.lower, layer.upper) for layer in first.values()}
+        layers = sweep(graph, region, config, norm, given, anchored=False)
+        if rows is None:
+            upper = whole_lipschitz(graph, layers, config, norm, len(region.eps))
+        else:
+            upper = row_lipschitz(graph, rows, layers, config)
+    counts = [(layer.slopes.stable, layer.slopes.eliminated) for layer in layers.values()]
+    stable, eliminated = (sum(t.flatten(1).sum(1) for t in kind) for kind in zip(*counts)) if counts else (None, None)
+    return LipschitzResult(
+        upper=outward_upper(upper, dtype),
+        lower=-outward_upper(-sampled_rates(graph, region, rows, layers, seed=norm.seed), dtype).clamp(max=0),
+        certificate=norm.certificate,
+        failure_probability=norm.failure_probability,
+        stable=stable,
+        eliminated=eliminated,
+        neurons=sum(layer.lower[0].numel() for layer in layers.values()),
+        details={"seed": norm.seed},
+    )
+
+
+def network_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
+    """The traced network as affine nodes and activations; it references the current parameters.
+
+    Raises:
+        UnsupportedOperatorError, TrainingModeError, NonFiniteError: as named.
+    """
+    graph = build_graph(bounded, dtype)
+    graph.check_finite()
+    return graph
+
+
+def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
+    """The graph and the region in the precision of the computation, and the precision of its results."""
+    current_model(bounded)
+    own = model_dtype(bounded)
+    wide = config.precision == "float64" or (config.precision == "auto" and not config.is_estimate)
+    dtype = torch.float64 if wide else (torch.float32 if config.precision == "float32" else own)
+    if not config.is_estimate and torch.finfo(dtype).eps > torch.finfo(own).eps:
+        # weights rounded to less than they are would be another network's
+        dtype = own
+    graph = network_graph(bounded, dtype)
+    region = region_of(x, config, graph, dtype)
+    check_graph(bounded, graph, region.centre, region.sample(generator_of(bounded, region.centre.device)))
+    return graph, region, own
+
+
+def _crown(bounded, x, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:
+    """CROWN's bounds of ``C f`` in float64, and what it found of the pre-activations on the way.
+
+    Both are widened by the rounding of their computation. CROWN ignores a box that cuts the ball.
+    """
+    box = Region(region.centre.double(), region.eps.double()).interval()
+    with in_float64(bounded):
+        lower, upper = bounded.compute_bounds(x=double_input(x), C=c.double(), method="crown")
+        given = lirpa_intervals(bounded, graph, box)
+    error = linear_bound_rounding(graph, box, given)[graph.output].flatten(1)
+    slack = torch.einsum("bso,bo->bs", c.double().abs(), error) * (1 + 1e-6)
+    return given, (lower.flatten(1) - slack, upper.flatten(1) + slack)
+
+
+def outward_upper(upper: Tensor, dtype: torch.dtype) -> Tensor:
+    """Upper bounds in a precision, rounded up; by one unit at least, for the last operation.
+
+    0 stays 0: a bound is 0 only where nothing that varies is left, since what is computed comes with its error.
+    """
+    high = upper.to(dtype)
+    above = torch.nextafter(high, torch.full_like(high, torch.inf)).detach()
+    # an infinite bound stays one: inf − inf would be NaN
+    moved = torch.where(torch.isfinite(high), high + (above - high.detach()), high)
+    return torch.where(upper == 0, high, moved)
+
+
+def outward(lower: Tensor, upper: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Bounds in another precision, rounded away from each other."""
+    return -outward_upper(-lower, dtype), outward_upper(upper, dtype)
+
+
+@contextmanager
+def _gradients_where_needed(graph: NetworkGraph, region: Region):
+    """No autograd graph unless a parameter or the input asks for gradients in a context that records them."""
+    needed = bool(graph.parameters()) or region.centre.requires_grad or region.eps.requires_grad
+    with torch.set_grad_enabled(torch.is_grad_enabled() and needed):
+        yield
+
+
+def region_of(x, config: LocalLipConfig, graph: NetworkGraph, dtype: torch.dtype) -> Region:
+    """The ℓ₂ region of ``x``, a ``BoundedTensor`` or a tuple with one, in ``dtype``.
+
+    Raises:
+        ShapeError: no ``BoundedTensor``, or not of the shape the model was wrapped with.
+        UnsupportedNormError: its perturbation is no ℓ₂ ball.
+    """
+    x = x if isinstance(x, (tuple, list)) else (x,)
+    if len(x) != 1 or not isinstance(x[0], auto_LiRPA.BoundedTensor):
+        raise ShapeError("x must be one BoundedTensor: x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.1)),).")
+    ball = x[0].ptb
+    if getattr(ball, "norm", None) != 2:
+        raise UnsupportedNormError(getattr(ball, "norm", type(ball).__name__), "the local Lipschitz bound", (2,))
+    expected = graph[graph.input].shape
+    if x[0].shape[1:] != expected:
+        raise ShapeError(
+            f"the input has shape {tuple(x[0].shape)}, expected (batch, *{tuple(expected)}), "
+            "the shape the model was wrapped with."
+        )
+    check_ball_and_box(ball, x[0])
+    low, high = config.image_box or (None, None)
+    low = ball.x_L if getattr(ball, "x_L", None) is not None else low
+    high = ball.x_U if getattr(ball, "x_U", None) is not None else high
+    centre = x[0].as_subclass(Tensor)
+    return Region.make(centre, ball.eps, low, high, dtype)

@@ -1,0 +1,116 @@
+"""What a sweep learns of each activation: bounds, slopes, and how fast its pre-activation can move."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.activations.base import Activation, SlopeRange
+from lirpa_lip.network.node import Interval
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One activation over one region. With ``z`` its pre-activation, S the largest slope and R half their range:
+
+    Attributes:
+        name: of the activation node; ``parent`` of its pre-activation node.
+        lower, upper, anchor: bounds of ``z`` and its value at the centre, ``(batch, *shape)``.
+        slopes: ranges of slopes, of secants from the centre or of all pairs of points as the sweep was asked.
+        magnitude: ``Lip(S^½ z)``, the best known, ``(batch,)``.
+        spread: ``Lip(R^½ z)``, the best known, ``(batch,)``.
+        error: bound of ``‖S^½ (z(centre) − anchor)‖``, what rounding has done to the anchor; ``(batch,)``.
+    """
+
+    name: str
+    parent: str
+    activation: Activation
+    lower: Tensor
+    upper: Tensor
+    anchor: Tensor
+    slopes: SlopeRange
+    magnitude: Tensor
+    spread: Tensor
+    error: Tensor | float = 0.0
+
+    def select(self, index: Tensor) -> Layer:
+        """The samples at ``index``, alone."""
+        slopes = SlopeRange(self.slopes.low[index], self.slopes.high[index])
+        names = ("lower", "upper", "anchor", "magnitude", "spread")
+        error = self.error[index] if isinstance(self.error, Tensor) else self.error
+        return replace(self, slopes=slopes, error=error, **{name: getattr(self, name)[index] for name in names})
+
+    def reach(self, eps: Tensor) -> Tensor:
+        """Radius of the ball that ``S^½ (z − anchor)`` stays in, for inputs within ``eps (batch,)``."""
+        return times(eps, self.magnitude) + self.error
+
+    def inner_reach(self, eps: Tensor) -> Tensor:
+        """Likewise for ``R^½ (z − anchor)``."""
+        return times(eps, self.spread) + self.error
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How strongly one layer's values act on the next one's: of ``S_k^½ A S_j^½``, each ``(batch,)``.
+
+    Attributes:
+        norm: upper bound of the spectral norm.
+        size: upper bound of the norm of the absolute values.
+        gamma: relative error of an entry of A, as computed, beside the absolute values that entered it.
+    """
+
+    norm: Tensor
+    size: Tensor
+    gamma: float
+
+
+class Layers(dict[str, Layer]):
+    """Layers by activation, in topological order.
+
+    Attributes:
+        slack: error terms of affine nodes, `lirpa_lip.network.rounding.NodeErrors.slack`; empty for estimates.
+        gains: of each layer, by source, for the error of compositions; empty for estimates.
+        intervals: bounds of every node's value.
+    """
+
+    def __init__(self, layers: Mapping[str, Layer] | None = None) -> None:
+        super().__init__(layers or {})
+        self.slack: dict[str, Tensor] = {}
+        self.gains: dict[str, dict[str, Gain]] = {}
+        self.intervals: dict[str, Interval] = {}
+
+    def select(self, index: Tensor) -> Layers:
+        """The samples at ``index``, alone."""
+        part = Layers({name: layer.select(index) for name, layer in self.items()})
+        part.slack = {name: t[index] if len(t) > 1 else t for name, t in self.slack.items()}
+        return part
+
+
+def times(norm: Tensor, rate: Tensor) -> Tensor:
+    """``norm * rate`` with 0 * inf = 0: a map that is zero passes nothing on, however fast its input.
+
+    What underflows is not zero, but at most the least normal number.
+    """
+    product = norm * rate
+    least = torch.finfo(product.dtype).tiny
+    lost = (product.detach() < least) & (norm.detach() != 0) & (rate.detach() != 0)
+    return torch.where(norm == 0, torch.zeros_like(product), torch.where(lost, product + least, product))
+
+
+def centres(layers: Layers) -> dict[str, Tensor]:
+    """Centre slopes by activation."""
+    return {name: layer.slopes.centre for name, layer in layers.items()}
+
+
+def root_magnitudes(layers: Layers, names) -> dict[str, Tensor]:
+    """``S^½`` of the named activations (the input has none)."""
+    return {name: safe_sqrt(layers[name].slopes.magnitude) for name in names if name in layers}
+
+
+def safe_sqrt(x: Tensor) -> Tensor:
+    """Square root of non-negative numbers with gradient 0 (not infinite) at 0."""
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)

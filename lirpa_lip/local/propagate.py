@@ -1,0 +1,239 @@
+"""One pass from the input to the output: pre-activation bounds, slopes and rates of every activation in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.local.composed import composed_rate
+from lirpa_lip.local.deviation import Deviation
+from lirpa_lip.local.layers import Gain, Layer, Layers, safe_sqrt, times
+from lirpa_lip.local.norm_budget import Norm, norm_below
+from lirpa_lip.local.product import (
+    layer_gains,
+    local_ball,
+    local_rows,
+    product_norms,
+    product_plan,
+    product_rate,
+    rate_of,
+)
+from lirpa_lip.network.graph import NetworkGraph, Node
+from lirpa_lip.network.intervals import Interval, check_interval, intersect, node_interval
+from lirpa_lip.network.rounding import NodeErrors, positive_slack
+from lirpa_lip.regions.region import Region, safe_norm
+
+#: Most elements of one batch of composed rows (rows × widest layer): about what caches hold.
+_ROW_ELEMENTS = 1 << 20
+#: Share of a layer's reach, and of its values, from which the error of its anchors is worth norms of its own.
+_NOTABLE = 1e-7
+
+
+def planned_norms(graph: NetworkGraph, config: LocalLipConfig) -> int:
+    """Norms one sweep takes, at most."""
+    count = 0
+    for node in graph.activations:
+        count += product_plan(graph, node) + (2 if config.bound != "product" else 0)
+    return count
+
+
+def sweep(
+    graph: NetworkGraph,
+    region: Region,
+    config: LocalLipConfig,
+    norm: Norm,
+    given: Mapping[str, Interval] | None = None,
+    anchored: bool | None = None,
+) -> Layers:
+    """Bounds, slopes and rates of every activation, in topological order.
+
+    Args:
+        given: valid bounds of some pre-activations from elsewhere (CROWN), intersected with those found here.
+        anchored: override of ``config.anchored``.
+    """
+    anchored = config.anchored if anchored is None else anchored
+    return _Sweep(graph, region, config, norm, given or {}, anchored).run()
+
+
+class _Sweep:
+    """The state of one pass. Estimates bound nothing, and so count no rounding."""
+
+    def __init__(
+        self, graph: NetworkGraph, region: Region, config: LocalLipConfig, norm: Norm, given, anchored: bool
+    ) -> None:
+        self.graph, self.region, self.config, self.norm = graph, region, config, norm
+        self.given: Mapping[str, Interval] = given
+        self.anchored = anchored
+        self.values = graph.values(region.centre)
+        self.errors = None if config.is_estimate else NodeErrors(graph, self.values)
+        self.layers = Layers()
+        self.intervals: dict[str, Interval] = {graph.input: region.interval()}
+        self.rows: dict[str, dict[str, Tensor]] = {}
+        self.tightened = 0
+
+    def run(self) -> Layers:
+        wanted = {node.parents[0] for node in self.graph.activations}
+        for node in self.graph:
+            if node.activation is not None:
+                self._activation(node)
+            elif not node.is_input:
+                self._affine(node, node.name in wanted)
+        self.layers.intervals = self.intervals
+        if self.errors is not None:
+            self.layers.slack = self.errors.slack
+        return self.layers
+
+    def _affine(self, node: Node, wanted: bool) -> None:
+        slack = None if self.errors is None else self.errors.affine(node, self.intervals)
+        interval = node_interval(node, self.intervals, slack, strict=slack is not None)
+        if node.name in self.given:
+            interval = self._both(node, "interval arithmetic", interval, "bounds given", self.given[node.name])
+        if wanted:
+            interval = self._narrow(node, interval)
+            check_interval(node, interval)
+            # a ball seen through a linear map is bounded exactly as it is
+            exact = not self.layers and self.region.low is None and self.config.local_ball
+            if (self.tightened < self.config.tighten or self.config.tighten == -1) and not exact:
+                found = _tighten(self.graph, node, interval, self.values[node.name], self.layers_so_far, self.region)
+                interval = self._both(node, "earlier bounds", interval, "composed rows", found)
+            self.tightened += 1
+        self.intervals[node.name] = interval
+
+    @property
+    def layers_so_far(self) -> Layers:
+        if self.errors is not None:
+            self.layers.slack = self.errors.slack
+        return self.layers
+
+    def _both(self, node: Node, first: str, a: Interval, second: str, b: Interval) -> Interval:
+        # an estimate may well contradict a bound
+        return intersect(a, b, None if self.config.is_estimate else (node.name, first, second))
+
+    def _narrow(self, node: Node, interval: Interval) -> Interval:
+        if not self.config.local_ball:
+            return interval
+        value = self.values[node.name]
+        rows = self.rows[node.name] = local_rows(self.graph, node.name, self.layers)
+        reach = local_ball(self.graph, node.name, self.layers, self.region.eps, rows)
+        if self.errors is not None:
+            count = max(self.graph[s].shape.numel() for s in rows)
+            reach = reach * (1 + positive_slack(count, self.graph.dtype)) + self.errors.chain[node.name]
+            # the difference from the centre is rounded as well, by less than what the chain has to spare
+        return self._both(node, "interval arithmetic", interval, "the ball", (value - reach, value + reach))
+
+    def _activation(self, node: Node) -> None:
+        parent, activation = node.parents[0], node.activation
+        assert activation is not None
+        interval, anchor = self.intervals[parent], self.values[parent]
+        lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
+        whole = None
+        if self.anchored:
+            slopes = activation.secant_range(anchor, lower, upper)
+        else:
+            slopes = whole = activation.slope_range(lower, upper)
+        gains = self._gains(parent, slopes.magnitude)
+        magnitude, norms = self._magnitude(node, slopes.magnitude, gains)
+        spread = magnitude
+        if self.config.bound != "product":
+            # every diagonal contraction of S^½ z moves no faster, R^½ z among them
+            rate = composed_rate(self.graph, parent, slopes.radius, self.layers, self.norm, gains)
+            spread = torch.minimum(magnitude, self._outward(rate))
+        error: Tensor | float = 0.0
+        if gains is not None:
+            self.layers.gains[node.name] = gains
+            if self.anchored:
+                error = self._anchor_error(node, slopes.magnitude, gains, norms, magnitude)
+        self.layers[node.name] = Layer(
+            node.name, parent, activation, lower, upper, anchor, slopes, magnitude, spread, error
+        )
+        after = node_interval(node, {parent: (lower, upper)})
+        if self.errors is not None:
+            whole = activation.slope_range(lower, upper) if whole is None else whole
+            slack = self.errors.activation(node, whole.magnitude, (lower, upper), after)
+            after = after[0] - slack, after[1] + slack
+        self.intervals[node.name] = after
+
+    def _outward(self, rate: Tensor) -> Tensor:
+        return rate if self.errors is None else rate * (1 + positive_slack(0, self.graph.dtype))
+
+    @torch.no_grad()
+    def _gains(self, parent: str, magnitude: Tensor) -> dict[str, Gain] | None:
+        if self.errors is None:
+            return None
+        rows = self.rows.get(parent) or local_rows(self.graph, parent, self.layers)
+        return layer_gains(self.graph, parent, magnitude, rows, self.layers)
+
+    def _magnitude(self, node: Node, mask: Tensor, gains) -> tuple[Tensor, dict[str, Tensor] | None]:
+        """``Lip(S^½ z)``, and the norms of the product bound where they were taken.
+
+        Of two bounds the second is not taken where it cannot be smaller, or is the same norm.
+        """
+        graph, layers, config = self.graph, self.layers, self.config
+        first = not any(name in layers for name in graph.ancestors(node.parents[0]))
+        if config.bound == "product" or (config.bound == "auto" and first and node.isometry_of is None):
+            return self._product(node, mask, gains)
+        composed = self._outward(composed_rate(graph, node.parents[0], mask, layers, self.norm, gains))
+        if config.bound == "composed":
+            return composed, None
+        # estimates keep warm starts by the order of the norms, which then must not depend on the data
+        if not config.is_estimate and bool((composed <= product_rate(graph, node, mask, layers, norm_below)).all()):
+            return composed, None
+        product, norms = self._product(node, mask, gains)
+        return torch.minimum(composed, product), norms
+
+    def _product(self, node: Node, mask: Tensor, gains) -> tuple[Tensor, dict[str, Tensor]]:
+        norms = product_norms(self.graph, node, mask, self.layers, self.norm)
+        if gains is not None:
+            # of an isometry's source the gains are others, but no smaller than for orthogonal maps they can be
+            norms = {s: n + (gains[s].gamma * gains[s].size if s in gains else 0.0) for s, n in norms.items()}
+        return self._outward(rate_of(norms, self.layers)), norms
+
+    @torch.no_grad()
+    def _anchor_error(self, node: Node, magnitude: Tensor, gains, norms, rate: Tensor) -> Tensor:
+        """``‖S^½ (z(centre) − anchor)‖``: its own rounding, and that of its sources times the gains on this layer."""
+        parent = node.parents[0]
+        assert self.errors is not None
+        own = safe_norm((safe_sqrt(magnitude) * self.errors.of_anchor(parent)).flatten(1))
+        sources = [s for s in gains if s in self.layers and bool((torch.as_tensor(self.layers[s].error) > 0).any())]
+
+        def total(known) -> Tensor:
+            parts = [times(torch.minimum(gains[s].norm, known.get(s, gains[s].norm)), self.layers[s].error)
+                     for s in sources]  # fmt: skip
+            return self._outward(sum(parts, own))
+
+        usable = norms if norms is not None and node.isometry_of is None else {}
+        error = total(usable)
+        size = safe_norm((safe_sqrt(magnitude) * self.values[parent]).flatten(1))
+        notable = (error > _NOTABLE * times(self.region.eps, rate)) & (error > _NOTABLE * size) & (error > 2 * own)
+        if sources and not usable and node.isometry_of is None and bool(notable.any()):
+            # Frobenius norms grow too fast in deep networks; these norms were planned for
+            error = torch.minimum(error, total(product_norms(self.graph, node, magnitude, self.layers, self.norm)))
+        return error
+
+
+def _tighten(graph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region) -> Interval:
+    """Bounds of the neurons whose sign is open, again, by composed rows around the centre."""
+    lower, upper = (t.flatten(1).clone() for t in interval)
+    open_ = (lower < 0) & (upper > 0)
+    most = int(open_.sum(1).max())
+    if most == 0:
+        return interval
+    index = open_.to(torch.int8).topk(most, dim=1).indices
+    batch, neurons = lower.shape
+    chunk = max(1, _ROW_ELEMENTS // (batch * max(n.shape.numel() for n in graph)))
+    deviation = Deviation(graph, layers, region)
+    lows, highs = [], []
+    for part in index.split(chunk, dim=1):
+        rows = torch.zeros(batch, part.shape[1], neurons, dtype=graph.dtype, device=graph.device)
+        rows.scatter_(2, part.unsqueeze(2), 1.0)
+        rows = rows.reshape(batch, -1, *node.shape)
+        lows.append(-deviation.upper(node.name, -rows))
+        highs.append(deviation.upper(node.name, rows))
+    at = value.flatten(1).gather(1, index)
+    low, high = at + torch.cat(lows, 1), at + torch.cat(highs, 1)
+    lower = lower.scatter(1, index, torch.maximum(lower.gather(1, index), low))
+    upper = upper.scatter(1, index, torch.minimum(upper.gather(1, index), high))
+    return lower.reshape(interval[0].shape), upper.reshape(interval[1].shape)

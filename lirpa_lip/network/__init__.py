@@ -1,0 +1,1 @@
+"""The network as the bounds see it: affine nodes and activations, their values, intervals and rounding."""

@@ -1,0 +1,150 @@
+"""Adapters of elementwise activations: each picks the record that describes it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from lirpa_lip.activations import curved, smooth
+from lirpa_lip.activations.base import Activation
+from lirpa_lip.activations.piecewise_linear import PiecewiseLinear, absolute, clip, hard_sigmoid, leaky_relu, relu
+from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample, multiply
+from lirpa_lip.norms.linear_map import DiagonalMap
+
+
+def _emit(builder, traced, activation: Activation) -> str:
+    return builder.activation(traced.name, traced.operator, traced.parents[0], activation)
+
+
+def simple(make):
+    """Adapter of an activation without attributes."""
+
+    def adapter(builder, traced) -> str:
+        if traced.parents[0] is None:
+            raise traced.unsupported("its input is constant")
+        return _emit(builder, traced, make())
+
+    adapter.__doc__ = make.__doc__
+    return adapter
+
+
+RELU, ABS = simple(relu), simple(absolute)
+SIGMOID, TANH, ERF, EXP = (simple(f) for f in (smooth.sigmoid, smooth.tanh, smooth.erf, smooth.exp))
+SOFTPLUS, SILU, GELU, SELU = (simple(f) for f in (smooth.softplus, smooth.silu, smooth.gelu, smooth.selu))
+HARD_SWISH = simple(smooth.hard_swish)
+
+
+SQRT, LOG, RECIPROCAL = simple(curved.square_root), simple(curved.logarithm), simple(curved.reciprocal)
+TAN = simple(curved.Tangent)
+
+
+def power(builder, traced) -> str:
+    """A power with one constant exponent."""
+    exponent = torch.as_tensor(traced.constant(1))
+    if exponent.numel() != 1:
+        raise traced.unsupported("its exponents differ between entries; use one power for each exponent")
+    return _emit(builder, traced, curved.power(float(exponent)))
+
+
+def heaviside(builder, traced) -> str:
+    """The step from 0 to 1, with a constant value at 0."""
+    at_zero = torch.as_tensor(traced.constant(1)).to(builder.dtype)
+    if not bool(((at_zero >= 0) & (at_zero <= 1)).all()):
+        raise traced.unsupported("its value at 0 is not between 0 and 1")
+    return _emit(builder, traced, curved.Step(lambda z: torch.where(z == 0, at_zero, (z > 0).to(z))))
+
+
+def leaky(builder, traced) -> str:
+    """LeakyReLU with its slope as an attribute."""
+    return _emit(builder, traced, leaky_relu(traced.number(traced.attr.get("alpha", 0.01))))
+
+
+def prelu(builder, traced) -> str:
+    """PReLU: a learnable slope per channel, or one for all."""
+    slope, shape = traced.constant(1), traced.shape
+    if slope.numel() > 1 and slope.ndim == 1:
+        slope = slope.reshape(-1, *[1] * (len(shape) - 1))
+    return _emit(builder, traced, leaky_relu(broadcast_to_sample(slope, shape).unsqueeze(0)))
+
+
+def elu(builder, traced) -> str:
+    """ELU with its alpha as an attribute."""
+    return _emit(builder, traced, smooth.elu(traced.number(traced.attr.get("alpha", 1.0))))
+
+
+def hard_sigmoid_(builder, traced) -> str:
+    """HardSigmoid with its slope and offset as attributes."""
+    slope, offset = (float(traced.attr.get(name, default)) for name, default in (("alpha", 0.2), ("beta", 0.5)))
+    return _emit(builder, traced, hard_sigmoid(slope, offset))
+
+
+def clipped(builder, traced) -> str:
+    """Clip, HardTanh and ReLU6, with the ends as attributes or constant inputs."""
+
+    def end(name: str, index: int) -> float | None:
+        value = traced.attr.get(name)
+        if value is None and index < len(traced.parents):
+            value = traced.constant(index)
+        value = None if value is None else traced.number(value)
+        return None if value is None or math.isinf(value) or abs(value) > 1e38 else value
+
+    low, high = end("min", 1), end("max", 2)
+    if low is not None and high is not None and low > high:
+        low = high  # as PyTorch has it: the upper end is applied last
+    if low is None and high is None:
+        return traced.parents[0]
+    return _emit(builder, traced, clip(low, high))
+
+
+def clipped_relu(builder, traced) -> str:
+    """``min(max(z, 0), theta)`` with theta per neuron or channel."""
+    (theta,) = traced.bound.thresholds()
+    theta = theta.expand(1, *traced.shape)
+    zero = torch.zeros_like(theta)
+    return _emit(builder, traced, PiecewiseLinear([zero, theta], [0.0, 1.0, 0.0], zero))
+
+
+def gated(builder, traced) -> str:
+    """Products: of ``x`` and ``sigmoid(x)`` (SiLU), or ``x`` and ``1 + erf(x/√2)`` (GELU), else with a constant."""
+    first, second = traced.parents
+    if first is None or second is None:
+        return multiply(builder, traced)
+    for base, gate in ((first, second), (second, first)):
+        scale = _gelu_scale(builder, base, gate)
+        if scale is not None:
+            # x (1 + erf(x/√2)) is twice the GELU; the factor 1/2 is a node of its own
+            inner = builder.activation(f"{traced.name}:gelu", traced.operator, scale, smooth.gelu())
+            doubled = torch.full(traced.shape, 2.0, dtype=builder.dtype, device=builder.device)
+            return builder.affine(traced.name, traced.operator, [inner], [DiagonalMap(doubled, traced.shape)])
+        if _is_gate(builder, gate, base, "BoundSigmoid"):
+            return builder.activation(traced.name, traced.operator, base, smooth.silu())
+        if _is_gate(builder, gate, base, "BoundHardSigmoid") and _is_hard_swish_gate(builder, gate):
+            return builder.activation(traced.name, traced.operator, base, smooth.hard_swish())
+    return multiply(builder, traced)
+
+
+def _is_gate(builder, gate: str, base: str, operator: str) -> bool:
+    node = builder.nodes[gate]
+    return node.operator == operator and node.parents == (base,)
+
+
+def _is_hard_swish_gate(builder, gate: str) -> bool:
+    low, high = builder.nodes[gate].activation.knots
+    return abs(low + 3) < 1e-6 and abs(high - 3) < 1e-6
+
+
+def _gelu_scale(builder, base: str, gate: str) -> str | None:
+    """``base`` if ``gate`` is ``1 + erf(base / √2)``."""
+    plus = builder.nodes[gate]
+    if plus.operator != "BoundAdd" or len(plus.parents) != 1 or not bool((plus.bias == 1).all()):
+        return None
+    error = builder.nodes[plus.parents[0]]
+    if error.operator != "BoundErf":
+        return None
+    divided = builder.nodes[error.parents[0]]
+    if divided.maps is None or divided.parents != (base,):
+        return None
+    factor = divided.maps[0].forward(torch.ones(1, *divided.shape, dtype=builder.dtype, device=builder.device))
+    near = torch.allclose(factor, torch.full_like(factor, 1 / math.sqrt(2)), rtol=1e-6)
+    return base if near else None

@@ -1,0 +1,150 @@
+"""Adapters of operators with weights: Linear, MatMul, convolutions, batch norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.errors import TrainingModeError
+from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample
+from lirpa_lip.norms.linear_map import (
+    ComposedMap,
+    Conv1dMap,
+    ConvMap,
+    ConvTransposeMap,
+    DenseMap,
+    DiagonalMap,
+    FunctionMap,
+    LinearMap,
+    ReshapeMap,
+)
+
+
+def linear(builder, traced) -> str:
+    """``y = alpha * x W + beta * b`` on flat samples (ONNX Gemm; ``transB`` says that ``W^T`` is what is given)."""
+    weight = traced.constant(1)
+    weight = weight if traced.attr.get("transB", 0) else weight.mT
+    alpha, beta = traced.attr.get("alpha", 1.0), traced.attr.get("beta", 1.0)
+    weight = weight if alpha == 1 else alpha * weight
+    bias = traced.constant(2)
+    bias = None if bias is None else (bias if beta == 1 else beta * bias).reshape(1, -1)
+    if len(builder.shape(traced.parent)) != 1 or traced.attr.get("transA", 0):
+        raise traced.unsupported("it is supported on flat samples (batch, features) only")
+    return builder.affine(traced.name, traced.operator, [traced.parent], [DenseMap(weight)], bias)
+
+
+def matmul(builder, traced) -> str:
+    """``x W`` along the last axis, or ``W x`` along the last but one, for a constant matrix; or a vector in ``x W``."""
+    left = traced.parents[0] is None
+    if len(traced.parents) == 2 and not left and traced.parents[1] is not None:
+        raise traced.unsupported("both factors depend on the input (attention), which has no Lipschitz rule here")
+    parent = traced.parents[1 if left else 0]
+    shape, weight = builder.shape(parent), traced.constant(0 if left else 1)
+    while weight.ndim > 2 and weight.shape[0] == 1:
+        weight = weight[0]
+    if weight.ndim != 2 and (left or weight.ndim != 1):
+        raise traced.unsupported("the constant factor must be one matrix, the same for all samples and channels")
+    if left and len(shape) < 2:
+        raise traced.unsupported("a constant matrix on the left multiplies the batch axis; write x @ W.T")
+    if left:
+        maps = _turned(builder, _along_last(builder, weight.mT, torch.Size([*shape[:-2], shape[-1], shape[-2]])))
+    elif weight.ndim == 1:
+        product = _along_last(builder, weight.unsqueeze(1), shape)
+        maps = ComposedMap(
+            [ReshapeMap(product.out_shape, shape[:-1], dtype=builder.dtype, device=builder.device), product]
+        )
+    else:
+        maps = _along_last(builder, weight, shape)
+    return builder.affine(traced.name, traced.operator, [parent], [maps])
+
+
+def _along_last(builder, weight: Tensor, shape: torch.Size) -> LinearMap:
+    """``x W`` along the last axis of samples of a shape."""
+    if len(shape) == 1:
+        return DenseMap(weight.mT)
+    # the last axis as channels of a convolution with kernel 1
+    rest, last = shape[:-1].numel(), shape[-1]
+    like = {"dtype": builder.dtype, "device": builder.device}
+    return ComposedMap(
+        [
+            ReshapeMap((rest, weight.shape[1]), (*shape[:-1], weight.shape[1]), **like),
+            FunctionMap(_swap, (weight.shape[1], rest), **like, monomial=True, entries_nonnegative=True),
+            Conv1dMap(weight.mT.unsqueeze(-1), (last, rest)),
+            FunctionMap(_swap, (rest, last), **like, monomial=True, entries_nonnegative=True),
+            ReshapeMap(shape, (rest, last), **like),
+        ]
+    )
+
+
+def _turned(builder, maps: LinearMap) -> LinearMap:
+    """A map of matrices between two transpositions of them."""
+    before = torch.Size([*maps.in_shape[:-2], maps.in_shape[-1], maps.in_shape[-2]])
+    like = {"dtype": builder.dtype, "device": builder.device, "monomial": True, "entries_nonnegative": True}
+    return ComposedMap([FunctionMap(_turn, maps.out_shape, **like), maps, FunctionMap(_turn, before, **like)])
+
+
+def _turn(x: Tensor) -> Tensor:
+    return x.transpose(-1, -2)
+
+
+def _swap(x: Tensor) -> Tensor:
+    return x.transpose(1, 2)
+
+
+def convolution(builder, traced) -> str:
+    """Convolution with stride, symmetric padding, dilation and groups, in one to three dimensions."""
+    weight, attr = traced.constant(1), traced.attr
+    axes = weight.ndim - 2
+    maps = ConvMap(
+        weight,
+        builder.shape(traced.parent),
+        tuple(attr.get("strides", [1] * axes)),
+        _padding(traced, axes),
+        tuple(attr.get("dilations", [1] * axes)),
+        attr.get("group", 1),
+    )
+    return builder.affine(traced.name, traced.operator, [traced.parent], [maps], _channel_bias(traced, axes))
+
+
+def convolution_transposed(builder, traced) -> str:
+    """Transposed convolution, in one to three dimensions."""
+    weight, attr = traced.constant(1), traced.attr
+    axes = weight.ndim - 2
+    maps = ConvTransposeMap(
+        weight,
+        builder.shape(traced.parent),
+        tuple(attr.get("strides", [1] * axes)),
+        _padding(traced, axes),
+        tuple(attr.get("output_padding", [0] * axes)),
+        tuple(attr.get("dilations", [1] * axes)),
+        attr.get("group", 1),
+    )
+    return builder.affine(traced.name, traced.operator, [traced.parent], [maps], _channel_bias(traced, axes))
+
+
+def _padding(traced, axes: int) -> tuple[int, ...]:
+    if traced.attr.get("auto_pad", "NOTSET") != "NOTSET":
+        raise traced.unsupported(f"auto_pad={traced.attr['auto_pad']!r}; give the padding in numbers")
+    pads = tuple(traced.attr.get("pads", [0] * 2 * axes))
+    if pads[:axes] != pads[axes:]:
+        raise traced.unsupported(f"padding {pads} differs between the two sides of an axis")
+    return pads[:axes]
+
+
+def _channel_bias(traced, axes: int) -> Tensor | None:
+    bias = traced.constant(2)
+    return None if bias is None else bias.reshape(1, -1, *[1] * axes)
+
+
+def batch_norm(builder, traced) -> str:
+    """Batch norm in eval mode: ``(x - mean) / sqrt(var + epsilon) * weight + bias`` per channel, a diagonal map."""
+    if getattr(traced.bound, "training", False):
+        raise TrainingModeError(traced.name, "BatchNorm")
+    weight, bias, mean, variance = (traced.constant(i) for i in range(1, 5))
+    scale = weight * torch.rsqrt(variance + traced.attr.get("epsilon", 1e-5))
+    shape = builder.shape(traced.parent)
+    channels = (1, -1, *[1] * (len(shape) - 1))
+    maps = DiagonalMap(broadcast_to_sample(scale.reshape(channels), shape), shape)
+    shift = (bias - mean * scale).reshape(channels)
+    size = (bias.abs() + (mean * scale).abs()).detach().reshape(channels)
+    return builder.affine(traced.name, traced.operator, [traced.parent], [maps], shift, bias_size=size)

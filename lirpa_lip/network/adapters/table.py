@@ -1,0 +1,96 @@
+"""The one list of supported operators: auto_LiRPA's class name of a traced operator -> its adapter.
+
+An adapter takes the graph builder and the traced operator, emits nodes, and returns the name of the last one.
+To support another operator write an adapter and add its row here (docs/extending.md).
+"""
+
+from __future__ import annotations
+
+from lirpa_lip.network.adapters import activations, affine, elementwise_affine, pairs, pooling, shape
+
+ADAPTERS = {
+    # affine
+    "BoundLinear": affine.linear,
+    "BoundMatMul": affine.matmul,
+    "BoundConv": affine.convolution,
+    "BoundConvTranspose": affine.convolution_transposed,
+    "BoundBatchNormalization": affine.batch_norm,
+    "BoundAdd": elementwise_affine.add,
+    "BoundSub": elementwise_affine.subtract,
+    "BoundNeg": elementwise_affine.negate,
+    "BoundDiv": elementwise_affine.divide,
+    "BoundMul": activations.gated,
+    "BoundAveragePool": pooling.average_pool,
+    "BoundGlobalAveragePool": pooling.global_average_pool,
+    "BoundAdaptiveAveragePool": pooling.adaptive_average_pool,
+    "BoundReduceMean": pooling.reduce_mean,
+    "BoundReduceSum": pooling.reduce_sum,
+    # values moved, not changed
+    "BoundReshape": shape.reshape,
+    "BoundFlatten": shape.reshape,
+    "BoundSqueeze": shape.reshape,
+    "BoundUnsqueeze": shape.reshape,
+    "BoundTranspose": shape.transpose,
+    "BoundSlice": shape.slice_,
+    "BoundGather": shape.gather,
+    "BoundExpand": shape.expand,
+    "BoundSplit": shape.split,
+    "BoundConcat": shape.concatenate,
+    "BoundPad": shape.pad,
+    "BoundResize": shape.resize,
+    "BoundUpsampleAligned": shape.upsample_aligned,
+    "BoundDropout": shape.identity,
+    "BoundIdentity": shape.identity,
+    "BoundCast": shape.identity,
+    # activations
+    "BoundRelu": activations.RELU,
+    "BoundLeakyRelu": activations.leaky,
+    "BoundPRelu": activations.prelu,
+    "BoundAbs": activations.ABS,
+    "BoundHardTanh": activations.clipped,
+    "BoundClip": activations.clipped,
+    "BoundSigmoid": activations.SIGMOID,
+    "BoundTanh": activations.TANH,
+    "BoundErf": activations.ERF,
+    "BoundExp": activations.EXP,
+    "BoundElu": activations.elu,
+    "BoundSelu": activations.SELU,
+    "BoundHardSigmoid": activations.hard_sigmoid_,
+    "BoundHardSwish": activations.HARD_SWISH,
+    "BoundSoftplus": activations.SOFTPLUS,
+    "BoundSiLU": activations.SILU,
+    "BoundGelu": activations.GELU,
+    "BoundClippedRelu": activations.clipped_relu,
+    # sorting
+    "BoundMaxMin": pairs.max_min,
+    "BoundClippedMaxMin": pairs.clipped_max_min,
+    "BoundMaxPool": pooling.max_pool,
+    "BoundReduceMax": pooling.reduce_max,
+    "BoundReduceMin": pooling.reduce_min,
+    "BoundMax": pooling.maximum,
+    "BoundMin": pooling.minimum,
+}
+
+#: Operators with lines for auto_LiRPA's methods, whose Lipschitz constant is refused below, or has not been looked at.
+RELAXED = {
+    "BoundSqrt": activations.SQRT,
+    "BoundReciprocal": activations.RECIPROCAL,
+    "BoundLog": activations.LOG,
+    "BoundPow": activations.power,
+    "BoundTan": activations.TAN,
+    "BoundATenHeaviside": activations.heaviside,
+}
+
+_NO_RULE = "products, powers and quotients of values that depend on the input have no Lipschitz rule here"
+_NORMALISATION = _NO_RULE + " (LayerNorm and its like, whose slope grows without bound as the variance vanishes)"
+
+#: Operators which auto_LiRPA traces and which are refused on purpose, with the reason.
+REFUSED = {
+    "BoundSoftmax": _NO_RULE + "; leave a final softmax out: it does not change the order of the logits",
+    "BoundPow": _NORMALISATION,
+    "BoundSqr": _NORMALISATION,
+    "BoundSqrt": _NORMALISATION,
+    "BoundReciprocal": _NORMALISATION,
+    "BoundLayerNormalization": _NORMALISATION,
+    "BoundInstanceNormalization": _NORMALISATION,
+}

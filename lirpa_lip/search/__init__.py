@@ -1,0 +1,1 @@
+"""Branch and bound: domains, splits, what is bounded, and which domains hold no point."""

@@ -1,0 +1,61 @@
+"""Local Lipschitz constants by any Jacobian method, with branch and bound where there is time for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.errors import UnknownMethodError
+from lirpa_lip.jacobian.constants import METHODS, check_norm, jacobian_constants
+from lirpa_lip.jacobian.forward import Interval, forward_bounds
+from lirpa_lip.jacobian.lower import lower_bounds
+from lirpa_lip.jacobian.options import ClarkeOptions
+from lirpa_lip.network.graph import NetworkGraph
+from lirpa_lip.regions.input_set import InputSet
+
+
+@torch.no_grad()
+def clarke_lipschitz(
+    graph: NetworkGraph,
+    inputs: InputSet,
+    seed: Tensor,
+    whole: bool,
+    method: str = "clarke-jacobian",
+    norm: float = math.inf,
+    options: ClarkeOptions | None = None,
+    known: Mapping[str, Interval] | None = None,
+) -> tuple[Tensor, Tensor, dict]:
+    """Upper and lower bounds of local Lipschitz constants over a closed region, and details.
+
+    Args:
+        graph: the network, in float64.
+        seed: rows of C, ``(batch, rows, *output shape)``; the identity for the network's own outputs.
+        whole: bound the matrix ``‖·‖_p → ‖·‖_p``, ``(batch,)``, not each row.
+        known: valid pre-activation bounds from elsewhere.
+
+    Returns:
+        ``(upper, lower, details)``; ``details["bounds"]`` holds the upper bounds of the weaker methods too.
+
+    Raises:
+        UnknownMethodError, UnsupportedNormError, ConfigError: as named.
+    """
+    if method not in METHODS:
+        raise UnknownMethodError(method, METHODS)
+    norm, options = check_norm(norm), options or ClarkeOptions()
+    forward = forward_bounds(graph, inputs, known=known, crown=options.intermediate != "ibp")
+    found = jacobian_constants(graph, forward, seed, method, norm, options)
+    lower, points = lower_bounds(graph, inputs, seed, norm, whole, forward, options.samples, options.steps)
+    details: dict = {"bounds": {name: (b.whole if whole else b.rows) for name, b in found.items()}}
+    upper = details["bounds"][method]
+    if method == "clarke-jacobian" and (options.time_limit > 0 or options.resume is not None):
+        from lirpa_lip.search.branch_and_bound import BranchAndBound
+
+        search = BranchAndBound(graph, inputs, seed, whole, norm, options)
+        upper, lower, report = search.run(forward, found[method], upper, lower, points)
+        details.update(report)
+    details["entries"] = found[method].entries
+    details["slopes"] = forward.slopes
+    return upper, lower, details
