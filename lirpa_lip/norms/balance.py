@@ -4,8 +4,9 @@ Solvers square a norm, some of them twice, and a composition passes through the 
 values are far from one, or a norm turns out to be, the problem is solved again in float64 with the power of two taken
 out of each factor and of each sample's masks (`LinearMap.balanced`), and by how large the image of a vector is. Entries
 of all factors are then below one, and those of the masks below 2^300. So with w ways from the inputs to an output
-(`LinearMap.support`), an application loses at most about ``w 2^(300 - 1022)`` to underflow. A norm that stays below the
-range is counted larger by ``LOST``, which is more; it is 0 only where there is no way at all.
+(`LinearMap.support`), an application loses at most about ``w 2^(600 - 1022)`` to underflow, which is nothing beside a
+norm in the range. What a solver says of a norm below the range is worth nothing but that: the norm is not in the range,
+or the solver would have said so. The bound is then twice the range's lower end. It is 0 only where there is no way.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ GIVEN, GIVEN_NARROW = 200, 40
 #: Norms, in the units of a solve, whose squares and their squares are far inside the range of the precision.
 RANGE, RANGE_NARROW = (2.0**-210, 2.0**220), (2.0**-50, 2.0**60)
 
-#: More than underflow takes from a norm, while there are at most so many ways through the map.
-LOST, MOST_WAYS = 2.0**-400, 2.0**240
+#: Ways through the map up to which underflow takes nothing that counts from a norm in the range.
+MOST_WAYS = 2.0**150
 
 #: Largest exponent that is shared out between a sample's masks, and the least that is worth it.
 MOST_SHARED, LEAST_SHARED = 600, 60
@@ -165,7 +166,7 @@ def _one_by_one(
             fits.append((sample, group, found))
         elif result.certified and bool(upper[sample] < RANGE[0]):
             lower[sample] = 0
-            upper[sample] = upper[sample] + LOST if way <= MOST_WAYS else torch.inf
+            upper[sample] = 2 * RANGE[0] if way <= MOST_WAYS else torch.inf
 
     def with_fits(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         left, right = left.clone(), right.clone()
@@ -175,7 +176,10 @@ def _one_by_one(
             right[sample] = group.expand(column, group.columns, problem.map.in_shape)
         return left, right
 
-    return replace(result, lower=lower, upper=upper).with_vectors(with_fits), exponent
+    whole = replace(result, lower=lower, upper=upper)
+    if not all(found.has_vectors for _, _, found in fits):  # not wanted; those of diagonal maps are there all the same
+        return replace(whole, left=None, right=None, recall=None), exponent
+    return whole.with_vectors(with_fits), exponent
 
 
 def _ways(problem: Problem) -> Tensor:

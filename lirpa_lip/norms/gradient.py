@@ -99,7 +99,10 @@ def _linear(
                 total = total + torch.where(value.isfinite(), value.to(s.dtype) * outer.to(s.dtype), 0)
         alive = s > 0
         weight = torch.where(alive, total / torch.where(alive, s, 1), 0)
-        return s, weight if exponent is None else times_power(weight, exponent)
+        if exponent is None:
+            return s, weight
+        limit = torch.finfo(weight.dtype).max  # finite, since it meets zeros
+        return s, times_power(weight, exponent).clamp(-limit, limit)
 
 
 def _image(masked: LinearMap, right: Tensor) -> Tensor:

@@ -92,7 +92,7 @@ class Recurrence:
             self.basis.clear()
         z = self.problem.gram_without_last_mask(self.v)
         if self.steps == 0:
-            self.scale = reciprocal(z.abs().amax(1))
+            self.scale = _scale(z)
         alpha, beta = self._step(z)
         self.alphas.append(alpha)
         self.betas.append(beta)
@@ -122,8 +122,12 @@ class Recurrence:
         # a few samples at a time: for narrow layers, k x k values a sample are more than their activations
         chunk = max(1, self.v.numel() // (8 * alpha.shape[1] ** 2))
         parts = [_eigen(*part) for part in zip(alpha.split(chunk), off.split(chunk), strict=True)]
-        values, top = (torch.cat(found).to(self.v.device) for found in zip(*parts, strict=True))
-        return values, top
+        values, top = (torch.cat(found) for found in zip(*parts, strict=True))
+        if values.shape[1] > 1:
+            copied = values[:, -1] - values[:, -2] <= COPY * values[:, -1]
+            for sample in copied.nonzero().flatten().tolist():
+                top[sample] = _before_copies(_matrix(alpha[sample], off[sample]), values[sample, -1])
+        return values.to(self.v.device), top.to(self.v.device)
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """``sum_j c_j v_j``, ``(b, k) -> (b, n)``; runs the recurrence, again where its vectors were not kept.
@@ -142,7 +146,7 @@ class Recurrence:
             total.addcmul_(self.v, c.unsqueeze(1))
             z = self.problem.gram_without_last_mask(self.v)
             if j == 0:
-                self.scale = reciprocal(z.abs().amax(1))
+                self.scale = _scale(z)
             self._step(z)
         return total
 
@@ -177,17 +181,22 @@ class Recurrence:
         return part
 
 
+def _scale(image: Tensor) -> Tensor:
+    """What brings the operator's norm near one, by its first image; finite where that is denormal, too."""
+    return reciprocal(image.abs().amax(1)).clamp(max=1 / torch.finfo(image.dtype).tiny)
+
+
 def _eigen(alpha: Tensor, off: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(_matrix(alpha, off))
+    return values, vectors[:, :, -1].clone()
+
+
+def _matrix(alpha: Tensor, off: Tensor) -> Tensor:
+    """The tridiagonal matrix, ``(..., k), (..., k - 1) -> (..., k, k)``."""
     matrix = torch.diag_embed(alpha)
-    matrix.diagonal(1, 1, 2).copy_(off)
-    matrix.diagonal(-1, 1, 2).copy_(off)
-    values, vectors = torch.linalg.eigh(matrix)
-    top = vectors[:, :, -1].clone()
-    if values.shape[1] > 1:
-        copied = values[:, -1] - values[:, -2] <= COPY * values[:, -1]
-        for sample in copied.nonzero().flatten().tolist():
-            top[sample] = _before_copies(matrix[sample], values[sample, -1])
-    return values, top
+    matrix.diagonal(1, -2, -1).copy_(off)
+    matrix.diagonal(-1, -2, -1).copy_(off)
+    return matrix
 
 
 def _before_copies(matrix: Tensor, value: Tensor) -> Tensor:

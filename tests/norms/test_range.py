@@ -163,6 +163,21 @@ def test_every_kind_of_map_at_extreme_scales(method: str, name: str) -> None:
             assert ((found.upper == 0) == (plain.upper == 0)).all()
 
 
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_diagonals_and_masks_beyond_the_range_of_their_product(method: str, gradient: bool) -> None:
+    """Samples whose products of entries no float64 holds beside others, with and without a gradient."""
+    scale = torch.tensor([1e200, 1e-250, 3.0], dtype=torch.float64, requires_grad=gradient)
+    rows = [[0.0, 1e-70, 0.0], [1e100, 0.0, 0.0], [1e-200, 1e250, 0.0], [0.0, 1.0, 0.0], [1e-300, 1e300, 1.0]]
+    mask_in = torch.tensor(rows, dtype=torch.float64)
+    result = solve(method, DiagonalMap(scale, (3,)), mask_in)
+    norms = [exact_norm(masked(torch.diag(scale.detach()), row, None)) for row in mask_in]
+    check(method, result, norms)
+    if gradient:
+        (found,) = torch.autograd.grad(result.upper[[1, 3]].sum(), scale)
+        assert found.isfinite().all()
+
+
 def chain(scales: list[float], dtype: torch.dtype, size: int = 4) -> tuple[LinearMap, Matrix]:
     weights = [torch.randn(size, size, dtype=torch.float64).mul(scale).to(dtype) for scale in scales]
     with mpmath.workdps(60):
@@ -206,6 +221,22 @@ def test_what_underflows_is_never_zero(method: str) -> None:
     assert solve(method, big).upper.item() >= 1
     moved = FunctionMap(lambda x: x.flip(1), (2,), torch.float64, monomial=True, entries_nonnegative=True)
     assert solve(method, ComposedMap([*pair, moved, *pair, moved, *pair])).upper.item() > 0
+
+
+@pytest.mark.parametrize("method", ["polynomial", "cholesky"])
+def test_what_lies_below_the_range_is_bounded(method: str) -> None:
+    """A norm far below what scaling sees, because a large mask meets a column of zeros: bounds hold, loose or not."""
+    weight = torch.zeros(5, 5, dtype=torch.float64)
+    weight[:4, :4] = torch.randn(4, 4)
+    mask_in = torch.tensor([[1.0, 1.0, 1.0, 1.0, 2.0**900]], dtype=torch.float64)
+    with mpmath.workdps(60):
+        norm = exact_norm(exact(weight))
+    for power in range(0, 1000, 20):
+        small = torch.full((5,), 2.0**-power, dtype=torch.float64)
+        small[4] = 1
+        result = solve(method, ComposedMap([DenseMap(torch.diag(small)), DenseMap(weight)]), mask_in)
+        with mpmath.workdps(60):
+            assert result.lower.item() <= norm * mpmath.mpf(2) ** -power <= result.upper.item(), power
 
 
 @pytest.mark.parametrize("method", CERTIFIED)

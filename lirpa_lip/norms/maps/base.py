@@ -33,7 +33,7 @@ class LinearMap(ABC):
         multiply_adds: multiplications in one application of a map with cheap entries.
 
     A subclass gives `forward`, `adjoint` and `rebuild`; the rest follows, if slowly. The first two may err by rounding,
-    relative to the norm of A, and on unit vectors by underflow of no more than 2^-400.
+    relative to the norm of A, and on unit vectors by underflow of no more than 2^-600.
     """
 
     batch_size: int | None = None
