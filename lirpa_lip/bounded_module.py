@@ -25,7 +25,7 @@ from lirpa_lip.autolirpa.arguments import (
 )
 from lirpa_lip.autolirpa.ball_repair import BallRepairMixin, install_ball_repair, remove_ball_repair
 from lirpa_lip.autolirpa.calls import guarded
-from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm
+from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm, in_region
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.errors import (
     ConfigError,
@@ -116,9 +116,7 @@ def _explicit_boxes(x: Any) -> Any:
     low = next_below(centre - eps) if region.x_L is None else region.x_L
     high = next_above(centre + eps) if region.x_U is None else region.x_U
     box = PerturbationLpNorm.__mro__[1]
-    return auto_LiRPA.BoundedTensor(
-        centre, box(norm=region.norm, x_L=low.expand_as(centre), x_U=high.expand_as(centre))
-    )
+    return in_region(centre, box(norm=region.norm, x_L=low.expand_as(centre), x_U=high.expand_as(centre)))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
-from lirpa_lip.errors import UnknownMethodError
+from lirpa_lip.errors import NonFiniteError, UnknownMethodError
 from lirpa_lip.margin import margin_specification
 
 WIDTHS = [48, 64, 32, 2]
@@ -120,9 +120,12 @@ def test_bounds_hold_for_values_as_run(method):
 
 def test_values_that_may_overflow_certify_nothing():
     net, x = network(0)
-    net[0].weight.data *= 1e25
-    net[2].weight.data *= 1e20
-    assert margin_of(net, x, inference="float32") == -torch.inf
+    for layer in net[0], net[2]:
+        layer.weight.data *= 1e18
+    assert bool(torch.isfinite(net(x)).all()) and margin_of(net, x, eps=1e3, inference="float32") == -torch.inf
+    net[2].weight.data *= 1e10
+    with pytest.raises(NonFiniteError, match="own output"):
+        margin_of(net, x, inference="float32")
 
 
 def test_unknown_precisions_are_refused():

@@ -13,6 +13,7 @@ import auto_LiRPA
 import torch
 from torch import Tensor
 
+from lirpa_lip.autolirpa.perturbation import in_region
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
 
 #: auto_LiRPA 0.3 gives the default specification of an output with several axes none but one.
@@ -42,7 +43,7 @@ def ordinary(x: Any) -> Any:
             return x
         region = copy.copy(region)
         vars(region).update({k: v.clone() for k, v in held.items()})
-        return auto_LiRPA.BoundedTensor(Tensor.clone(x), region)
+        return in_region(Tensor.clone(x), region)
     return x.clone() if _of_inference(x) else x
 
 

@@ -18,6 +18,7 @@ from auto_LiRPA.bound_ops import Bound
 from torch import Tensor, nn
 
 from lirpa_lip.autolirpa.ball_repair import use_matrices
+from lirpa_lip.autolirpa.perturbation import in_region
 from lirpa_lip.errors import LirpaLipError, MethodFailedError
 
 _CONTAINERS = (dict, list, set)
@@ -143,4 +144,4 @@ def _double(x: Any) -> Any:
     for name, value in vars(region).items():
         if isinstance(value, Tensor) and value.is_floating_point():
             setattr(region, name, value.double())
-    return BoundedTensor(x.as_subclass(Tensor).double(), region)
+    return in_region(x.as_subclass(Tensor).double(), region)

@@ -13,6 +13,7 @@ import torch
 from auto_LiRPA.patches import Patches
 from auto_LiRPA.utils import eyeC
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
 from lirpa_lip.precision import rounded_up
@@ -147,3 +148,9 @@ def check_ball_and_box(perturbation: Any, x: Tensor) -> None:
             "x_L equals x_U everywhere, which leaves one point of a ball of positive radius; leave both out for the "
             "whole ball, or set eps=0 for the point."
         )
+
+
+def in_region(x: Tensor, region: Any) -> auto_LiRPA.BoundedTensor:
+    """``BoundedTensor(x, region)``, which auto_LiRPA cannot make while somebody watches operations (a FLOP counter)."""
+    with _disable_current_modes():
+        return auto_LiRPA.BoundedTensor(x, region)
