@@ -146,7 +146,9 @@ def convolutions(rng: random.Random) -> str:
         groups = rng.choice([g for g in (1, 2, c) if c % g == 0])
         out = groups * rng.choice([1, 2])
         layers.append(nn.Conv2d(c, out, kernel, stride, padding, dilation, groups))
-        layers.append(rng.choice([nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, lambda: Call(torch.abs)])())
+        kinks: list[Callable[[], nn.Module]] = [nn.ReLU, nn.ReLU6, nn.Hardswish]
+        kinks += [lambda: nn.LeakyReLU(0.25), lambda: Call(torch.abs)]
+        layers.append(rng.choice(kinks)())
         value = nn.Sequential(*layers[-2:])(value)
     layers += [nn.Flatten(), nn.LazyLinear(3)]
     model = nn.Sequential(*layers).eval()
@@ -161,7 +163,7 @@ def scales(rng: random.Random) -> str:
     """Knots from 1e-30 to 1e30, biases that cancel, masks of −1e9, weights of every scale."""
     torch.manual_seed(rng.randrange(2**31))
     n = rng.randint(1, 4)
-    knot = rng.choice([-1, 1]) * 10.0 ** rng.randint(-30, 30)
+    knot = rng.choice([-1, 1]) * 2.0 ** rng.randint(-100, 100)
     far = rng.choice([1e5, 1e7])
     forms: list[tuple[str, Callable[[Tensor], Tensor]]] = [
         ("clamp above", lambda x: x.clamp(max=knot)),
