@@ -91,7 +91,7 @@ def test_no_flip_of_what_is_certified(inference, activation):
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[inference]
     for seed in range(3):
         net, x = network(seed, activation)
-        margin = 1e-8
+        margin = torch.finfo(dtype).eps / 16
         while margin_of(with_margin(net, x, margin), x, inference=inference) <= 0:
             margin *= 4
             assert margin < 1e3
