@@ -75,6 +75,7 @@ _INIT = inspect.signature(auto_LiRPA.BoundedModule.__init__)
 @true_float32()
 def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     """``compute_bounds``: our methods here, all others to auto_LiRPA."""
+    object.__setattr__(bounded, "last_certificate", None)  # what an earlier call was worth says nothing of this one
     bound = _SIGNATURE.bind(bounded, *args, **kwargs)
     call = bound.arguments
     method = call.get("method", _SIGNATURE.parameters["method"].default)
@@ -148,7 +149,13 @@ def _operator_named(method: object) -> Iterator[None]:
 @ordinary_tensors()
 @true_float32()
 def _local_lipschitz(bounded, x, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
-    x = ordinary(x)
+    object.__setattr__(bounded, "last_certificate", None)
+    found = _constants(bounded, ordinary(x), c, method, norm, options)
+    object.__setattr__(bounded, "last_certificate", (found.certificate, found.failure_probability))
+    return found
+
+
+def _constants(bounded, x, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
     c = ordinary(check_rows(c, check_input(bounded, x)))
     if method in JACOBIAN_METHODS:
         _check_mode(bounded)
@@ -220,6 +227,7 @@ def _convert(bounded, inherited: Callable, args: tuple, kwargs: dict) -> None:
         call.arguments["global_input"] = given
         inherited(*call.args[1:], **call.kwargs)
 
+    object.__setattr__(bounded, "last_certificate", None)
     with ordinary_tensors():
         global_input = ordinary(call.arguments["global_input"])
         _before_wrapping(bounded, model, global_input)
@@ -264,8 +272,8 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         All are for one input in an ℓ₂ ball, ``x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``, and
         return ``(lower, upper)``, each ``(batch, specs)``, with ``None`` for what ``bound_lower=False`` or
         ``bound_upper=False`` leaves out. They hold as the certificate kind says, which is afterwards in
-        ``last_certificate`` as ``(kind, failure probability)``; ``LocalLipConfig(seed=bounded.last_seed)`` repeats
-        the run.
+        ``last_certificate`` as ``(kind, failure probability)``, ``None`` after auto_LiRPA's own methods;
+        ``LocalLipConfig(seed=bounded.last_seed)`` repeats the run.
 
         Raises:
             UnknownMethodError: no such method.

@@ -214,3 +214,18 @@ def test_overflowing_networks_are_refused_not_certified(net):
         return
     assert (lower == -torch.inf).all() or torch.isfinite(lower).all()
     assert not torch.isnan(lower).any() and not torch.isnan(upper).any()
+
+
+def test_the_last_certificate_is_that_of_the_last_call() -> None:
+    bounded = BoundedModule(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.zeros(1, 3))
+    x = (BoundedTensor(torch.zeros(1, 3), PerturbationLpNorm(norm=2, eps=0.1)),)
+    assert bounded.last_certificate is None
+    bounded.compute_bounds(x=x, method="local-lip")
+    assert bounded.last_certificate == ("deterministic", 0.0)
+    bounded.compute_bounds(x=x, method="crown")
+    assert bounded.last_certificate is None
+    bounded.local_lipschitz(x)
+    assert bounded.last_certificate == ("deterministic", 0.0)
+    with pytest.raises(LirpaLipError):
+        bounded.compute_bounds(x=x, method="local-lip", C=torch.zeros(1, 1, 7))
+    assert bounded.last_certificate is None
