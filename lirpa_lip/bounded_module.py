@@ -104,7 +104,6 @@ def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
     return bounds[:2]
 
 
-@contextmanager
 def _explicit_boxes(x: Any) -> Any:
     """Inputs whose boxes are given by their ends, in auto_LiRPA's own class, as its dynamic forward bounds ask."""
     if isinstance(x, (tuple, list)):
