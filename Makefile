@@ -15,7 +15,7 @@ TORCH ?= torch==2.13.0
 AUTO_LIRPA ?= auto_LiRPA==0.3
 N ?= 1000
 SEED ?= 0
-PYTEST_ARGS ?= -n auto --maxprocesses 4
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
