@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.onnx.symbolic_helper
+import torch.onnx.symbolic_opset9
+import torch.onnx.symbolic_opset10
 from auto_LiRPA import parse_graph
 from torch import nn
 
@@ -19,6 +22,11 @@ from lirpa_lip.wrapping.trace.refuse import refuse
 from lirpa_lip.wrapping.trace.rewrite import Rewriter
 
 _LOCK = threading.RLock()  # auto_LiRPA's functions are replaced for everybody while a model is converted
+
+#: The ONNX version that graphs are lowered to: the last one whose definitions `torch.onnx` registers at its import.
+#: Those of later versions come in with an export to ONNX anywhere in the process, or with single operators, so that
+#: under the version auto_LiRPA asks for (12, or torch's own) one model would have different graphs at different times.
+OPSET = 10
 
 
 class Preparation:
@@ -86,7 +94,8 @@ def prepared(model: nn.Module) -> Iterator[Preparation]:
         def prepare_and_optimize(graph: Any, *args: Any, **kwargs: Any) -> Any:
             preparation.graph(graph)
             try:
-                return optimize(graph, *args, **kwargs)
+                with _opset(OPSET):
+                    return optimize(graph, *args, **kwargs)
             except LirpaLipError:
                 raise
             except Exception as error:
@@ -98,6 +107,18 @@ def prepared(model: nn.Module) -> Iterator[Preparation]:
             yield preparation
         finally:
             parse_graph._optimize_graph, parse_graph._get_jit_params = optimize, parameters
+
+
+@contextmanager
+def _opset(version: int) -> Iterator[None]:
+    # This object has moved between torch versions; a function of the helper that reads it knows where it is.
+    settings = torch.onnx.symbolic_helper.check_training_mode.__globals__["GLOBALS"]
+    before = settings.export_onnx_opset_version
+    settings.export_onnx_opset_version = version
+    try:
+        yield
+    finally:
+        settings.export_onnx_opset_version = before
 
 
 def _blamed(error: Exception) -> str:
