@@ -67,6 +67,18 @@ class Piece:
     high: Tensor
 
 
+@dataclass(frozen=True)
+class ConstantPart:
+    """Where some channels of an activation are constant: as far as it lies ``below``, or ``above``, a threshold.
+
+    Thresholds are numbers or tensors that broadcast to these channels, ``(batch, *shape)``; ``None`` for nowhere.
+    """
+
+    channels: slice
+    below: Tensor | float | None = None
+    above: Tensor | float | None = None
+
+
 class Activation(ABC):
     """An elementwise function ``f`` with enough knowledge of its shape for sound bounds.
 
@@ -74,9 +86,12 @@ class Activation(ABC):
 
     Attributes:
         value_slack: how far PyTorch's own function departs from ``f``, beyond rounding.
+        steep: on no interval is the largest absolute slope anything but 1, nor that of secants from a point of it, so
+            that nobody need look (an absolute value).
     """
 
     value_slack: float = 0.0
+    steep: bool = False
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
@@ -127,6 +142,10 @@ class Activation(ABC):
     def outside(self, lower: Tensor, upper: Tensor) -> str:
         """Why there is no bound on ``[lower, upper]`` (a pole, inputs it is not defined for); empty where there is."""
         return ""
+
+    def constant_parts(self) -> tuple[ConstantPart, ...]:
+        """Where ``f`` is constant, for channels that are so somewhere."""
+        return ()
 
     def parameters(self) -> tuple[Tensor, ...]:
         """Tensors (thresholds, learnable slopes) through which bounds are differentiable."""
