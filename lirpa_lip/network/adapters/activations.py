@@ -8,7 +8,7 @@ import torch
 
 from lirpa_lip.activations import curved, smooth
 from lirpa_lip.activations.base import Activation
-from lirpa_lip.activations.piecewise_linear import PiecewiseLinear, absolute, clip, hard_sigmoid, leaky_relu, relu
+from lirpa_lip.activations.piecewise_linear import absolute, clip, hard_sigmoid, leaky_relu, relu
 from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample, multiply
 from lirpa_lip.norms.linear_map import DiagonalMap
 
@@ -100,9 +100,7 @@ def clipped(builder, traced) -> str:
 def clipped_relu(builder, traced) -> str:
     """``min(max(z, 0), theta)`` with theta per neuron or channel."""
     (theta,) = traced.bound.thresholds()
-    theta = theta.expand(1, *traced.shape)
-    zero = torch.zeros_like(theta)
-    return _emit(builder, traced, PiecewiseLinear([zero, theta], [0.0, 1.0, 0.0], zero))
+    return _emit(builder, traced, clip(0.0, theta.expand(1, *traced.shape)))
 
 
 def gated(builder, traced) -> str:

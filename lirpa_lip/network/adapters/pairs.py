@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import SortedInput
 from lirpa_lip.activations.piecewise_linear import clip_half, fold_half
+from lirpa_lip.network.emit import GraphBuilder
 from lirpa_lip.norms.linear_map import FunctionMap, LinearMap, ReshapeMap
 
 
@@ -75,36 +76,45 @@ def rotation(shape, dtype, device) -> PairMap:
 
 def _sorted_bounds(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Exact bounds of (max, min) from bounds of (x, y)."""
-    (lx, ly), (ux, uy) = lower.chunk(2, dim=1), upper.chunk(2, dim=1)
-    return (
-        torch.cat([torch.maximum(lx, ly), torch.minimum(lx, ly)], dim=1),
-        torch.cat([torch.maximum(ux, uy), torch.minimum(ux, uy)], dim=1),
-    )
+    low = _sorted(lower)
+    return low, low if upper is lower else _sorted(upper)
 
 
-def _emit_sort(builder, traced, parent: str, prefix: str) -> str:
+def _sorted(pairs: Tensor) -> Tensor:
+    x, y = pairs.chunk(2, dim=1)
+    return torch.cat([torch.maximum(x, y), torch.minimum(x, y)], dim=1)
+
+
+def emit_sort(builder: GraphBuilder, operator: str, parent: str, prefix: str) -> str:
+    """Emits MaxMin of ``parent``; the names of its nodes begin with the prefix."""
     shape = builder.shape(parent)
     turn = rotation(shape, builder.dtype, builder.device)
-    rotated = builder.affine(f"{prefix}:rotate", traced.operator, [parent], [turn])
+    rotated = builder.affine(f"{prefix}:rotate", operator, [parent], [turn])
     fold = fold_half(shape, builder.dtype, builder.device)
-    folded = builder.activation(f"{prefix}:fold", traced.operator, rotated, fold)
-    return builder.affine(f"{prefix}:sorted", traced.operator, [folded], [turn], shortcut=(parent, _sorted_bounds))
+    folded = builder.activation(f"{prefix}:fold", operator, rotated, fold)
+    return builder.affine(f"{prefix}:sorted", operator, [folded], [turn], shortcut=(parent, _sorted_bounds))
+
+
+def emit_clipped_sort(
+    builder: GraphBuilder, operator: str, parent: str, prefix: str, ends: tuple[Tensor, Tensor]
+) -> str:
+    """Emits MaxMin with the maxima clipped from above, the minima from below, at ``ends`` (per pair, or channel)."""
+    sorted_name = emit_sort(builder, operator, parent, prefix)
+    channels, *rest = builder.shape(sorted_name)
+    activation = clip_half(*(_expand(end, torch.Size([channels // 2, *rest])) for end in ends))
+    source = SortedInput(parent, f"{prefix}:fold", _pull_back)
+    return builder.activation(f"{prefix}:clip", operator, sorted_name, activation, isometry_of=source)
 
 
 def max_min(builder, traced) -> str:
     """MaxMin: the first half of the channels holds the maxima, the second half the minima."""
-    return _emit_sort(builder, traced, traced.parent, traced.name)
+    return emit_sort(builder, traced.operator, traced.parent, traced.name)
 
 
 def clipped_max_min(builder, traced) -> str:
     """MaxMin, then the maxima clipped from above and the minima from below."""
-    sorted_name = _emit_sort(builder, traced, traced.parent, traced.name)
     high, low = (t.squeeze(0) for t in traced.bound.thresholds())
-    half = builder.shape(sorted_name)
-    half = torch.Size([half[0] // 2, *half[1:]])
-    activation = clip_half(_expand(high, half), _expand(low, half))
-    source = SortedInput(traced.parent, f"{traced.name}:fold", _pull_back)
-    return builder.activation(f"{traced.name}:clip", traced.operator, sorted_name, activation, isometry_of=source)
+    return emit_clipped_sort(builder, traced.operator, traced.parent, traced.name, (high, low))
 
 
 def _expand(threshold: Tensor, shape: torch.Size) -> Tensor:
@@ -140,7 +150,7 @@ def emit_pairwise_maximum(builder, traced, output: str, candidates: str, shape: 
         if count % 2:
             cut = FunctionMap(partial(_narrow, length=even), builder.shape(name), **like)
             paired = builder.affine(f"{prefix}:pairs", traced.operator, [name], [cut])
-        ordered = _emit_sort(builder, traced, paired, prefix)
+        ordered = emit_sort(builder, traced.operator, paired, prefix)
         winners = FunctionMap(partial(_narrow, length=even // 2), builder.shape(ordered), **like)
         parents, maps = [ordered], [winners]
         if count % 2:
