@@ -188,8 +188,11 @@ class StackedMap(LinearMap):
                     return None
         return self._copy(self._with_maps(maps), lambda t: (t != 0).to(t.dtype))
 
-    def to(self, dtype=None, device=None) -> StackedMap:
-        return self._copy(self.graph.to(dtype or self.dtype), lambda t: t.to(dtype or t.dtype))
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> StackedMap:
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device=device or tensor.device, dtype=dtype or tensor.dtype)
+
+        return self._copy(self.graph.to(dtype or self.dtype, device), move)
 
     def select(self, index: Tensor) -> StackedMap:
         return self._copy(self.graph, lambda t: t[index])

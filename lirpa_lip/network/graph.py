@@ -83,18 +83,19 @@ class NetworkGraph:
                 values[node.name] = affine_value(node, values)
         return values
 
-    def to(self, dtype: torch.dtype) -> NetworkGraph:
-        """The same network with maps and biases in another precision; activations convert as they are used."""
-        if dtype == self.dtype:
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> NetworkGraph:
+        """The same network with maps and biases in another precision, or elsewhere; activations convert as used."""
+        device = self.device if device is None else torch.device(device)
+        if dtype == self.dtype and device == self.device:
             return self
         nodes = {}
         for node in self:
             if node.maps is not None:
-                bias = None if node.bias is None else node.bias.to(dtype)
-                size = None if node.bias_size is None else node.bias_size.to(dtype)
-                node = replace(node, maps=tuple(m.to(dtype) for m in node.maps), bias=bias, bias_size=size)
+                bias = None if node.bias is None else node.bias.to(device, dtype)
+                size = None if node.bias_size is None else node.bias_size.to(device, dtype)
+                node = replace(node, maps=tuple(m.to(dtype, device) for m in node.maps), bias=bias, bias_size=size)
             nodes[node.name] = node
-        return NetworkGraph(nodes, self.input, self.output, dtype, self.device)
+        return NetworkGraph(nodes, self.input, self.output, dtype, device)
 
     def parameters(self) -> list[Tensor]:
         """Tensors that require gradients, through which bounds are differentiable."""

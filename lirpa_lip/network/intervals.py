@@ -55,7 +55,7 @@ def _cast(bound: Tensor, dtype: torch.dtype, outwards: float) -> Tensor:
 
 @torch.no_grad()
 def linear_bound_rounding(
-    graph: NetworkGraph, box: Interval, known: Mapping[str, Interval] | None = None
+    graph: NetworkGraph, box: Interval, prior_intervals: Mapping[str, Interval] | None = None
 ) -> dict[str, Tensor]:
     """How far rounding in float64 can move a bound by linear relaxations (CROWN) of each node's neurons.
 
@@ -66,7 +66,8 @@ def linear_bound_rounding(
         e_k = |W_k| e_{k-1} + γ |W_k| S_{k-1} + γ |b_k|,        e_act = D e + γ (S_act + D S),
 
     D the largest slope of the activation's lines, γ of the number of terms of the longest sum. S comes from interval
-    arithmetic over ``box``, intersected with ``known``, bounds that are themselves right up to their own such errors.
+    arithmetic over ``box``, intersected with ``prior_intervals``, bounds that are themselves right up to their own such
+    errors.
     """
     wide = graph.to(torch.float64)
     low, high = (t.double() for t in box)
@@ -76,8 +77,8 @@ def linear_bound_rounding(
         if node.is_input:
             continue
         interval = node_interval(node, intervals)
-        if node.name in (known or {}):
-            interval = intersect(interval, known[node.name])  # type: ignore[index]
+        if node.name in (prior_intervals or {}):
+            interval = intersect(interval, prior_intervals[node.name])  # type: ignore[index]
         intervals[node.name] = interval
         sums = _gamma(node.shape.numel())
         if node.activation is not None:

@@ -41,8 +41,8 @@ def jacobian_constants_of(bounded, x, c: Tensor | None, method: str, norm: float
     graph, inputs, dtype = prepare_region(bounded, x)
     rows = check_specification(c, len(inputs), graph)
     seed = rows.reshape(*rows.shape[:2], *graph[graph.output].shape).detach()
-    known = alpha_crown_intervals(bounded, x, graph, inputs) if settings.intermediate == "alpha-crown" else {}
-    upper, lower, details = clarke_lipschitz(graph, inputs, seed, c is None, method, norm, settings, known)
+    prior = alpha_crown_intervals(bounded, x, graph, inputs) if settings.intermediate == "alpha-crown" else {}
+    upper, lower, details = clarke_lipschitz(graph, inputs, seed, c is None, method, norm, settings, prior)
     slopes = details.pop("slopes").values()
     stable, eliminated = (
         sum((getattr(s, kind).flatten(1).sum(1) for s in slopes), torch.zeros(len(inputs), dtype=torch.long))
@@ -94,10 +94,10 @@ def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
         raise UnsupportedNormError(norm, "the region of a Jacobian bound", (math.inf, 2))
     check_ball_and_box(region, x)
     centre = x.as_subclass(Tensor).detach().double()
-    given = x.as_subclass(Tensor).detach()
+    as_input = x.as_subclass(Tensor).detach()
 
     def ends(low, high) -> tuple[Tensor | None, Tensor | None]:
-        least, most = box_ends(given, low, high, torch.float64)
+        least, most = box_ends(as_input, low, high, torch.float64)
         return None if low is None else least, None if high is None else most
 
     low, high = getattr(region, "x_L", None), getattr(region, "x_U", None)
@@ -114,7 +114,7 @@ def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
     low = torch.nextafter(centre - eps, torch.full_like(centre, -math.inf)) if low is None else low
     high = torch.nextafter(centre + eps, torch.full_like(centre, math.inf)) if high is None else high
     if image:
-        start, end = box_ends(given, *image, torch.float64)
+        start, end = box_ends(as_input, *image, torch.float64)
         low, high = torch.maximum(low, start), torch.minimum(high, end)
     return InputSet.box(centre, low, high)
 

@@ -80,9 +80,9 @@ class Evaluator:
             *(torch.cat([getattr(d, k) for d in domains]) for k in ("low", "high"))
         )
         splits = [d.splits for d in domains]
-        known = _stack([d.intervals for d in domains])
-        dense = _dense(splits, known)
-        forward = forward_bounds(self.graph, region, dense, known, self.crown)
+        prior_intervals = _stack([d.intervals for d in domains])
+        dense = _dense(splits, prior_intervals)
+        forward = forward_bounds(self.graph, region, dense, prior_intervals, self.crown)
         points: list[Tensor | None] = [None] * len(domains)
         late: tuple[Tensor, Tensor] | None = None
         dead = forward.empty
@@ -115,10 +115,12 @@ class Evaluator:
         forward, region = _select(forward, alive), region.select(alive)
         problems = [self.problems[d.problem] for d in domains]
         seed = torch.stack([self.seed[p.sample, list(p.rows)] for p in problems])
-        known = _stack([d.cotangents for d in domains])
+        prior_cotangents = _stack([d.cotangents for d in domains])
         count = self.graph[self.graph.input].shape.numel()
         entries = count if count <= _ALL_ENTRIES else 0
-        result = backward_bounds(self.graph, forward.slopes, seed, known, entries=entries, norm=self.objective.norm)
+        result = backward_bounds(
+            self.graph, forward.slopes, seed, prior_cotangents, entries=entries, norm=self.objective.norm
+        )
         trace: dict[str, Tensor] = {}
         upper = self.objective.upper(self.graph, result, problems, trace)
         picked = choices(self.graph, forward, result, trace, self.heuristic)
@@ -168,13 +170,13 @@ def _stack(tables: Sequence[dict[str, Interval]]) -> dict[str, Interval]:
     }
 
 
-def _dense(splits: Sequence[Sequence[Split]], known: dict[str, Interval]) -> dict[str, Interval]:
+def _dense(splits: Sequence[Sequence[Split]], intervals: dict[str, Interval]) -> dict[str, Interval]:
     """Splits as tensors ``(batch, *shape)`` for the nodes that have any."""
     dense: dict[str, Interval] = {}
     for k, own in enumerate(splits):
         for name, index, after, before in own:
             if name not in dense:
-                dense[name] = unsplit(known[name][0])
+                dense[name] = unsplit(intervals[name][0])
             dense[name][0][k].view(-1)[index] = after
             dense[name][1][k].view(-1)[index] = before
     return dense

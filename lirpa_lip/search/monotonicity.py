@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ShapeError
-from lirpa_lip.jacobian.backward import Backward, backward_bounds, push
+from lirpa_lip.jacobian.backward import Backward, backward_bounds, push_tangent
 from lirpa_lip.jacobian.forward import Interval, forward_bounds
 from lirpa_lip.jacobian.lower import jacobians_at
 from lirpa_lip.jacobian.options import ClarkeOptions
@@ -70,7 +70,7 @@ def monotone_features(
     seed: Tensor,
     features: Sequence[int] | None = None,
     options: ClarkeOptions | None = None,
-    known: Mapping[str, Interval] | None = None,
+    prior_intervals: Mapping[str, Interval] | None = None,
 ) -> Monotonicity:
     """Bounds of ``∂(C f)/∂x_j`` over a closed region for each feature j.
 
@@ -89,7 +89,7 @@ def monotone_features(
     for feature in features:
         if not 0 <= feature < count:
             raise ShapeError(f"feature {feature} does not exist; the input has features 0 … {count - 1}.")
-    forward = forward_bounds(graph, inputs, known=known, crown=options.intermediate != "ibp")
+    forward = forward_bounds(graph, inputs, prior_intervals=prior_intervals, crown=options.intermediate != "ibp")
     result = backward_bounds(graph, forward.slopes, seed)
     lower, upper = _entries(graph, result, features)
     seen_low, seen_high = _seen(graph, inputs, seed, features, options.samples)
@@ -105,7 +105,7 @@ def _entries(graph: NetworkGraph, result: Backward, features: tuple[int, ...]) -
     unit = torch.zeros(len(features), shape[2:].numel(), dtype=low.dtype, device=low.device)
     unit[torch.arange(len(features)), list(features)] = 1
     tangents = torch.cat([unit, -unit]).reshape(1, 1, -1, *shape[2:]).expand(*shape[:2], -1, *shape[2:])
-    up, down = push(graph, graph.input, tangents, result).chunk(2, dim=2)
+    up, down = push_tangent(graph, graph.input, tangents, result).chunk(2, dim=2)
     return torch.maximum(low, -down).clone(), torch.minimum(high, up).clone()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lirpa_lip.jacobian.backward import Backward, push
+from lirpa_lip.jacobian.backward import Backward, push_tangent
 from lirpa_lip.jacobian.norms import row_norms, whole_norm
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.region import safe_norm
@@ -97,7 +97,7 @@ class Entry(Objective):
             tangent[k, :, problem.entry] = problem.sign
             ends = (upper if problem.sign > 0 else -lower).flatten(2)
             known.append(ends[k, 0, problem.entry])
-        pushed = push(graph, graph.input, tangent.reshape(lower.shape).unsqueeze(2), result, trace)[:, 0, 0]
+        pushed = push_tangent(graph, graph.input, tangent.reshape(lower.shape).unsqueeze(2), result, trace)[:, 0, 0]
         return torch.minimum(pushed, torch.stack(known))
 
     def value(self, jacobian, problems):
