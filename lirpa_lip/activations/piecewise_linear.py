@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lirpa_lip.activations.base import Activation, ConstantPart, Piece, SlopeRange
+from lirpa_lip.activations.base import Activation, ConstantPart, Number, Piece, SlopeRange
 
 #: Secants over a shorter distance carry no gradient: it would be that distance's inverse.
 _MOVED = 1e-6
@@ -30,7 +30,11 @@ class PiecewiseLinear(Activation):
     """
 
     def __init__(
-        self, knots: Sequence, slopes: Sequence, at_first_knot, function: Callable[[Tensor], Tensor] | None = None
+        self,
+        knots: Sequence,
+        slopes: Sequence,
+        at_first_knot: Number,
+        function: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if len(slopes) != len(knots) + 1 or not knots:
             raise ValueError("a piecewise linear function has one slope more than it has knots, and at least one knot.")
@@ -169,7 +173,7 @@ class PiecewiseLinear(Activation):
         below, above = (self.knots[end] if _is_zero(self.slopes[end]) else None for end in (0, -1))
         return () if below is None and above is None else (ConstantPart(slice(None), below, above),)
 
-    def deviation_range(self, slope, anchor, lower, upper, slopes):
+    def deviation_range(self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange):
         """Exact: the deviation from a line is piecewise linear too, extreme at end points and kinks."""
         at_anchor = self.value(anchor)
         values = [torch.zeros_like(anchor)]
@@ -181,7 +185,7 @@ class PiecewiseLinear(Activation):
         zero = torch.zeros_like(anchor)
         return torch.where(exact, zero, stacked.amin(0)), torch.where(exact, zero, stacked.amax(0))
 
-    def pieces(self, anchor, lower, upper, slopes):
+    def pieces(self, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange):
         """Exact: the function itself, from kink to kink."""
         knots, pieces = self._on(anchor)
         at_anchor = self.value(anchor)
@@ -199,7 +203,7 @@ def _quotient(part: Tensor, run: Tensor, where: Tensor) -> Tensor:
     return torch.where(run > _MOVED, found, found.detach()) if found.requires_grad else found
 
 
-def _full(value, like: Tensor) -> Tensor:
+def _full(value: Number, like: Tensor) -> Tensor:
     """A number or tensor in the shape and type of ``like``; what exceeds the type is its largest number."""
     info = torch.finfo(like.dtype)
     if not isinstance(value, Tensor):
@@ -209,7 +213,7 @@ def _full(value, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
 
 
-def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot) -> list:
+def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot: Number) -> list:
     """``c_0 = f(k_0) − s_0 k_0`` and ``c_{i+1} = c_i + (s_i − s_{i+1}) k_i``."""
     parts = (*knots, *slopes, at_first_knot)
     exact = not any(isinstance(t, Tensor) for t in parts)
@@ -226,12 +230,12 @@ def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot) -> list:
     return [float(c) for c in found] if exact else found
 
 
-def _finite(value):
+def _finite(value: Number):
     info = torch.finfo(value.dtype if isinstance(value, Tensor) and value.dtype.is_floating_point else torch.float64)
     return value.clamp(info.min, info.max) if isinstance(value, Tensor) else min(max(value, info.min), info.max)
 
 
-def _is_zero(slope) -> bool:
+def _is_zero(slope: Number) -> bool:
     return not isinstance(slope, Tensor) and slope == 0
 
 
@@ -240,7 +244,7 @@ def relu() -> PiecewiseLinear:
     return PiecewiseLinear([0.0], [0.0, 1.0], 0.0, F.relu)
 
 
-def leaky_relu(slope) -> PiecewiseLinear:
+def leaky_relu(slope: Number) -> PiecewiseLinear:
     """``z`` for ``z > 0``, ``slope * z`` below; ``slope`` a number or a tensor (PReLU)."""
     return PiecewiseLinear([0.0], [slope, 1.0], 0.0)
 
@@ -252,7 +256,7 @@ def absolute() -> PiecewiseLinear:
     return found
 
 
-def clip(low=None, high=None) -> PiecewiseLinear:
+def clip(low: Number | None = None, high: Number | None = None) -> PiecewiseLinear:
     """``min(max(z, low), high)``; either end may be ``None``."""
     if low is None and high is None:
         raise ValueError("a clip needs at least one end.")
@@ -295,7 +299,7 @@ def clip_half(high: Tensor, low: Tensor) -> PiecewiseLinear:
     return _ClipHalf(high, low)
 
 
-def fold_half(shape: torch.Size, dtype: torch.dtype, device) -> PiecewiseLinear:
+def fold_half(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PiecewiseLinear:
     """Identity on the first half of the channels, absolute value on the second: MaxMin between two rotations."""
     half = shape[0] // 2
     left = torch.ones(1, *shape, dtype=dtype, device=device)

@@ -81,7 +81,7 @@ def absolute(graph: NetworkGraph, map_: LinearMap) -> LinearMap:
 
 
 class NodeErrors:
-    """Error terms of every node over one region, in the order of a sweep.
+    """Error terms of every node over one region, in the order of propagation.
 
     The float numbers z̃ of a pass at the centre are the points that bounds expand around. At every affine node
 
