@@ -119,6 +119,10 @@ class Activation(ABC):
         """
         return self.slope_range(lower, upper)
 
+    def steepest_secant(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """The largest absolute value of these slopes, to rounding: for estimates, in fewer operations."""
+        return self.secant_range(anchor, lower, upper).magnitude
+
     def deviation_range(
         self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange
     ) -> tuple[Tensor, Tensor]:

@@ -148,6 +148,13 @@ class PiecewiseLinear(Activation):
         outer = torch.maximum(rising, falling)
         return SlopeRange(low, torch.where(middle, 1.0, torch.where(outer > 0, (outer + slack).clamp(max=1), 0.0)))
 
+    def steepest_secant(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        if not self.is_clip:
+            return super().steepest_secant(anchor, lower, upper)
+        floor = self.knots[0] if _is_zero(self.slopes[0]) else None
+        ceiling = self.knots[-1] if _is_zero(self.slopes[-1]) else None
+        return _steepest_of_clip(anchor, lower, upper, floor, ceiling)
+
     def _all_secants(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
         whole = self.slope_range(lower, upper)
         here = self.slope_range(anchor, anchor)
@@ -195,6 +202,26 @@ class PiecewiseLinear(Activation):
             high = upper if i == len(knots) else torch.minimum(upper, knots[i])
             found.append(Piece(slope, line - at_anchor, low - anchor, high - anchor))
         return found
+
+
+def _steepest_of_clip(
+    anchor: Tensor, lower: Tensor, upper: Tensor, floor: Number | None, ceiling: Number | None
+) -> Tensor:
+    """1 between the ends of a clip; from beyond one, the secant to the other, or to the interval's end before it."""
+    tiny = torch.finfo(anchor.dtype).tiny
+    first, last = (None if end is None else _full(end, anchor) for end in (floor, ceiling))
+    found: Tensor | None = None
+    if first is not None:
+        top = torch.clamp(upper, first, last)
+        rise = top - first
+        found = rise / torch.maximum(top - anchor, rise).clamp_(min=tiny)
+    if last is not None:
+        bottom = torch.clamp(lower, first, last)
+        fall = last - bottom
+        steep = fall / torch.maximum(anchor - bottom, fall).clamp_(min=tiny)
+        found = steep if found is None else found.mul_(steep)
+    assert found is not None
+    return found
 
 
 def _quotient(part: Tensor, run: Tensor, where: Tensor) -> Tensor:
@@ -284,6 +311,11 @@ class _ClipHalf(PiecewiseLinear):
         top, bottom = z.chunk(2, dim=1)
         high, low = _full(self.high, top), _full(self.low, bottom)
         return torch.cat([torch.minimum(top, high), torch.maximum(bottom, low)], dim=1)
+
+    def steepest_secant(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        (first, second), ends = (zip(*(t.chunk(2, dim=1) for t in (anchor, lower, upper))), (self.high, self.low))
+        halves = (_steepest_of_clip(*first, None, ends[0]), _steepest_of_clip(*second, ends[1], None))
+        return torch.cat(halves, dim=1)
 
     def constant_parts(self) -> tuple[ConstantPart, ...]:
         half = self.high.shape[1]

@@ -24,7 +24,7 @@ from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.local.composed import composed_rate, composed_rows
 from lirpa_lip.local.deviation import Deviation, taken
 from lirpa_lip.local.layers import Layer, Layers
-from lirpa_lip.local.norm_budget import NormBudget
+from lirpa_lip.local.norm_budget import Norm
 from lirpa_lip.local.product import local_ball, product_rate, product_rows
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.region import Region
@@ -32,7 +32,7 @@ from lirpa_lip.regions.region import Region
 _LEARNING_RATE = 0.1
 
 
-def global_layers(graph: NetworkGraph, norm: NormBudget, composed: bool = False) -> Layers:
+def global_layers(graph: NetworkGraph, norm: Norm, composed: bool = False) -> Layers:
     """Slopes and rates that hold on the whole input space, as layers of one sample.
 
     Args:

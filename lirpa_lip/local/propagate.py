@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lirpa_lip.activations.base import Activation, SlopeRange
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.local.composed import composed_rate
 from lirpa_lip.local.deviation import Deviation
@@ -55,10 +56,10 @@ def propagate(
         anchored: override of ``config.anchored``.
     """
     anchored = config.anchored if anchored is None else anchored
-    return _Propagation(graph, region, config, norm, prior_intervals or {}, anchored).run()
+    return Propagation(graph, region, config, norm, prior_intervals or {}, anchored).run()
 
 
-class _Propagation:
+class Propagation:
     """The state of one pass. Estimates bound nothing, and so count no rounding."""
 
     def __init__(
@@ -73,12 +74,15 @@ class _Propagation:
         self.graph, self.region, self.config, self.norm = graph, region, config, norm
         self.prior_intervals = prior_intervals
         self.anchored = anchored
-        self.values = graph.values(region.centre)
+        self.values = self._values()
         self.errors = None if config.is_estimate else NodeErrors(graph, self.values)
         self.layers = Layers()
         self.intervals: dict[str, Interval] = {graph.input: region.interval()}
         self.rows: dict[str, dict[str, Tensor]] = {}
         self.tightened = 0
+
+    def _values(self) -> dict[str, Tensor]:
+        return self.graph.values(self.region.centre)
 
     def run(self) -> Layers:
         wanted = {node.parents[0] for node in self.graph.activations}
@@ -135,13 +139,8 @@ class _Propagation:
     def _activation(self, node: Node) -> None:
         parent, activation = node.parents[0], node.activation
         assert activation is not None
-        interval, anchor = self.intervals[parent], self.values[parent]
-        lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
-        whole = None
-        if self.anchored:
-            slopes = activation.secant_range(anchor, lower, upper)
-        else:
-            slopes = whole = activation.slope_range(lower, upper)
+        anchor = self.values[parent]
+        (lower, upper), slopes, whole = self._slopes(activation, anchor, self.intervals[parent])
         gains = self._gains(parent, slopes.magnitude)
         live_rate, norms = self._live_rate(node, slopes.magnitude, gains)
         open_rate = live_rate
@@ -163,6 +162,16 @@ class _Propagation:
             slack = self.errors.activation(node, whole.magnitude, (lower, upper), after)
             after = after[0] - slack, after[1] + slack
         self.intervals[node.name] = after
+
+    def _slopes(
+        self, activation: Activation, anchor: Tensor, interval: Interval
+    ) -> tuple[Interval, SlopeRange, SlopeRange | None]:
+        """The interval with the anchor, slopes on it, and the slopes between any two points where they were taken."""
+        lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
+        if self.anchored:
+            return (lower, upper), activation.secant_range(anchor, lower, upper), None
+        slopes = activation.slope_range(lower, upper)
+        return (lower, upper), slopes, slopes
 
     def _outward(self, rate: Tensor) -> Tensor:
         return rate if self.errors is None else rate * (1 + positive_slack(0, self.graph.dtype))

@@ -15,8 +15,8 @@ from lirpa_lip.methods import current_name
 
 BOUNDS: dict[str, str] = {
     "global-product": "lirpa_lip.losses.global_bound:GlobalBound",
-    "local-product": "lirpa_lip.losses.factories:local_product_bound",
-    "local-lip": "lirpa_lip.losses.factories:local_lip_bound",
+    "local-product": "lirpa_lip.losses.local_bound:local_product_bound",
+    "local-lip": "lirpa_lip.losses.local_bound:local_lip_bound",
 }
 """Name -> ``module:factory``. A new bound is one file, one row of `lirpa_lip.methods`, and one row here."""
 

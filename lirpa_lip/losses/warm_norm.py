@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lirpa_lip.local.linearised import StackedMap
 from lirpa_lip.norms.linear_map import LinearMap
 
 EVERY, FEW, MANY = 50, 8, 30  # how often, on how many samples and with how many iterations estimates are checked
@@ -68,7 +69,7 @@ class WarmStarts(nn.Module):
         start = self.vector(index, linear.in_shape, linear.dtype, linear.device)
         sigma, images = warm_norm(linear, start, columns, rows, iterations)
         self.keep(index, images)
-        if columns is None and rows is None:
+        if all(mask is None or len(mask) == 1 for mask in (columns, rows)):
             return sigma  # nothing depends on the sample: the kept vector itself converges
 
         def refined() -> Tensor:
@@ -131,6 +132,58 @@ class WarmStarts(nn.Module):
         mean = torch.sign(flat @ before) @ flat
         norm, tiny = mean.norm(), torch.finfo(mean.dtype).tiny
         kept.copy_(torch.where(norm > tiny, mean / norm.clamp(min=tiny), before).reshape(kept.shape))
+
+
+class WarmNorms:
+    """The norms of one pass (a `JointNorm`), in the order they are asked for: call n from kept vector n.
+
+    Args:
+        iterations: power iterations of a masked norm.
+        refinements: fixed-point steps of a joint one.
+    """
+
+    def __init__(self, starts: WarmStarts, iterations: int, refinements: int = 1) -> None:
+        self.starts, self.iterations, self.refinements, self.calls = starts, iterations, refinements, 0
+
+    def __call__(self, map_: LinearMap, mask_in: Tensor | None = None, mask_out: Tensor | None = None) -> Tensor:
+        return self.starts.norm(self._next(), map_, mask_in, mask_out, self.iterations)
+
+    def joint(self, map_: StackedMap, radii: Tensor) -> Tensor:
+        """``max over unit u of Σ_j ‖M_jᵀ u‖ r_j``, ``(batch,)``, what the sources can do together.
+
+        Improved from a kept start by the fixed-point step u ∝ Σ_j r_j M_j M_jᵀu / ‖M_jᵀu‖; u is held in the gradient.
+        """
+        index = self._next()
+        kept = self.starts.vector(index, map_.out_shape, map_.dtype, map_.device)
+        with torch.no_grad():
+            u = _ascended(map_, radii, kept, self.refinements)
+        self.starts.keep(index, u)
+        quick = joint_rate(map_, u, radii)
+
+        def refined() -> Tensor:
+            few = map_.select(torch.arange(min(FEW, len(u)), device=u.device))
+            return joint_rate(few, _ascended(few, radii[:FEW], u[:FEW], MANY), radii[:FEW])
+
+        return quick * self.starts.shortfall(index, quick, refined)
+
+    def _next(self) -> int:
+        self.calls += 1
+        return self.calls - 1
+
+
+def _ascended(map_: StackedMap, radii: Tensor, u: Tensor, steps: int) -> Tensor:
+    """Unit u (batch, *shape), ``steps`` fixed-point steps from a given one."""
+    u = _unit(_times(u, map_.out_scale).expand(len(radii), *map_.out_shape))
+    for _ in range(steps):
+        parts = [_unit(a) * r.reshape(-1, *[1] * (a.ndim - 1)) for a, r in zip(map_.terms(u), radii.T, strict=True)]
+        u = _unit(map_.combined(parts))
+    return u
+
+
+def joint_rate(map_: StackedMap, u: Tensor, radii: Tensor) -> Tensor:
+    """``Σ_j ‖M_jᵀ u‖ r_j``, (batch,)."""
+    norms = [torch.linalg.vector_norm(a.flatten(1), dim=1) for a in map_.terms(u)]
+    return (torch.stack(norms, dim=1) * radii).sum(1)
 
 
 def _times(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -21,6 +21,10 @@ from lirpa_lip.network.node import Shortcut
 from lirpa_lip.norms.linear_map import FunctionMap, LinearMap, ReshapeMap
 
 
+_HALF = 1 / math.sqrt(2)
+_TURN = (_HALF, _HALF, _HALF, -_HALF)
+
+
 class PairMap(LinearMap):
     """The same 2×2 matrix on every pair ``(x_c, x_{c + C/2})`` along the first axis.
 
@@ -37,6 +41,7 @@ class PairMap(LinearMap):
         self.matrix = matrix
         self.in_shape = self.out_shape = torch.Size(shape)
         self._dtype, self._device = dtype, device
+        self.orthogonal = matrix == _TURN
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,6 +53,8 @@ class PairMap(LinearMap):
 
     def _apply(self, x: Tensor, a: float, b: float, c: float, d: float) -> Tensor:
         first, second = x.chunk(2, dim=1)
+        if self.orthogonal:
+            return a * torch.cat([first + second, first - second], dim=1)
         return torch.cat([a * first + b * second, c * first + d * second], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,8 +81,7 @@ class PairMap(LinearMap):
 
 def rotation(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PairMap:
     """``(x, y) -> ((x + y)/√2, (x − y)/√2)``: orthogonal, and its own inverse."""
-    h = 1 / math.sqrt(2)
-    return PairMap((h, h, h, -h), shape, dtype, device)
+    return PairMap(_TURN, shape, dtype, device)
 
 
 def _sorted_bounds(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ class LinearMap(ABC):
         row_monomial, column_monomial: at most one nonzero per row, or column: then entrywise functions pass through
             a composition (see `ComposedMap`).
         nonnegative: no entry is negative.
+        orthogonal: the adjoint is the inverse.
         homogeneous: the map is proportional to its one tensor, and an entry is 0 where the tensor's is.
         cheap_entries: `entries` costs about as much as writing its result.
         multiply_adds: multiplications in one application of a map with cheap entries.
@@ -41,6 +42,7 @@ class LinearMap(ABC):
     row_monomial: bool = False
     column_monomial: bool = False
     nonnegative: bool = False
+    orthogonal: bool = False
     homogeneous: bool = False
     cheap_entries: bool = False
     multiply_adds: int = 0
