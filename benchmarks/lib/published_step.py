@@ -8,11 +8,10 @@ ball ∩ box maximum for all pairs of classes. Differentiated as there: through 
 from __future__ import annotations
 
 import torch
+from lib.stages import masks_of, stages_of
 from torch import Tensor, nn
 
-from lirpa_lip.losses.activations import masks_of
 from lirpa_lip.losses.ball_box import worst_case_increase
-from lirpa_lip.losses.stages import stages_of
 
 
 class PublishedStep(nn.Module):

@@ -116,6 +116,8 @@ class PiecewiseLinear(Activation):
         high = torch.where(crossing & ~right, (secant + slack).clamp(max=1), whole)
         if self.is_clip and a == 0:
             return SlopeRange(low, high)
+        if self.steep and not isinstance(a, Tensor):
+            return SlopeRange(2 * low - 1, 2 * high - 1)
         a, b = _full(a, anchor), _full(b, anchor)
         low, high = torch.lerp(a, b, low), torch.lerp(a, b, high)
         return SlopeRange(torch.minimum(low, high), torch.maximum(low, high))
@@ -331,11 +333,25 @@ def clip_half(high: Tensor, low: Tensor) -> PiecewiseLinear:
     return _ClipHalf(high, low)
 
 
+class _FoldHalf(PiecewiseLinear):
+    steep = True
+
+    def __init__(self, half: int, left: Tensor) -> None:
+        super().__init__([0.0], [left, 1.0], 0.0)
+        self.half, self.fold = half, absolute()
+
+    def value(self, z: Tensor) -> Tensor:
+        return torch.cat([z[:, : self.half], z[:, self.half :].abs()], dim=1)
+
+    def secant_range(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
+        found = self.fold.secant_range(*(t[:, self.half :] for t in (anchor, lower, upper)))
+        ones = torch.ones_like(anchor[:, : self.half])
+        return SlopeRange(torch.cat([ones, found.low], dim=1), torch.cat([ones, found.high], dim=1))
+
+
 def fold_half(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PiecewiseLinear:
     """Identity on the first half of the channels, absolute value on the second: MaxMin between two rotations."""
     half = shape[0] // 2
     left = torch.ones(1, *shape, dtype=dtype, device=device)
     left[:, half:] = -1
-    found = PiecewiseLinear([0.0], [left, 1.0], 0.0)
-    found.steep = True
-    return found
+    return _FoldHalf(half, left)

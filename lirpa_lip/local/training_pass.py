@@ -47,6 +47,25 @@ def training_pass(
     return found.run(), found.values
 
 
+def feature_node(graph: NetworkGraph) -> tuple[str, str] | None:
+    """What the logits are a linear function of: a node, and the one source it is, but for turns that keep norms.
+
+    A pairwise sort before the last layer is such a turn, and has tight intervals of its own. None where the output
+    depends on several sources, or on the input alone.
+    """
+    output = graph[graph.output]
+    sources = graph.sources(graph.output)
+    if len(sources) != 1 or graph[sources[0]].activation is None:
+        return None
+    node = graph[output.parents[0]] if output.maps is not None and len(output.maps) == 1 else graph[sources[0]]
+    found = node.name
+    while node.maps is not None:
+        if len(node.maps) > 1 or not node.maps[0].orthogonal or node.bias is not None:
+            return sources[0], sources[0]
+        node = graph[node.parents[0]]
+    return found, sources[0]
+
+
 @dataclass(frozen=True)
 class HeldLayer(Layer):
     """A layer whose ``S^½`` is known, and held in the gradient; None where it is one on every interval."""
@@ -96,13 +115,21 @@ class _TrainingPass(Propagation):
 
     def _read_intervals(self) -> set[str]:
         """Nodes whose intervals are asked for: by activations, by what these pre-activations depend on, at the head."""
-        read = set(self.heads)
+        features = feature_node(self.graph)
+        read = set() if features is None else {features[0]}
         for node in reversed(list(self.graph)):
             if node.activation is not None:
-                read.add(node.parents[0])
+                if not self._is_known(node, read):
+                    read.add(node.parents[0])
             elif node.name in read:
                 read.update(node.parents if node.shortcut is None else (node.shortcut[0],))
         return read
+
+    def _is_known(self, node: Node, read: set[str]) -> bool:
+        """Whether all that is asked of an activation is how large its slopes are, and that is 1."""
+        assert node.activation is not None
+        known = self.config.bound == "product" and node.activation.steep
+        return known and node.name not in self.inner_folds and node.name not in read
 
     def _affine(self, node: Node, wanted: bool) -> None:
         if node.name in self.read:
@@ -111,6 +138,8 @@ class _TrainingPass(Propagation):
 
     def _interval(self, node: Node) -> Interval:
         if node.name not in self.narrowed or node.shortcut is not None:
+            if node.maps is not None and len(node.maps) == 1 and node.bias is None and node.shortcut is None:
+                return node.maps[0].interval(*self.intervals[node.parents[0]])
             return own_interval(node, self.intervals)
         value = self.values[node.name]
         reach: Tensor | float = 0.0
@@ -146,15 +175,16 @@ class _TrainingPass(Propagation):
             with torch.no_grad():
                 return interval, slopes, None if activation.steep else slopes.magnitude.sqrt()
         with torch.no_grad():
-            if activation.steep:
-                one = torch.ones((), dtype=anchor.dtype, device=anchor.device).expand_as(anchor)
-                return interval, SlopeRange(-one, one), None
             steepest = activation.steepest_secant(anchor, *interval)
             return interval, SlopeRange(-steepest, steepest), steepest.sqrt()
 
     def _activation(self, node: Node) -> None:
-        parent, activation, anchor = node.parents[0], node.activation, self.values[node.parents[0]]
+        parent, activation = node.parents[0], node.activation
         assert activation is not None
+        if self._is_known(node, self.read):
+            self._known(node, activation)
+            return
+        anchor = self.values[parent]
         interval, slopes, root = self._slopes_and_root(node, activation, anchor)
         live_rate = self._product_rate(node, root, len(anchor))
         open_rate = live_rate
@@ -173,6 +203,16 @@ class _TrainingPass(Propagation):
         if node.name in self.read:
             with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradients):
                 self.intervals[node.name] = activation.interval(*interval)
+
+    def _known(self, node: Node, activation: Activation) -> None:
+        """A layer whose interval no one reads: of any size, around any anchor."""
+        batch = len(self.region.eps)
+        zero = torch.zeros((), dtype=self.graph.dtype, device=self.graph.device).expand(batch, *node.shape)
+        slopes, rate = SlopeRange(zero - 1, zero + 1), self._product_rate(node, None, batch)
+        infinite = torch.full_like(zero[:1], torch.inf).expand_as(zero)
+        self.layers[node.name] = HeldLayer(
+            node.name, node.parents[0], activation, -infinite, infinite, zero, slopes, rate, rate
+        )  # fmt: skip
 
     def _product_rate(self, node: Node, root: Tensor | None, batch: int) -> Tensor:
         if node.name in self.inner_folds:

@@ -77,7 +77,7 @@ class GlobalBound(nn.Module):
     def _estimate(self) -> Tensor:
         """Of all pairs of classes, (classes, classes)."""
         graph = self.read()
-        layers = global_layers(graph, WarmNorms(self.starts, self.iterations))
+        layers = global_layers(graph, WarmNorms(self.starts, self.iterations, shared=True), inner_folds=False)
         return pair_distances(graph, layers)
 
     @torch.no_grad()

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lirpa_lip.activations.base import Activation
 from lirpa_lip.config import CERTIFICATES, LocalLipConfig
 from lirpa_lip.errors import ConfigError, UnknownMethodError
 from lirpa_lip.local.composed import stacked_map
 from lirpa_lip.local.layers import Layers
-from lirpa_lip.local.training_pass import HeldLayer, training_pass
+from lirpa_lip.local.training_pass import HeldLayer, feature_node, training_pass
 from lirpa_lip.losses.bound import ActivationInterval, BoundOutput, FeatureRegion
 from lirpa_lip.losses.pairs import all_pairs, head_rows
 from lirpa_lip.losses.reading import ModelReader
@@ -132,27 +133,29 @@ class LocalBound(nn.Module):
 
 def constant_intervals(layers: Layers) -> tuple[ActivationInterval, ...]:
     """Intervals of all activations that are constant somewhere, and where."""
-    found = []
-    for layer in layers.values():
-        for part in layer.activation.constant_parts():
-            lower, upper = layer.lower[:, part.channels], layer.upper[:, part.channels]
-            found.append(ActivationInterval(lower, upper, part.below, part.above))
-    return tuple(found)
+    return tuple(p for layer in layers.values() for p in parts_of(layer.activation, layer.lower, layer.upper))
+
+
+def parts_of(activation: Activation, lower: Tensor, upper: Tensor) -> list[ActivationInterval]:
+    """The interval of an activation's input, part by part of its channels that are constant somewhere."""
+    return [
+        ActivationInterval(lower[:, part.channels], upper[:, part.channels], part.below, part.above)
+        for part in activation.constant_parts()
+    ]
 
 
 def _features(
     graph: NetworkGraph, layers: Layers, values: Mapping[str, Tensor], region: Region
 ) -> FeatureRegion | None:
     """Ball and box of the values that the logits are a linear function of, where these are of one layer."""
-    sources = graph.sources(graph.output)
-    layer = layers.get(sources[0])
-    if len(sources) > 1 or layer is None:
+    found = feature_node(graph)
+    if found is None:
         return None
+    name, layer = found[0], layers[found[1]]
     assert isinstance(layer, HeldLayer)
     radius = region.eps * layer.live_rate * layer.peak
-    lower, upper = layers.intervals[sources[0]]
-    flat = [t.flatten(1) for t in (values[sources[0]], lower, upper)]
-    return FeatureRegion(flat[0], radius, flat[1], flat[2], head_rows(graph, sources[0]))
+    centre, lower, upper = (t.flatten(1) for t in (values[name], *layers.intervals[name]))
+    return FeatureRegion(centre, radius, lower, upper, head_rows(graph, name))
 
 
 def local_product_bound(model: nn.Module, sample: Tensor, **options: Any) -> LocalBound:

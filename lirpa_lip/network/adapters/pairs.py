@@ -64,6 +64,13 @@ class PairMap(LinearMap):
         a, b, c, d = self.matrix
         return self._apply(y, a, c, b, d)
 
+    def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.orthogonal:
+            return super().interval(low, high)
+        (lx, ly), (ux, uy) = low.chunk(2, dim=1), high.chunk(2, dim=1)
+        ends = torch.cat([lx + ly, lx - uy], dim=1), torch.cat([ux + uy, ux - ly], dim=1)
+        return _HALF * ends[0], _HALF * ends[1]
+
     def rebuild(self, shared: Callable[[Tensor], Tensor], per_sample: Callable[[Tensor], Tensor]) -> PairMap:
         return self
 

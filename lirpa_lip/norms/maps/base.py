@@ -124,6 +124,11 @@ class LinearMap(ABC):
             return self
         return self.rebuild(_nonzero, _nonzero) if self.homogeneous else None
 
+    def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Range of ``A x`` for ``low <= x <= high``, entry by entry, to rounding."""
+        centre, width = self.forward((low + high) / 2), self.abs().forward((high - low) / 2)
+        return centre - width, centre + width
+
     @property
     def in_numel(self) -> int:
         return math.prod(self.in_shape)
