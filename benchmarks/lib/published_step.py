@@ -8,9 +8,9 @@ ball ∩ box maximum for all pairs of classes. Differentiated as there: through 
 from __future__ import annotations
 
 import torch
-from lib.stages import masks_of, stages_of
 from torch import Tensor, nn
 
+from lib.stages import masks_of, stages_of
 from lirpa_lip.losses.ball_box import worst_case_increase
 
 

@@ -315,9 +315,9 @@ class _ClipHalf(PiecewiseLinear):
         return torch.cat([torch.minimum(top, high), torch.maximum(bottom, low)], dim=1)
 
     def steepest_secant(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        (first, second), ends = (zip(*(t.chunk(2, dim=1) for t in (anchor, lower, upper))), (self.high, self.low))
-        halves = (_steepest_of_clip(*first, None, ends[0]), _steepest_of_clip(*second, ends[1], None))
-        return torch.cat(halves, dim=1)
+        (z, other_z), (low, other_low), (high, other_high) = (t.chunk(2, dim=1) for t in (anchor, lower, upper))
+        top = _steepest_of_clip(z, low, high, None, self.high)
+        return torch.cat([top, _steepest_of_clip(other_z, other_low, other_high, self.low, None)], dim=1)
 
     def constant_parts(self) -> tuple[ConstantPart, ...]:
         half = self.high.shape[1]

@@ -8,6 +8,7 @@ bounds have to beat. It costs a few products with one vector per layer, whatever
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from lirpa_lip.losses.pairs import pair_distances
 from lirpa_lip.losses.reading import ModelReader
 from lirpa_lip.losses.warm_norm import WarmNorms, WarmStarts
 from lirpa_lip.ranges import check_delta
+
+if TYPE_CHECKING:
+    from lirpa_lip.comparison import Global
 
 
 class GlobalBound(nn.Module):
@@ -40,6 +44,8 @@ class GlobalBound(nn.Module):
         ConfigError: delta does not lie strictly between 0 and 1.
     """
 
+    _certified: Global | None
+
     def __init__(
         self, model: nn.Module, sample: Tensor, certificate: str = "estimate", iterations: int = 2, delta: float = 1e-6
     ) -> None:
@@ -56,10 +62,7 @@ class GlobalBound(nn.Module):
             with torch.no_grad():
                 self._estimate()  # makes the start vectors
         else:
-            from lirpa_lip.comparison import Global  # imports auto_LiRPA
-
-            config = LocalLipConfig(certificate=certificate, delta=delta, norm_tolerance=1e-3)  # type: ignore[arg-type]
-            self._make, self._certified = (lambda: Global(model, sample[:1], config)), None
+            self._sample, self._certified = sample[:1], None
         self.starts.train()
 
     @property
@@ -82,11 +85,16 @@ class GlobalBound(nn.Module):
 
     @torch.no_grad()
     def _bounds(self, x: Tensor, labels: Tensor, classes: int) -> Tensor:
-        if self._certified is None:
-            self._certified = self._make()
-            self.certificate = self._certified.norm.certificate
+        certified = self._certified
+        if certified is None:
+            from lirpa_lip.comparison import Global  # imports auto_LiRPA
+
+            kind: Any = self.certificate
+            config = LocalLipConfig(certificate=kind, delta=self.delta, norm_tolerance=1e-3)
+            certified = self._certified = Global(self._model[0], self._sample, config)
+            self.certificate = certified.norm.certificate
         identity = torch.eye(classes, dtype=x.dtype, device=x.device)
-        found = self._certified.lipschitz(x, identity[labels].unsqueeze(1) - identity, 0.0)
+        found = certified.lipschitz(x, identity[labels].unsqueeze(1) - identity, 0.0)
         assert found is not None
         if not bool(torch.isfinite(found.upper).all()):
             raise NonFiniteError("the global Lipschitz bound")

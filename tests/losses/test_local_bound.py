@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.errors import ConfigError
-from lirpa_lip.losses import make_bound
 from lirpa_lip.local.layers import Layers
 from lirpa_lip.local.training_pass import feature_node, training_pass
+from lirpa_lip.losses import make_bound
 from lirpa_lip.losses.global_bound import GlobalBound
 from lirpa_lip.losses.local_bound import LocalBound
 from lirpa_lip.losses.pairs import masked_pair_norms

@@ -161,7 +161,7 @@ def test_global_bound_is_the_certifiers():
 
 
 def test_changed_modules_are_not_read_fast():
-    """A subclass with a forward of its own, a hook, an instance's forward: the fast reader would bound another network."""
+    """A subclass with a forward of its own, a hook, a replaced forward: what is read would be another network."""
 
     class Doubled(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

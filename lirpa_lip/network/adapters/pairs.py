@@ -20,7 +20,6 @@ from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.network.node import Shortcut
 from lirpa_lip.norms.linear_map import FunctionMap, LinearMap, ReshapeMap
 
-
 _HALF = 1 / math.sqrt(2)
 _TURN = (_HALF, _HALF, _HALF, -_HALF)
 
