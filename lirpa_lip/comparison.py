@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from lirpa_lip.errors import UnknownMethodError
 from lirpa_lip.jacobian.mean_value import mean_value_bounds
 from lirpa_lip.local.baselines import global_layers, global_lipschitz, relaxed_lower, sdp_crown_layers
 from lirpa_lip.local.bounds import CONSTANT_METHODS, outward_upper, prepare
-from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.propagate import planned_norms
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.region import Region
@@ -86,7 +87,7 @@ class Global:
         self.composed, self.steps = composed, steps
         self.bounded = BoundedModule(model, torch.zeros_like(sample), bound_opts={"local_lip": self.config})
         graph, _, _ = prepare(self.bounded, ball(sample, 0.0), self.config)
-        self.norm = NormOracle(self.config, planned_norms(graph, self.config))
+        self.norm = NormBudget(self.config, planned_norms(graph, self.config))
         self.layers = global_layers(graph, self.norm, composed)
 
     def lower(self, x: Tensor, c: Tensor, eps: float) -> Bounds:
@@ -137,7 +138,7 @@ def _lirpa(name: str) -> Factory:
     return lambda model, sample, steps, config: Lirpa(model, sample, name, steps, config)
 
 
-def _local(name: str = "local-lip", optimize: bool = False, **changes) -> Factory:
+def _local(name: str = "local-lip", optimize: bool = False, **changes: Any) -> Factory:
     def make(model: nn.Module, sample: Tensor, steps: int, config: LocalLipConfig) -> Local:
         changed = replace(config, **changes)
         return Local(

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import Activation
+from lirpa_lip.activations.base import Activation, Number
 from lirpa_lip.activations.curved import Curved, Step
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
-from lirpa_lip.activations.planes import Plane, Relaxation, ratio, where
+from lirpa_lip.activations.planes import Plane, Relaxation, Relaxations, ratio, where
 from lirpa_lip.activations.smooth import Smooth
 
 #: Pieces of equal length a smooth activation's interval is cut into.
@@ -32,13 +32,13 @@ _INSIDE = 1 / 64
 _FAR = 1e30
 
 
-def relaxations(activation: Activation, lower: Tensor, upper: Tensor) -> tuple[Relaxation, Relaxation, Relaxation]:
+def relaxations(activation: Activation, lower: Tensor, upper: Tensor) -> Relaxations:
     """Lines below and above ``f`` on ``[lower, upper]``: tightest at the lower end, in the middle, at the upper end.
 
     An interval that is not finite gets constant lines, which are infinite where ``f`` is unbounded on it.
     """
     if isinstance(activation, (Curved, Step)):
-        return activation.lines(lower, upper)
+        return activation.relaxations(lower, upper)
     finite = torch.isfinite(lower) & torch.isfinite(upper)
     low, high = torch.where(finite, lower, 0.0), torch.where(finite, upper, 0.0)
     points = _cuts(activation, low, high)
@@ -51,13 +51,15 @@ def relaxations(activation: Activation, lower: Tensor, upper: Tensor) -> tuple[R
     above = _tightest([-s for s in candidates], points, [-v for v in values], mirrored, places)
     level_low, level_high = _levels(activation, lower, upper, finite)
     zero = torch.zeros_like(low)
-    return tuple(
-        Relaxation(
-            where(finite, b, Plane((zero,), level_low)),
-            where(finite, Plane((-a.slopes[0],), -a.bias), Plane((zero,), level_high)),
+    return Relaxations(
+        *(
+            Relaxation(
+                where(finite, b, Plane((zero,), level_low)),
+                where(finite, Plane((-a.slopes[0],), -a.bias), Plane((zero,), level_high)),
+            )
+            for b, a in zip(below, above, strict=True)
         )
-        for b, a in zip(below, above, strict=True)
-    )  # type: ignore[return-value]
+    )
 
 
 def blend_three(first: Plane, middle: Plane, last: Plane, mix: Tensor) -> Plane:
@@ -82,7 +84,7 @@ def _levels(activation: Activation, lower: Tensor, upper: Tensor, finite: Tensor
 def _cuts(activation: Activation, lower: Tensor, upper: Tensor) -> list[Tensor]:
     """Ascending points from ``lower`` to ``upper`` that hold every kink between them."""
 
-    def clamp(point) -> Tensor:
+    def clamp(point: Number) -> Tensor:
         full = torch.as_tensor(point, dtype=lower.dtype, device=lower.device).expand_as(lower)
         return torch.minimum(torch.maximum(full, lower), upper)
 
@@ -112,7 +114,13 @@ def _chords(points: Sequence[Tensor], values: Sequence[Tensor], activation: Acti
     return found
 
 
-def _tightest(candidates, points, values, slopes, places) -> list[Plane]:
+def _tightest(
+    candidates: Sequence[Tensor],
+    points: Sequence[Tensor],
+    values: Sequence[Tensor],
+    slopes: Sequence[tuple[Tensor, Tensor]] | None,
+    places: Sequence[Tensor],
+) -> list[Plane]:
     """Of the lines below with the candidates' slopes, the highest at each place."""
     best: list[tuple[Tensor, ...]] = []
     for slope in candidates:
@@ -126,7 +134,9 @@ def _higher(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, .
     return tuple(torch.where(new[0] > old[0], a, b) for a, b in zip(new, old))
 
 
-def _least(slope: Tensor, points, values, slopes) -> Tensor:
+def _least(
+    slope: Tensor, points: Sequence[Tensor], values: Sequence[Tensor], slopes: Sequence[tuple[Tensor, Tensor]] | None
+) -> Tensor:
     """Lower bound of ``f(z) − slope z`` over all pieces, less what rounding may have added."""
     gaps = [v - slope * p for v, p in zip(values, points, strict=True)]
     least = torch.stack(gaps).amin(0)

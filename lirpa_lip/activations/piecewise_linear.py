@@ -9,7 +9,10 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import Activation, Piece, SlopeRange
+from lirpa_lip.activations.base import Activation, Number, Piece, SlopeRange
+
+#: Distance to a kink, relative to the pre-activation's size, below which the slope counts as ambiguous.
+_KINK = 1e-9
 
 
 class PiecewiseLinear(Activation):
@@ -24,11 +27,13 @@ class PiecewiseLinear(Activation):
         at_first_knot: the value ``f(knots[0])``.
     """
 
-    def __init__(self, knots: Sequence, slopes: Sequence, at_first_knot) -> None:
+    def __init__(self, knots: Sequence, slopes: Sequence, at_first_knot: Number) -> None:
         if len(slopes) != len(knots) + 1 or not knots:
             raise ValueError("a piecewise linear function has one slope more than it has knots, and at least one knot.")
         self.knots, self.slopes, self.at_first_knot = tuple(knots), tuple(slopes), at_first_knot
         self.intercepts = _intercepts(self.knots, self.slopes, at_first_knot)
+
+    piecewise_linear = True
 
     def parameters(self) -> tuple[Tensor, ...]:
         return tuple(t for t in (*self.knots, *self.slopes) if isinstance(t, Tensor))
@@ -92,7 +97,56 @@ class PiecewiseLinear(Activation):
         exact = whole.stable
         return SlopeRange(torch.where(exact, whole.low, low), torch.where(exact, whole.high, high))
 
-    def deviation_range(self, slope, anchor, lower, upper, slopes):
+    def clarke_range(self, lower: Tensor, upper: Tensor, after: Tensor, before: Tensor) -> SlopeRange:
+        knots, slopes = self._detached(lower)
+        low, high = torch.full_like(lower, torch.inf), torch.full_like(lower, -torch.inf)
+        for i, slope in enumerate(slopes):
+            here = torch.ones_like(lower, dtype=torch.bool)
+            if i > 0:
+                here &= (knots[i - 1] <= upper) & (knots[i - 1] < before)
+            if i < len(knots):
+                here &= (knots[i] >= lower) & (knots[i] > after)
+            if 0 < i < len(knots):
+                here &= knots[i - 1] < knots[i]
+            low = torch.where(here, torch.minimum(low, slope), low)
+            high = torch.where(here, torch.maximum(high, slope), high)
+        # an empty interval belongs to an empty domain; any finite slopes will do
+        gone = low > high
+        return SlopeRange(low.masked_fill(gone, 0.0), high.masked_fill(gone, 0.0))
+
+    def split_point(self, lower: Tensor, upper: Tensor, after: Tensor, before: Tensor) -> Tensor:
+        """The kink nearest the middle."""
+        middle = (lower + upper) / 2
+        best, distance = torch.full_like(lower, torch.nan), torch.full_like(lower, torch.inf)
+        for knot in self._detached(lower)[0]:
+            inside = (knot >= lower) & (knot <= upper) & (knot > after) & (knot < before)
+            away = torch.where(inside, (knot - middle).abs(), torch.inf)
+            best, distance = torch.where(away < distance, knot, best), torch.minimum(away, distance)
+        return best
+
+    def line_deviation(
+        self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange
+    ) -> tuple[Tensor, Tensor]:
+        return self.deviation_range(slope, anchor, lower, upper, slopes)
+
+    def slope_at(self, z: Tensor) -> SlopeRange:
+        room, infinite = _KINK * (1 + z.abs()), torch.full_like(z, torch.inf)
+        return self.clarke_range(z - room, z + room, -infinite, infinite)
+
+    def smoothed_slope(self, z: Tensor, scale: Tensor) -> Tensor:
+        knots, slopes = self._detached(z)
+        total = slopes[0]
+        for knot, before, after in zip(knots, slopes, slopes[1:]):
+            total = total + (after - before) * torch.sigmoid((z - knot) * scale)
+        return total
+
+    def _detached(self, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        def full(value: Number) -> Tensor:
+            return torch.as_tensor(value, dtype=like.dtype, device=like.device).detach().expand_as(like)
+
+        return [full(k) for k in self.knots], [full(s) for s in self.slopes]
+
+    def deviation_range(self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange):
         """Exact: the deviation from a line is piecewise linear too, extreme at end points and kinks."""
         at_anchor = self.value(anchor)
         values = [torch.zeros_like(anchor)]
@@ -104,7 +158,7 @@ class PiecewiseLinear(Activation):
         zero = torch.zeros_like(anchor)
         return torch.where(exact, zero, stacked.amin(0)), torch.where(exact, zero, stacked.amax(0))
 
-    def pieces(self, anchor, lower, upper, slopes):
+    def pieces(self, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange):
         """Exact: the function itself, from kink to kink."""
         knots, pieces = self._on(anchor)
         at_anchor = self.value(anchor)
@@ -116,7 +170,7 @@ class PiecewiseLinear(Activation):
         return found
 
 
-def _full(value, like: Tensor) -> Tensor:
+def _full(value: Number, like: Tensor) -> Tensor:
     """A number or tensor in the shape and type of ``like``; what exceeds the type is its largest number."""
     info = torch.finfo(like.dtype)
     if not isinstance(value, Tensor):
@@ -126,7 +180,7 @@ def _full(value, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
 
 
-def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot) -> list:
+def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot: Number) -> list:
     """``c_0 = f(k_0) − s_0 k_0`` and ``c_{i+1} = c_i + (s_i − s_{i+1}) k_i``."""
     parts = (*knots, *slopes, at_first_knot)
     exact = not any(isinstance(t, Tensor) for t in parts)
@@ -143,7 +197,7 @@ def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot) -> list:
     return [float(c) for c in found] if exact else found
 
 
-def _finite(value):
+def _finite(value: Number):
     info = torch.finfo(value.dtype if isinstance(value, Tensor) and value.dtype.is_floating_point else torch.float64)
     return value.clamp(info.min, info.max) if isinstance(value, Tensor) else min(max(value, info.min), info.max)
 
@@ -153,7 +207,7 @@ def relu() -> PiecewiseLinear:
     return PiecewiseLinear([0.0], [0.0, 1.0], 0.0)
 
 
-def leaky_relu(slope) -> PiecewiseLinear:
+def leaky_relu(slope: Number) -> PiecewiseLinear:
     """``z`` for ``z > 0``, ``slope * z`` below; ``slope`` a number or a tensor (PReLU)."""
     return PiecewiseLinear([0.0], [slope, 1.0], 0.0)
 
@@ -163,7 +217,7 @@ def absolute() -> PiecewiseLinear:
     return PiecewiseLinear([0.0], [-1.0, 1.0], 0.0)
 
 
-def clip(low=None, high=None) -> PiecewiseLinear:
+def clip(low: Number | None = None, high: Number | None = None) -> PiecewiseLinear:
     """``min(max(z, low), high)``; either end may be ``None``."""
     if low is None and high is None:
         raise ValueError("a clip needs at least one end.")
@@ -179,7 +233,7 @@ def hard_sigmoid(alpha: float = 0.2, beta: float = 0.5) -> PiecewiseLinear:
     return PiecewiseLinear([-beta / alpha, (1 - beta) / alpha], [0.0, alpha, 0.0], 0.0)
 
 
-def clip_half(high, low) -> PiecewiseLinear:
+def clip_half(high: Tensor, low: Tensor) -> PiecewiseLinear:
     """Clip used after MaxMin: the first half of the channels ``min(z, high)``, the second half ``max(z, low)``.
 
     ``high`` and ``low`` have the shape of half the channels, without the batch axis.
@@ -190,7 +244,7 @@ def clip_half(high, low) -> PiecewiseLinear:
     return PiecewiseLinear([knots], [left, 1 - left], knots)
 
 
-def fold_half(shape: torch.Size, dtype: torch.dtype, device) -> PiecewiseLinear:
+def fold_half(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PiecewiseLinear:
     """Identity on the first half of the channels, absolute value on the second: MaxMin between two rotations."""
     half = shape[0] // 2
     left = torch.ones(1, *shape, dtype=dtype, device=device)

@@ -3,8 +3,8 @@
 The chain rule runs from the output to the input: a cotangent ``g`` passes affine nodes by their adjoints and
 activations by ``h = s·g``. Every entry of every cotangent is a linear function of later ones, so that an upper bound
 of ``a · g_k`` is found by *pushing the tangent a forward* from node k to the output through the relaxations of the
-activations it meets (`push`). Intervals alone (Fast-Lip's way) cost one pass for all entries; pushing costs one pass an
-entry, so it is spent where it pays: on cotangents of changing sign which meet an open slope.
+activations it meets (`push_tangent`). Intervals alone (Fast-Lip's way) cost one pass for all entries; pushing costs
+one pass an entry, so it is spent where it pays: on cotangents of changing sign which meet an open slope.
 
 Source: Shi et al., NeurIPS 2022, section 3. Cotangents at an activation mean those of its output.
 """
@@ -23,6 +23,7 @@ from lirpa_lip.jacobian.forward import Interval, chunk_size, most_open
 from lirpa_lip.jacobian.products import TIGHT, Products, product_range, products
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import absolute, gamma, total_gamma
+from lirpa_lip.norms.linear_map import LinearMap
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def backward_bounds(
     graph: NetworkGraph,
     slopes: Mapping[str, SlopeRange],
     seed: Tensor,
-    known: Mapping[str, Interval] | None = None,
+    prior_cotangents: Mapping[str, Interval] | None = None,
     form: str = TIGHT,
     pushes: bool = True,
     entries: int = 0,
@@ -59,14 +60,14 @@ def backward_bounds(
     Args:
         slopes: Clarke slopes of every activation, ``(batch, *shape)``.
         seed: rows of C, ``(batch, rows, *output shape)``.
-        known: valid bounds from elsewhere (a parent domain), intersected with those found here.
+        prior_cotangents: valid bounds from elsewhere (a parent domain), intersected with those found here.
         form: relaxation, see `jacobian_relax`.
         pushes: tighten the cotangents that need it by pushing tangents; otherwise intervals alone.
         entries: how many entries of the Jacobian to tighten by pushing, for each row: those of changing sign first,
             then the widest; or a mask ``(batch, rows, *in)`` of entries.
     """
     batch, rows = seed.shape[:2]
-    known = known or {}
+    prior_cotangents = prior_cotangents or {}
     result = Backward(seed, {}, {}, {})
     pending = {graph.output: (seed, torch.zeros_like(seed), seed.abs())}
     for name in reversed(graph.ancestors(graph.output)):
@@ -80,8 +81,8 @@ def backward_bounds(
         lower, upper = centre - radius, centre + radius
         slack = total_gamma(graph) * mass
         lower, upper = lower - slack, upper + slack
-        if name in known:
-            lower, upper = _cut((lower, upper), known[name])
+        if name in prior_cotangents:
+            lower, upper = _cut((lower, upper), prior_cotangents[name])
         result.mass[name] = mass
         result.cotangents[name] = lower, upper
         if node.is_input:
@@ -104,7 +105,9 @@ def backward_bounds(
     return result
 
 
-def _through(graph: NetworkGraph, map_, centre: Tensor, radius: Tensor, mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _through(
+    graph: NetworkGraph, map_: LinearMap, centre: Tensor, radius: Tensor, mass: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Centre, radius and mass of ``Aᵀg``; the radius takes in the rounding of this step."""
     size, rows = centre.shape[:2]
     magnitude = absolute(graph, map_)
@@ -167,7 +170,7 @@ def _tighten(graph: NetworkGraph, name: str, result: Backward, mask: Tensor) -> 
             3, part.unsqueeze(3), 1.0
         )
         tangents = torch.cat([unit, -unit], dim=2).reshape(batch, rows, -1, *graph[name].shape)
-        high, low = push(graph, name, tangents, result).chunk(2, dim=2)
+        high, low = push_tangent(graph, name, tangents, result).chunk(2, dim=2)
         highs.append(high)
         lows.append(-low)
     low, high = (torch.cat(p, dim=2) for p in (lows, highs))
@@ -177,7 +180,9 @@ def _tighten(graph: NetworkGraph, name: str, result: Backward, mask: Tensor) -> 
     return torch.minimum(new_lower, new_upper), torch.maximum(new_lower, new_upper)
 
 
-def push(graph: NetworkGraph, source: str, tangents: Tensor, result: Backward, trace: dict | None = None) -> Tensor:
+def push_tangent(
+    graph: NetworkGraph, source: str, tangents: Tensor, result: Backward, trace: dict | None = None
+) -> Tensor:
     """Upper bounds of ``a · g_source`` for tangents a ``(batch, rows, k, *shape)``: ``(batch, rows, k)``.
 
     Args:

@@ -80,18 +80,18 @@ def jacobian_constants(
     rows = {math.inf: worst.sum(-1), 2: worst.square().sum(-1).sqrt(), 1: worst.amax(-1)}[norm]
     rows = torch.where(torch.isnan(rows), torch.inf, rows * (1 + 1e-12))
     found["fastlip"] = Bounds(rows, whole_norm(rows, (lower, upper), norm), plain).least(found["naive"])
-    known = plain.cotangents
+    prior = plain.cotangents
     for name, form in (("recurjac", INTERVAL), ("clarke-jacobian", TIGHT)):
         if method in found:
             break
         entries = entry_count(graph, seed, norm, options)
-        result = backward_bounds(graph, forward.slopes, seed, known, form, entries=entries, norm=norm)
+        result = backward_bounds(graph, forward.slopes, seed, prior, form, entries=entries, norm=norm)
         rows = row_norms(graph, result, norm)
         before = found[next(reversed(found))]
         bounds = Bounds(torch.minimum(rows, before.rows), rows, result)
         whole = whole_norm(bounds.rows, result.cotangents[graph.input], norm)
         found[name] = Bounds(bounds.rows, torch.minimum(whole, before.whole), result)
-        known = result.cotangents
+        prior = result.cotangents
     return found
 
 

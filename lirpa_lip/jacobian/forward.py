@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.activations.base import SlopeRange
-from lirpa_lip.activations.clarke_slopes import Lines, clarke_slopes, lines
+from lirpa_lip.activations.enclosing_lines import Lines
 from lirpa_lip.errors import NonFiniteError
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import node_interval
@@ -61,20 +61,20 @@ def forward_bounds(
     graph: NetworkGraph,
     inputs: InputSet,
     splits: Mapping[str, Interval] | None = None,
-    known: Mapping[str, Interval] | None = None,
+    prior_intervals: Mapping[str, Interval] | None = None,
     crown: bool = True,
 ) -> Forward:
     """Bounds, slopes and lines of all pre-activations, in topological order.
 
     Args:
         splits: per pre-activation node, the half lines (or intervals) its neurons are restricted to.
-        known: valid bounds from elsewhere (a parent domain, auto_LiRPA), intersected with those found here.
+        prior_intervals: valid bounds from elsewhere (a parent domain, auto_LiRPA), intersected with those found here.
         crown: tighten neurons whose slope is open by linear bound propagation.
 
     Raises:
         NonFiniteError: a bound is NaN.
     """
-    splits, known = splits or {}, known or {}
+    splits, prior_intervals = splits or {}, prior_intervals or {}
     wanted = {node.parents[0] for node in graph.activations}
     intervals: dict[str, Interval] = {graph.input: (inputs.low, inputs.high)}
     sizes = absolute_sizes(graph, inputs.size)
@@ -87,12 +87,12 @@ def forward_bounds(
         if node.activation is not None:
             lower, upper = intervals[node.parents[0]]
             after, before = splits.get(node.parents[0]) or unsplit(lower)
-            slopes[node.name] = clarke_slopes(node.activation, lower, upper, after, before)
-            found[node.name] = lines(node.activation, lower, upper, slopes[node.name])
+            slopes[node.name] = node.activation.clarke_range(lower, upper, after, before)
+            found[node.name] = node.activation.lines(lower, upper, slopes[node.name])
         slack = affine_slack(node, intervals)
         interval = node_interval(node, intervals, slack)
         interval = widened(node, interval) if slack is None else interval
-        interval = _cut(interval, known.get(node.name), splits.get(node.name))
+        interval = _cut(interval, prior_intervals.get(node.name), splits.get(node.name))
         if node.name in wanted:
             if crown and graph.sources(node.name) != [graph.input]:
                 interval = _tighten(graph, node, interval, inputs, found, splits.get(node.name), sizes)
@@ -115,19 +115,27 @@ def _cut(interval: Interval, *others: Interval | None) -> Interval:
     return lower, upper
 
 
-def _tighten(graph, node: Node, interval: Interval, inputs: InputSet, found, split: Interval | None, sizes) -> Interval:
+def _tighten(
+    graph: NetworkGraph,
+    node: Node,
+    interval: Interval,
+    inputs: InputSet,
+    found: Mapping[str, Lines],
+    split: Interval | None,
+    sizes: Mapping[str, Tensor],
+) -> Interval:
     """Linear bounds of the neurons whose slope is open under some activation that reads them."""
     lower, upper = torch.minimum(*interval), torch.maximum(*interval)
     after, before = split if split is not None else unsplit(lower)
     open_ = torch.zeros_like(lower, dtype=torch.bool)
     for reader in graph.activations:
         if reader.parents[0] == node.name:
-            slopes = clarke_slopes(reader.activation, lower, upper, after, before)
+            assert reader.activation is not None
+            slopes = reader.activation.clarke_range(lower, upper, after, before)
             open_ |= slopes.low < slopes.high
     index, valid = most_open(open_.flatten(1))
     if index.shape[1] == 0:
         return interval
-    rows = torch.zeros(*index.shape, node.shape.numel(), dtype=graph.dtype, device=graph.device)
     rows_low, rows_high = [], []
     size = sizes[node.name].flatten(1).gather(1, index)
     for part in index.split(chunk_size(graph, 2 * len(inputs)), dim=1):

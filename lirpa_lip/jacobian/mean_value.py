@@ -29,7 +29,7 @@ def mean_value_bounds(
     seed: Tensor,
     method: str = "clarke-jacobian",
     options: ClarkeOptions | None = None,
-    known: Mapping[str, Interval] | None = None,
+    prior_intervals: Mapping[str, Interval] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Bounds of ``C f(x)`` over the region, ``(batch, rows)`` each.
 
@@ -38,7 +38,7 @@ def mean_value_bounds(
         method: which bound of the Jacobian: ``"clarke-jacobian"``, ``"recurjac"`` or ``"fastlip"``.
     """
     options = options or ClarkeOptions()
-    forward = forward_bounds(graph, inputs, known=known, crown=options.intermediate != "ibp")
+    forward = forward_bounds(graph, inputs, prior_intervals=prior_intervals, crown=options.intermediate != "ibp")
     norm = math.inf if inputs.radius is None else 2
     found = jacobian_constants(graph, forward, seed, method, norm, options)[method]
     if found.backward is None:

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from lirpa_lip.jacobian.backward import Backward, push
+from lirpa_lip.jacobian.backward import Backward, push_tangent
 from lirpa_lip.jacobian.forward import Interval
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.norms import masked_spectral_norm
@@ -36,7 +36,7 @@ def row_norms(graph: NetworkGraph, result: Backward, norm: float, trace: dict | 
         if trace is not None:
             peak = largest.flatten(2).argmax(-1, keepdim=True)
             tangent = torch.zeros_like(largest).flatten(2).scatter(2, peak, 1.0).reshape(largest.shape)
-            push(graph, graph.input, (tangent * (upper + lower).sign()).unsqueeze(2), result, trace)
+            push_tangent(graph, graph.input, (tangent * (upper + lower).sign()).unsqueeze(2), result, trace)
         return value
     if norm == 2:
         return _euclidean(graph, result, lower, upper, largest, trace)
@@ -46,7 +46,7 @@ def row_norms(graph: NetworkGraph, result: Backward, norm: float, trace: dict | 
     # all entries by their chords; and those of known sign alone, with the others at their worst
     known = torch.where(crossing, 0.0, slope)
     rest = torch.where(crossing, largest, 0.0).flatten(2).sum(-1)
-    pushed = push(graph, graph.input, torch.stack([slope, known], 2), result, trace)
+    pushed = push_tangent(graph, graph.input, torch.stack([slope, known], 2), result, trace)
     if trace is not None:
         for name in trace:
             trace[name] = trace[name][:, :, :1]
@@ -63,10 +63,12 @@ def _absolute_chord(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     return slope, torch.where(crossing, -2 * upper * lower / width, 0.0)
 
 
-def _euclidean(graph, result: Backward, lower, upper, largest, trace) -> Tensor:
+def _euclidean(
+    graph: NetworkGraph, result: Backward, lower: Tensor, upper: Tensor, largest: Tensor, trace: dict | None
+) -> Tensor:
     """``√Σ J²`` with ``J² ≤ (l + u) J − l u``, and the entries at their worst."""
     direct = safe_norm(largest.flatten(2))
-    pushed = push(graph, graph.input, (lower + upper).unsqueeze(2), result, trace)[:, :, 0]
+    pushed = push_tangent(graph, graph.input, (lower + upper).unsqueeze(2), result, trace)[:, :, 0]
     squares = pushed - (lower * upper).flatten(2).sum(-1)
     slack = 1e-12 * direct.square()
     return _rounded(torch.minimum(direct, (squares + slack).clamp(min=0).sqrt()), direct)

@@ -24,7 +24,7 @@ from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.local.composed import composed_rate, composed_rows
 from lirpa_lip.local.deviation import Deviation, taken
 from lirpa_lip.local.layers import Layer, Layers
-from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.product import local_ball, product_rate, product_rows
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.region import Region
@@ -32,7 +32,7 @@ from lirpa_lip.regions.region import Region
 _LEARNING_RATE = 0.1
 
 
-def global_layers(graph: NetworkGraph, norm: NormOracle, composed: bool = False) -> Layers:
+def global_layers(graph: NetworkGraph, norm: NormBudget, composed: bool = False) -> Layers:
     """Slopes and rates that hold on the whole input space, as layers of one sample.
 
     Args:
@@ -47,14 +47,14 @@ def global_layers(graph: NetworkGraph, norm: NormOracle, composed: bool = False)
         # as far as slopes can be told apart without overflow
         far = zero + torch.finfo(graph.dtype).max ** 0.5
         slopes = node.activation.slope_range(-far, far)
-        magnitude = product = product_rate(graph, node, slopes.magnitude, layers, norm).reshape(-1)
+        live_rate = product = product_rate(graph, node, slopes.magnitude, layers, norm).reshape(-1)
         positive = slopes.magnitude > 0
         share = torch.where(positive, slopes.radius / torch.where(positive, slopes.magnitude, 1.0), 0.0)
-        spread = product * share.max().sqrt()  # R <= share · S
+        open_rate = product * share.max().sqrt()  # R <= share · S
         if composed:
-            magnitude = torch.minimum(product, composed_rate(graph, parent, slopes.magnitude, layers, norm))
-            spread = torch.minimum(spread, composed_rate(graph, parent, slopes.radius, layers, norm))
-        layers[node.name] = Layer(node.name, parent, node.activation, -far, far, zero, slopes, magnitude, spread)
+            live_rate = torch.minimum(product, composed_rate(graph, parent, slopes.magnitude, layers, norm))
+            open_rate = torch.minimum(open_rate, composed_rate(graph, parent, slopes.radius, layers, norm))
+        layers[node.name] = Layer(node.name, parent, node.activation, -far, far, zero, slopes, live_rate, open_rate)
     return layers
 
 
@@ -84,7 +84,7 @@ def sdp_crown_layers(graph: NetworkGraph, region: Region, layers: Layers) -> Lay
         anchor = values[layer.parent]
         reach = local_ball(graph, layer.parent, layers, region.eps)
         slopes = SlopeRange(layer.slopes.low.expand_as(anchor), layer.slopes.high.expand_as(anchor))
-        rates = {key: getattr(layer, key).expand(len(anchor)) for key in ("magnitude", "spread")}
+        rates = {key: getattr(layer, key).expand(len(anchor)) for key in ("live_rate", "open_rate")}
         around[name] = replace(layer, lower=anchor - reach, upper=anchor + reach, anchor=anchor, slopes=slopes, **rates)
     return around
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import auto_LiRPA
 import torch
@@ -14,9 +15,9 @@ from lirpa_lip.autolirpa.perturbation import check_ball_and_box
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.errors import ShapeError, UnsupportedNormError
 from lirpa_lip.local.lower import sampled_rates
-from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.product import product_plan
-from lirpa_lip.local.propagate import planned_norms, sweep
+from lirpa_lip.local.propagate import planned_norms, propagate
 from lirpa_lip.local.rows import check_specification, inference_error, output_upper, row_lipschitz, whole_lipschitz
 from lirpa_lip.methods import names_at
 from lirpa_lip.network.graph import NetworkGraph, build_graph, model_dtype
@@ -34,8 +35,8 @@ CONSTANT_METHODS = names_at("local_lipschitz", "local")
 
 
 def local_lip_bounds(
-    bounded,
-    x,
+    bounded: Any,
+    x: Any,
     c: Tensor | None,
     method: str,
     want_lower: bool = True,
@@ -51,14 +52,14 @@ def local_lip_bounds(
         config = replace(config, optimize=True)
     graph, region, dtype = prepare(bounded, x, config)
     rows = check_specification(c, len(region.eps), graph)
-    given, crown = _crown(bounded, x, rows, graph, region) if method == "local-lip-crown" else ({}, (None, None))
+    prior, crown = _crown(bounded, x, rows, graph, region) if method == "local-lip-crown" else ({}, (None, None))
     limit = None if threshold is None else -_threshold(threshold, rows)
-    norm = NormOracle(config, planned_norms(graph, config))
+    norm = NormBudget(config, planned_norms(graph, config))
     with _gradients_where_needed(graph, region):
-        layers = sweep(graph, region, config, norm, given)
-        spread = inference_error(graph, rows, layers, config, dtype)
+        layers = propagate(graph, region, config, norm, prior)
+        inference = inference_error(graph, rows, layers, config, dtype)
         # what rounding may take must be reached as well
-        limit = None if limit is None else limit - spread
+        limit = None if limit is None else limit - inference
         below = output_upper(graph, region, -rows, layers, config, limit) if want_lower else None
         above = output_upper(graph, region, rows, layers, config) if want_upper else None
     lower = None if below is None else -outward_upper(below, dtype)
@@ -71,8 +72,8 @@ def local_lip_bounds(
         if lower is not None and upper is not None:
             lower, upper = intersect((lower, upper), (lower, upper))  # rounding may have crossed them
     if config.inference is not None:
-        lower = None if lower is None else -outward_upper(spread - lower.to(spread.dtype), dtype)
-        upper = None if upper is None else outward_upper(spread + upper.to(spread.dtype), dtype)
+        lower = None if lower is None else -outward_upper(inference - lower.to(inference.dtype), dtype)
+        upper = None if upper is None else outward_upper(inference + upper.to(inference.dtype), dtype)
     return lower, upper, norm.certificate, norm.failure_probability, norm.seed
 
 
@@ -85,22 +86,22 @@ def _threshold(threshold: float | Tensor, rows: Tensor) -> Tensor:
         raise ShapeError(f"decision_thresh has shape {shape}; give a number, or (batch, specs).") from None
 
 
-def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzResult:
+def local_lip_constants(bounded: Any, x: Any, c: Tensor | None, method: str) -> LipschitzResult:
     """Lipschitz constants over all pairs of points of the region, of the rows of ``C f``, or of f for ``None``."""
     config = LocalLipConfig.from_options(bounded.bound_opts)
     graph, region, dtype = prepare(bounded, x, config)
     rows = None if c is None else check_specification(c, len(region.eps), graph)
-    given: dict[str, Interval] = {}
+    prior: dict[str, Interval] = {}
     if method == "local-lip-crown":
-        given, _ = _crown(bounded, x, check_specification(c, len(region.eps), graph), graph, region)
-    sweeps = 2 if config.anchored else 1
-    norm = NormOracle(config, sweeps * planned_norms(graph, config) + product_plan(graph, None) + 1)
+        prior, _ = _crown(bounded, x, check_specification(c, len(region.eps), graph), graph, region)
+    passes = 2 if config.anchored else 1
+    norm = NormBudget(config, passes * planned_norms(graph, config) + product_plan(graph, None) + 1)
     with _gradients_where_needed(graph, region):
         if config.anchored:
             # secants give tighter pre-activation bounds; the constant itself is about all pairs of points
-            first = sweep(graph, region, config, norm, given)
-            given = {layer.parent: (layer.lower, layer.upper) for layer in first.values()}
-        layers = sweep(graph, region, config, norm, given, anchored=False)
+            first = propagate(graph, region, config, norm, prior)
+            prior = {layer.parent: (layer.lower, layer.upper) for layer in first.values()}
+        layers = propagate(graph, region, config, norm, prior, anchored=False)
         if rows is None:
             upper = whole_lipschitz(graph, layers, config, norm, len(region.eps))
         else:
@@ -119,7 +120,7 @@ def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzR
     )
 
 
-def network_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
+def network_graph(bounded: Any, dtype: torch.dtype | None = None) -> NetworkGraph:
     """The traced network as affine nodes and activations; it references the current parameters.
 
     Raises:
@@ -130,7 +131,7 @@ def network_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
     return graph
 
 
-def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
+def prepare(bounded: Any, x: Any, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
     """The graph and the region in the precision of the computation, and the precision of its results."""
     current_model(bounded)
     own = model_dtype(bounded)
@@ -145,7 +146,7 @@ def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, t
     return graph, region, own
 
 
-def _crown(bounded, x, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:
+def _crown(bounded: Any, x: Any, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:
     """CROWN's bounds of ``C f`` in float64, and what it found of the pre-activations on the way.
 
     Both are widened by the rounding of their computation. CROWN ignores a box that cuts the ball.
@@ -153,10 +154,10 @@ def _crown(bounded, x, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[
     box = Region(region.centre.double(), region.eps.double()).interval()
     with in_float64(bounded):
         lower, upper = bounded.compute_bounds(x=double_input(x), C=c.double(), method="crown")
-        given = lirpa_intervals(bounded, graph, box)
-    error = linear_bound_rounding(graph, box, given)[graph.output].flatten(1)
+        prior = lirpa_intervals(bounded, graph, box)
+    error = linear_bound_rounding(graph, box, prior)[graph.output].flatten(1)
     slack = torch.einsum("bso,bo->bs", c.double().abs(), error) * (1 + 1e-6)
-    return given, (lower.flatten(1) - slack, upper.flatten(1) + slack)
+    return prior, (lower.flatten(1) - slack, upper.flatten(1) + slack)
 
 
 def outward_upper(upper: Tensor, dtype: torch.dtype) -> Tensor:
@@ -184,7 +185,7 @@ def _gradients_where_needed(graph: NetworkGraph, region: Region):
         yield
 
 
-def region_of(x, config: LocalLipConfig, graph: NetworkGraph, dtype: torch.dtype) -> Region:
+def region_of(x: Any, config: LocalLipConfig, graph: NetworkGraph, dtype: torch.dtype) -> Region:
     """The ℓ₂ region of ``x``, a ``BoundedTensor`` or a tuple with one, in ``dtype``.
 
     Raises:

@@ -20,7 +20,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from lirpa_lip.local.layers import Gain, Layers, centres, safe_sqrt, times
+from lirpa_lip.local.layers import Gain, Layers, centres, safe_sqrt, zero_safe_product
 from lirpa_lip.local.linearised import StackedMap, Visit, pull_back
 from lirpa_lip.local.norm_budget import Norm
 from lirpa_lip.network.graph import NetworkGraph
@@ -56,7 +56,7 @@ def composed_rate(
         map_size = min(sum(s[0].numel() for s in sources.values()), graph[target].shape.numel())
         value = value + map_size**0.5 * _composition_error(layers, gains, sources, roots)
     positive = roots > 0
-    return times(value, safe_norm(torch.where(positive, radii / torch.where(positive, roots, 1.0), 0.0)))
+    return zero_safe_product(value, safe_norm(torch.where(positive, radii / torch.where(positive, roots, 1.0), 0.0)))
 
 
 def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -68,7 +68,7 @@ def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tu
             radii.append(torch.ones(batch, dtype=graph.dtype, device=graph.device))
         elif name in layers and bool((layers[name].slopes.radius > 0).any()):
             scales[name] = safe_sqrt(layers[name].slopes.radius)
-            radii.append(layers[name].spread)
+            radii.append(layers[name].open_rate)
     return scales, torch.stack(radii, dim=1)
 
 
@@ -96,8 +96,12 @@ def _composition_error(
         value = error = zero
         for name, gain in table.items():
             size = values.get(name, zero) + entering.get(name, zero)
-            value = value + times(gain.norm, size)
-            error = error + times(gain.norm, errors.get(name, zero)) + 4 * gain.gamma * times(gain.size, size)
+            value = value + zero_safe_product(gain.norm, size)
+            error = (
+                error
+                + zero_safe_product(gain.norm, errors.get(name, zero))
+                + 4 * gain.gamma * zero_safe_product(gain.size, size)
+            )
             error = error + torch.where((gain.size > 0) & (size > 0), lost, 0.0)
         return value, error
 
@@ -150,7 +154,7 @@ def composed_rows(
     for name, rows in row_terms(graph, target, cotangent, layers, visit).items():
         if name in layers:
             root = safe_sqrt(layers[name].slopes.radius).flatten(1).unsqueeze(1)
-            total = total + times(safe_norm(rows.flatten(2) * root), layers[name].spread.unsqueeze(1))
+            total = total + zero_safe_product(safe_norm(rows.flatten(2) * root), layers[name].open_rate.unsqueeze(1))
         else:
             total = total + safe_norm(rows.flatten(2))
     return total

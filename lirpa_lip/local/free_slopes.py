@@ -2,7 +2,7 @@
 
 In `lirpa_lip.local.relaxation` the stable neurons keep their line. Here they may leave it, as in SDP-CROWN (Chiu et
 al., ICML 2025), but over the *local* balls and intervals. A layer's deviations t = z − z₀ lie in two balls whose radii
-the sweep knows, of all live neurons and of the open ones,
+propagation knows, of all live neurons and of the open ones,
 
     Σ_i S_i t_i² <= (Lip(S^½ z) eps)²,        Σ_i R_i t_i² <= (Lip(R^½ z) eps)²,
 
@@ -59,14 +59,14 @@ class FreeNeurons:
 
         found = layer.activation.pieces(layer.anchor, layer.lower, layer.upper, layer.slopes)
         pieces = [Piece(*(rows(t) for t in (p.slope, p.offset, p.low, p.high))) for p in found]
-        whole, spread = (
+        live, open_ = (
             _ball(pieces, rows(weight), reach[sample].unsqueeze(1), sample)
             for weight, reach in (
                 (layer.slopes.magnitude, layer.reach(eps)),
                 (layer.slopes.radius, layer.inner_reach(eps)),
             )
         )
-        return cls(rows(layer.slopes.low.clamp(max=0)), rows(layer.slopes.high.clamp(min=0)), (whole, spread))
+        return cls(rows(layer.slopes.low.clamp(max=0)), rows(layer.slopes.high.clamp(min=0)), (live, open_))
 
     def multipliers(self, c: Tensor, slope: Tensor) -> Tensor:
         """Logarithms of multipliers to start from, ``(rows, 1, 2)``."""

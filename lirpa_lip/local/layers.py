@@ -1,8 +1,8 @@
-"""What a sweep learns of each activation: bounds, slopes, and how fast its pre-activation can move."""
+"""What propagation learns of each activation: bounds, slopes, and how fast its pre-activation can move."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,9 +19,9 @@ class Layer:
     Attributes:
         name: of the activation node; ``parent`` of its pre-activation node.
         lower, upper, anchor: bounds of ``z`` and its value at the centre, ``(batch, *shape)``.
-        slopes: ranges of slopes, of secants from the centre or of all pairs of points as the sweep was asked.
-        magnitude: ``Lip(S^½ z)``, the best known, ``(batch,)``.
-        spread: ``Lip(R^½ z)``, the best known, ``(batch,)``.
+        slopes: ranges of slopes, of secants from the centre or of all pairs of points as was asked.
+        live_rate: ``Lip(S^½ z)`` of the neurons that are not eliminated, the best known, ``(batch,)``.
+        open_rate: ``Lip(R^½ z)`` of the open neurons, the best known, ``(batch,)``.
         error: bound of ``‖S^½ (z(centre) − anchor)‖``, what rounding has done to the anchor; ``(batch,)``.
     """
 
@@ -32,24 +32,24 @@ class Layer:
     upper: Tensor
     anchor: Tensor
     slopes: SlopeRange
-    magnitude: Tensor
-    spread: Tensor
+    live_rate: Tensor
+    open_rate: Tensor
     error: Tensor | float = 0.0
 
     def select(self, index: Tensor) -> Layer:
         """The samples at ``index``, alone."""
         slopes = SlopeRange(self.slopes.low[index], self.slopes.high[index])
-        names = ("lower", "upper", "anchor", "magnitude", "spread")
+        names = ("lower", "upper", "anchor", "live_rate", "open_rate")
         error = self.error[index] if isinstance(self.error, Tensor) else self.error
         return replace(self, slopes=slopes, error=error, **{name: getattr(self, name)[index] for name in names})
 
     def reach(self, eps: Tensor) -> Tensor:
         """Radius of the ball that ``S^½ (z − anchor)`` stays in, for inputs within ``eps (batch,)``."""
-        return times(eps, self.magnitude) + self.error
+        return zero_safe_product(eps, self.live_rate) + self.error
 
     def inner_reach(self, eps: Tensor) -> Tensor:
         """Likewise for ``R^½ (z − anchor)``."""
-        return times(eps, self.spread) + self.error
+        return zero_safe_product(eps, self.open_rate) + self.error
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Layers(dict[str, Layer]):
         return part
 
 
-def times(norm: Tensor, rate: Tensor) -> Tensor:
+def zero_safe_product(norm: Tensor, rate: Tensor) -> Tensor:
     """``norm * rate`` with 0 * inf = 0: a map that is zero passes nothing on, however fast its input.
 
     What underflows is not zero, but at most the least normal number.
@@ -105,7 +105,7 @@ def centres(layers: Layers) -> dict[str, Tensor]:
     return {name: layer.slopes.centre for name, layer in layers.items()}
 
 
-def root_magnitudes(layers: Layers, names) -> dict[str, Tensor]:
+def root_magnitudes(layers: Layers, names: Iterable[str]) -> dict[str, Tensor]:
     """``S^½`` of the named activations (the input has none)."""
     return {name: safe_sqrt(layers[name].slopes.magnitude) for name in names if name in layers}
 

@@ -25,7 +25,7 @@ def sampled_rates(
     is not known of the Jacobian is taken off: slopes of neurons whose sign rounding leaves open, and rounding itself.
 
     Args:
-        layers: of a sweep over the region for all pairs of points, which bound how fast values can change.
+        layers: propagated over the region for all pairs of points, which bound how fast values can change.
         seed: of the random points; ``None`` takes them from torch's global generator.
     """
     generator = None if seed is None else torch.Generator(graph.device).manual_seed(seed)

@@ -26,7 +26,7 @@ class Norm(Protocol):
     def __call__(self, map_: LinearMap, mask_in: Tensor | None = None, mask_out: Tensor | None = None) -> Tensor: ...
 
 
-class NormOracle:
+class NormBudget:
     """Upper bounds of masked norms under one budget.
 
     Args:

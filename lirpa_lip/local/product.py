@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lirpa_lip.local.layers import Gain, Layers, root_magnitudes, safe_sqrt, times
+from lirpa_lip.local.layers import Gain, Layers, root_magnitudes, safe_sqrt, zero_safe_product
 from lirpa_lip.local.linearised import Visit, affine_map, pull_back
 from lirpa_lip.local.norm_budget import Norm
 from lirpa_lip.network.graph import NetworkGraph, Node
@@ -63,7 +63,7 @@ def rate_of(norms: Mapping[str, Tensor], layers: Layers) -> Tensor:
     """``Σ_j norm_j · Lip(S_j^½ z_j)``, the product bound from its norms."""
     total: Tensor | float = 0.0
     for source, value in norms.items():
-        total = total + (times(value, layers[source].magnitude) if source in layers else value)
+        total = total + (zero_safe_product(value, layers[source].live_rate) if source in layers else value)
     return total
 
 
@@ -87,11 +87,11 @@ def product_rows(
         if source in layers:
             layer = layers[source]
             root = safe_sqrt(layer.slopes.magnitude).flatten(1).unsqueeze(1)
-            reach = layer.magnitude if eps is None else layer.reach(eps)
-            total = total + times(safe_norm(rows * root), reach.unsqueeze(1))
+            reach = layer.live_rate if eps is None else layer.reach(eps)
+            total = total + zero_safe_product(safe_norm(rows * root), reach.unsqueeze(1))
         else:
             size = safe_norm(rows)
-            total = total + (size if eps is None else times(eps.unsqueeze(1), size))
+            total = total + (size if eps is None else zero_safe_product(eps.unsqueeze(1), size))
     return total
 
 
@@ -112,7 +112,7 @@ def local_ball(
     for source, norms in (rows or local_rows(graph, target, layers)).items():
         reach = layers[source].reach(eps) if source in layers else eps
         reach = reach.reshape(-1, *[1] * (norms.ndim - 1))
-        reaches.append(times(norms.expand(reach.shape[0], *norms.shape[1:]), reach))
+        reaches.append(zero_safe_product(norms.expand(reach.shape[0], *norms.shape[1:]), reach))
     return torch.stack(torch.broadcast_tensors(*reaches)).sum(0)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.local.composed import composed_rate
 from lirpa_lip.local.deviation import Deviation
-from lirpa_lip.local.layers import Gain, Layer, Layers, safe_sqrt, times
+from lirpa_lip.local.layers import Gain, Layer, Layers, safe_sqrt, zero_safe_product
 from lirpa_lip.local.norm_budget import Norm, norm_below
 from lirpa_lip.local.product import (
     layer_gains,
@@ -33,39 +33,45 @@ _NOTABLE = 1e-7
 
 
 def planned_norms(graph: NetworkGraph, config: LocalLipConfig) -> int:
-    """Norms one sweep takes, at most."""
+    """Norms one propagation takes, at most."""
     count = 0
     for node in graph.activations:
         count += product_plan(graph, node) + (2 if config.bound != "product" else 0)
     return count
 
 
-def sweep(
+def propagate(
     graph: NetworkGraph,
     region: Region,
     config: LocalLipConfig,
     norm: Norm,
-    given: Mapping[str, Interval] | None = None,
+    prior_intervals: Mapping[str, Interval] | None = None,
     anchored: bool | None = None,
 ) -> Layers:
     """Bounds, slopes and rates of every activation, in topological order.
 
     Args:
-        given: valid bounds of some pre-activations from elsewhere (CROWN), intersected with those found here.
+        prior_intervals: valid bounds of some pre-activations from elsewhere (CROWN), intersected with those found here.
         anchored: override of ``config.anchored``.
     """
     anchored = config.anchored if anchored is None else anchored
-    return _Sweep(graph, region, config, norm, given or {}, anchored).run()
+    return _Propagation(graph, region, config, norm, prior_intervals or {}, anchored).run()
 
 
-class _Sweep:
+class _Propagation:
     """The state of one pass. Estimates bound nothing, and so count no rounding."""
 
     def __init__(
-        self, graph: NetworkGraph, region: Region, config: LocalLipConfig, norm: Norm, given, anchored: bool
+        self,
+        graph: NetworkGraph,
+        region: Region,
+        config: LocalLipConfig,
+        norm: Norm,
+        prior_intervals: Mapping[str, Interval],
+        anchored: bool,
     ) -> None:
         self.graph, self.region, self.config, self.norm = graph, region, config, norm
-        self.given: Mapping[str, Interval] = given
+        self.prior_intervals = prior_intervals
         self.anchored = anchored
         self.values = graph.values(region.centre)
         self.errors = None if config.is_estimate else NodeErrors(graph, self.values)
@@ -89,8 +95,10 @@ class _Sweep:
     def _affine(self, node: Node, wanted: bool) -> None:
         slack = None if self.errors is None else self.errors.affine(node, self.intervals)
         interval = node_interval(node, self.intervals, slack, strict=slack is not None)
-        if node.name in self.given:
-            interval = self._both(node, "interval arithmetic", interval, "bounds given", self.given[node.name])
+        if node.name in self.prior_intervals:
+            interval = self._both(
+                node, "interval arithmetic", interval, "bounds given", self.prior_intervals[node.name]
+            )
         if wanted:
             interval = self._narrow(node, interval)
             check_interval(node, interval)
@@ -135,19 +143,19 @@ class _Sweep:
         else:
             slopes = whole = activation.slope_range(lower, upper)
         gains = self._gains(parent, slopes.magnitude)
-        magnitude, norms = self._magnitude(node, slopes.magnitude, gains)
-        spread = magnitude
+        live_rate, norms = self._live_rate(node, slopes.magnitude, gains)
+        open_rate = live_rate
         if self.config.bound != "product":
             # every diagonal contraction of S^½ z moves no faster, R^½ z among them
             rate = composed_rate(self.graph, parent, slopes.radius, self.layers, self.norm, gains)
-            spread = torch.minimum(magnitude, self._outward(rate))
+            open_rate = torch.minimum(live_rate, self._outward(rate))
         error: Tensor | float = 0.0
         if gains is not None:
             self.layers.gains[node.name] = gains
             if self.anchored:
-                error = self._anchor_error(node, slopes.magnitude, gains, norms, magnitude)
+                error = self._anchor_error(node, slopes.magnitude, gains, norms, live_rate)
         self.layers[node.name] = Layer(
-            node.name, parent, activation, lower, upper, anchor, slopes, magnitude, spread, error
+            node.name, parent, activation, lower, upper, anchor, slopes, live_rate, open_rate, error
         )
         after = node_interval(node, {parent: (lower, upper)})
         if self.errors is not None:
@@ -166,7 +174,9 @@ class _Sweep:
         rows = self.rows.get(parent) or local_rows(self.graph, parent, self.layers)
         return layer_gains(self.graph, parent, magnitude, rows, self.layers)
 
-    def _magnitude(self, node: Node, mask: Tensor, gains) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def _live_rate(
+        self, node: Node, mask: Tensor, gains: dict[str, Gain] | None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """``Lip(S^½ z)``, and the norms of the product bound where they were taken.
 
         Of two bounds the second is not taken where it cannot be smaller, or is the same norm.
@@ -184,7 +194,7 @@ class _Sweep:
         product, norms = self._product(node, mask, gains)
         return torch.minimum(composed, product), norms
 
-    def _product(self, node: Node, mask: Tensor, gains) -> tuple[Tensor, dict[str, Tensor]]:
+    def _product(self, node: Node, mask: Tensor, gains: dict[str, Gain] | None) -> tuple[Tensor, dict[str, Tensor]]:
         norms = product_norms(self.graph, node, mask, self.layers, self.norm)
         if gains is not None:
             # of an isometry's source the gains are others, but no smaller than for orthogonal maps they can be
@@ -192,29 +202,37 @@ class _Sweep:
         return self._outward(rate_of(norms, self.layers)), norms
 
     @torch.no_grad()
-    def _anchor_error(self, node: Node, magnitude: Tensor, gains, norms, rate: Tensor) -> Tensor:
+    def _anchor_error(
+        self, node: Node, magnitude: Tensor, gains: Mapping[str, Gain], norms: Mapping[str, Tensor] | None, rate: Tensor
+    ) -> Tensor:
         """``‖S^½ (z(centre) − anchor)‖``: its own rounding, and that of its sources times the gains on this layer."""
         parent = node.parents[0]
         assert self.errors is not None
         own = safe_norm((safe_sqrt(magnitude) * self.errors.of_anchor(parent)).flatten(1))
         sources = [s for s in gains if s in self.layers and bool((torch.as_tensor(self.layers[s].error) > 0).any())]
 
-        def total(known) -> Tensor:
-            parts = [times(torch.minimum(gains[s].norm, known.get(s, gains[s].norm)), self.layers[s].error)
+        def total(norms: Mapping[str, Tensor]) -> Tensor:
+            parts = [zero_safe_product(torch.minimum(gains[s].norm, norms.get(s, gains[s].norm)), self.layers[s].error)
                      for s in sources]  # fmt: skip
             return self._outward(sum(parts, own))
 
         usable = norms if norms is not None and node.isometry_of is None else {}
         error = total(usable)
         size = safe_norm((safe_sqrt(magnitude) * self.values[parent]).flatten(1))
-        notable = (error > _NOTABLE * times(self.region.eps, rate)) & (error > _NOTABLE * size) & (error > 2 * own)
+        notable = (
+            (error > _NOTABLE * zero_safe_product(self.region.eps, rate))
+            & (error > _NOTABLE * size)
+            & (error > 2 * own)
+        )
         if sources and not usable and node.isometry_of is None and bool(notable.any()):
             # Frobenius norms grow too fast in deep networks; these norms were planned for
             error = torch.minimum(error, total(product_norms(self.graph, node, magnitude, self.layers, self.norm)))
         return error
 
 
-def _tighten(graph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region) -> Interval:
+def _tighten(
+    graph: NetworkGraph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region
+) -> Interval:
     """Bounds of the neurons whose sign is open, again, by composed rows around the centre."""
     lower, upper = (t.flatten(1).clone() for t in interval)
     open_ = (lower < 0) & (upper > 0)

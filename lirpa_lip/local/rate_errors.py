@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lirpa_lip.local.layers import Layers, safe_sqrt, times
+from lirpa_lip.local.layers import Layers, safe_sqrt, zero_safe_product
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import absolute, map_gamma, summands, widest
 from lirpa_lip.norms.linear_map import LinearMap
@@ -42,8 +42,8 @@ def rate_errors(graph: NetworkGraph, layers: Layers) -> RateErrors:
     for node in graph:
         if node.name in layers:
             layer = layers[node.name]
-            rate = layer.magnitude.reshape(-1, *[1] * len(node.shape))
-            speed[node.name] = times(safe_sqrt(layer.slopes.magnitude), rate.expand_as(layer.anchor))
+            rate = layer.live_rate.reshape(-1, *[1] * len(node.shape))
+            speed[node.name] = zero_safe_product(safe_sqrt(layer.slopes.magnitude), rate.expand_as(layer.anchor))
         elif node.maps is not None:
             parts = []
             for map_, parent in zip(node.maps, node.parents):

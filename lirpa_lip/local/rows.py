@@ -10,7 +10,7 @@ from lirpa_lip.errors import NonFiniteError, ShapeError
 from lirpa_lip.local.composed import composed_rate, composed_rows
 from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.layers import Layers
-from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.product import layer_gains, local_rows, product_norms, product_rows, rate_of
 from lirpa_lip.local.rate_errors import raised, rate_errors
 from lirpa_lip.network.forward_error import forward_error
@@ -69,7 +69,9 @@ def _chunks(graph: NetworkGraph, c: Tensor) -> tuple[Tensor, ...]:
     return c.split(max(1, _ROW_ELEMENTS // (widest * c.shape[0])), dim=1)
 
 
-def _output_upper(graph, region: Region, c: Tensor, layers: Layers, config, threshold: Tensor | None) -> Tensor:
+def _output_upper(
+    graph: NetworkGraph, region: Region, c: Tensor, layers: Layers, config: LocalLipConfig, threshold: Tensor | None
+) -> Tensor:
     centre = graph.values(region.centre)[graph.output].flatten(1)
     at = torch.einsum("bso,bo->bs", c, centre)
     rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)
@@ -140,7 +142,7 @@ def row_lipschitz(graph: NetworkGraph, c: Tensor, layers: Layers, config: LocalL
 
 
 def whole_lipschitz(
-    graph: NetworkGraph, layers: Layers, config: LocalLipConfig, norm: NormOracle, batch: int
+    graph: NetworkGraph, layers: Layers, config: LocalLipConfig, norm: NormBudget, batch: int
 ) -> Tensor:
     """Upper bound of the whole network's ℓ₂ → ℓ₂ Lipschitz constant, ``(batch,)``."""
     value = torch.full((batch,), torch.inf, dtype=graph.dtype, device=graph.device)

@@ -1,7 +1,7 @@
 """The local product and composed bounds of any traced network, for training.
 
-The same sweep as the certificates', with norms estimated from warm starts (``warm_norm``) in place of bounded. Slower
-than ``SequentialLocalLip`` on a sequential network, but for every model auto_LiRPA can trace.
+The same propagation as the certificates', with norms estimated from warm starts (``warm_norm``) in place of bounded.
+Slower than ``SequentialLocalLip`` on a sequential network, but for every model auto_LiRPA can trace.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.bounded_module import BoundedModule
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.local.layers import Layers
-from lirpa_lip.local.propagate import sweep
+from lirpa_lip.local.propagate import propagate
 from lirpa_lip.local.rows import row_lipschitz
 from lirpa_lip.losses.bound import ActivationInterval, BoundOutput
 from lirpa_lip.losses.warm_norm import WarmStarts
@@ -64,14 +64,14 @@ class GraphLocalLip(nn.Module):
         low, high = self.image_box or (None, None)
         region = Region.make(x, eps, low, high)
         norm = _WarmOracle(self.starts, self.iterations)
-        layers = sweep(graph, region, self.config, norm, anchored=False)
+        layers = propagate(graph, region, self.config, norm, anchored=False)
         identity = torch.eye(logits.shape[1], dtype=x.dtype, device=x.device)
         rows = identity[labels].unsqueeze(1) - identity
         return BoundOutput(logits, row_lipschitz(graph, rows, layers, self.config), _constant_parts(layers))
 
 
 class _WarmOracle:
-    """Answers the sweep's calls in the order they come, call n from start vector n."""
+    """Answers the propagation's calls in the order they come, call n from start vector n."""
 
     def __init__(self, starts: WarmStarts, iterations: int) -> None:
         self.starts, self.iterations, self.calls = starts, iterations, 0

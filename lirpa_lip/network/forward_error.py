@@ -13,14 +13,13 @@ with k the number of summands plus a few roundings by which coefficients may hav
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lirpa_lip.activations.base import Activation
-from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.network.adapters.pairs import PairMap
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.node import Interval, Node
@@ -128,7 +127,9 @@ class _Precision:
         return math.expm1(steps) * (1 + 1e-6) if steps < 700 else math.inf
 
 
-def _affine_error(node: Node, ranges: Mapping[str, Range], errors: Mapping[str, Tensor], units) -> Tensor:
+def _affine_error(
+    node: Node, ranges: Mapping[str, Range], errors: Mapping[str, Tensor], units: Sequence[_Precision]
+) -> Tensor:
     assert node.maps is not None
     summands = sum(terms(m) for m in node.maps) + len(node.maps) - 1 + (node.bias is not None)
     growth, tiny = (sum(p.growth(summands) for p in units), sum(p.tiny for p in units)) if summands else (0.0, 0.0)
@@ -160,7 +161,7 @@ def _activation_error(activation: Activation, interval: Interval, error: Tensor,
     slope = activation.slope_range(low, high).magnitude
     ends = activation.interval(low, high)
     value = torch.maximum(ends[0].abs(), ends[1].abs())
-    if isinstance(activation, PiecewiseLinear):
+    if activation.piecewise_linear:
         own = value + slope * torch.maximum(low.abs(), high.abs())
     else:
         size = torch.maximum(low.abs(), high.abs()).clamp(max=1e4)  # where every known one is flat, linear or infinite

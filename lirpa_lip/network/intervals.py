@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def check_interval(node: Node, interval: Interval) -> None:
         raise NonFiniteError(where, "the network's values overflow: scale its weights, or make eps smaller")
 
 
-def lirpa_intervals(bounded, graph: NetworkGraph, box: Interval) -> dict[str, Interval]:
+def lirpa_intervals(bounded: Any, graph: NetworkGraph, box: Interval) -> dict[str, Interval]:
     """Bounds that auto_LiRPA has left on its nodes after a CROWN pass in float64, for the affine nodes of ``graph``.
 
     The output is left out: there auto_LiRPA stores bounds of ``C f(x)``. ``box`` encloses the region of the pass; the
@@ -55,7 +56,7 @@ def _cast(bound: Tensor, dtype: torch.dtype, outwards: float) -> Tensor:
 
 @torch.no_grad()
 def linear_bound_rounding(
-    graph: NetworkGraph, box: Interval, known: Mapping[str, Interval] | None = None
+    graph: NetworkGraph, box: Interval, prior_intervals: Mapping[str, Interval] | None = None
 ) -> dict[str, Tensor]:
     """How far rounding in float64 can move a bound by linear relaxations (CROWN) of each node's neurons.
 
@@ -66,7 +67,8 @@ def linear_bound_rounding(
         e_k = |W_k| e_{k-1} + γ |W_k| S_{k-1} + γ |b_k|,        e_act = D e + γ (S_act + D S),
 
     D the largest slope of the activation's lines, γ of the number of terms of the longest sum. S comes from interval
-    arithmetic over ``box``, intersected with ``known``, bounds that are themselves right up to their own such errors.
+    arithmetic over ``box``, intersected with ``prior_intervals``, bounds that are themselves right up to their own such
+    errors.
     """
     wide = graph.to(torch.float64)
     low, high = (t.double() for t in box)
@@ -76,8 +78,8 @@ def linear_bound_rounding(
         if node.is_input:
             continue
         interval = node_interval(node, intervals)
-        if node.name in (known or {}):
-            interval = intersect(interval, known[node.name])  # type: ignore[index]
+        if node.name in (prior_intervals or {}):
+            interval = intersect(interval, prior_intervals[node.name])  # type: ignore[index]
         intervals[node.name] = interval
         sums = _gamma(node.shape.numel())
         if node.activation is not None:

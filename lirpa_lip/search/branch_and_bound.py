@@ -1,7 +1,7 @@
 """Branch and bound over the slopes of open activations: best first, in batches, valid whenever it is stopped.
 
 A domain is split at a kink into two closed halves, which together hold every Clarke Jacobian of the whole (see
-`clarke_slopes`), so the largest bound among a problem's waiting and finished domains is always a bound for the
+`Activation.clarke_range`), so the largest bound among a problem's waiting and finished domains is always one for the
 problem. Nothing is thrown away without a proof that it holds no point.
 
 Source: Shi et al., NeurIPS 2022, section 3.4, with re-bounding of pre-activations and proofs of infeasibility added.
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError
+from lirpa_lip.jacobian.constants import Bounds
 from lirpa_lip.jacobian.forward import Forward
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.network.graph import NetworkGraph
@@ -226,7 +227,9 @@ def fingerprint(graph: NetworkGraph, inputs: InputSet, seed: Tensor, *settings: 
 class BranchAndBound:
     """Branch and bound for the constants of `clarke.clarke_lipschitz`, whose arguments these are."""
 
-    def __init__(self, graph, inputs: InputSet, seed: Tensor, whole: bool, norm: float, options: ClarkeOptions) -> None:
+    def __init__(
+        self, graph: NetworkGraph, inputs: InputSet, seed: Tensor, whole: bool, norm: float, options: ClarkeOptions
+    ) -> None:
         batch, rows = seed.shape[:2]
         self.shape = (batch,) if whole else (batch, rows)
         objective: Objective = RowNorm(norm)
@@ -241,9 +244,7 @@ class BranchAndBound:
         self.options = options
         self.key = fingerprint(graph, inputs, seed, whole, norm)
 
-    def run(
-        self, forward: Forward, bounds, upper: Tensor, lower: Tensor, points: Tensor
-    ) -> tuple[Tensor, Tensor, dict]:
+    def run(self, forward: Forward, bounds: Bounds, upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, dict]:
         """Tighter upper and lower bounds, and a report; ``bounds`` are those of the root."""
         problems = self.evaluator.problems
         if self.options.resume is not None:
@@ -255,6 +256,7 @@ class BranchAndBound:
         else:
             matrix = isinstance(self.evaluator.objective, WholeNorm)
             first = [float(bounds.whole[p.sample] if matrix else bounds.rows[p.sample, p.rows[0]]) for p in problems]
+            assert bounds.backward is not None
             cotangents = bounds.backward.cotangents
             state = start(self.evaluator, forward, cotangents, first, lower.flatten().tolist(), self.key)
         self.evaluator.infeasible = state.infeasible

@@ -26,7 +26,7 @@ def clarke_lipschitz(
     method: str = "clarke-jacobian",
     norm: float = math.inf,
     options: ClarkeOptions | None = None,
-    known: Mapping[str, Interval] | None = None,
+    prior_intervals: Mapping[str, Interval] | None = None,
 ) -> tuple[Tensor, Tensor, dict]:
     """Upper and lower bounds of local Lipschitz constants over a closed region, and details.
 
@@ -34,7 +34,7 @@ def clarke_lipschitz(
         graph: the network, in float64.
         seed: rows of C, ``(batch, rows, *output shape)``; the identity for the network's own outputs.
         whole: bound the matrix ``‖·‖_p → ‖·‖_p``, ``(batch,)``, not each row.
-        known: valid pre-activation bounds from elsewhere.
+        prior_intervals: valid pre-activation bounds from elsewhere.
 
     Returns:
         ``(upper, lower, details)``; ``details["bounds"]`` holds the upper bounds of the weaker methods too.
@@ -45,16 +45,16 @@ def clarke_lipschitz(
     if method not in METHODS:
         raise UnknownMethodError(method, METHODS)
     norm, options = check_norm(norm), options or ClarkeOptions()
-    forward = forward_bounds(graph, inputs, known=known, crown=options.intermediate != "ibp")
+    forward = forward_bounds(graph, inputs, prior_intervals=prior_intervals, crown=options.intermediate != "ibp")
     found = jacobian_constants(graph, forward, seed, method, norm, options)
-    lower, points = lower_bounds(graph, inputs, seed, norm, whole, forward, options.samples, options.steps)
+    lower, _ = lower_bounds(graph, inputs, seed, norm, whole, forward, options.samples, options.steps)
     details: dict = {"bounds": {name: (b.whole if whole else b.rows) for name, b in found.items()}}
     upper = details["bounds"][method]
     if method == "clarke-jacobian" and (options.time_limit > 0 or options.resume is not None):
         from lirpa_lip.search.branch_and_bound import BranchAndBound
 
         search = BranchAndBound(graph, inputs, seed, whole, norm, options)
-        upper, lower, report = search.run(forward, found[method], upper, lower, points)
+        upper, lower, report = search.run(forward, found[method], upper, lower)
         details.update(report)
     details["entries"] = found[method].entries
     details["slopes"] = forward.slopes

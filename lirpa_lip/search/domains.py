@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,9 +81,9 @@ class Evaluator:
             *(torch.cat([getattr(d, k) for d in domains]) for k in ("low", "high"))
         )
         splits = [d.splits for d in domains]
-        known = _stack([d.intervals for d in domains])
-        dense = _dense(splits, known)
-        forward = forward_bounds(self.graph, region, dense, known, self.crown)
+        prior_intervals = _stack([d.intervals for d in domains])
+        dense = _dense(splits, prior_intervals)
+        forward = forward_bounds(self.graph, region, dense, prior_intervals, self.crown)
         points: list[Tensor | None] = [None] * len(domains)
         late: tuple[Tensor, Tensor] | None = None
         dead = forward.empty
@@ -109,16 +110,26 @@ class Evaluator:
         return answers, values
 
     def _backward(
-        self, domains, alive: Tensor, region: InputSet, forward: Forward, points, late, answers, values
+        self,
+        domains: Sequence[Domain],
+        alive: Tensor,
+        region: InputSet,
+        forward: Forward,
+        points: list[Tensor | None],
+        late: tuple[Tensor, Tensor] | None,
+        answers: list[Domain | None],
+        values: list[float],
     ) -> None:
         """Bounds of the domains that are left; ``late``: constraints to look at where nothing can be split further."""
         forward, region = _select(forward, alive), region.select(alive)
         problems = [self.problems[d.problem] for d in domains]
         seed = torch.stack([self.seed[p.sample, list(p.rows)] for p in problems])
-        known = _stack([d.cotangents for d in domains])
+        prior_cotangents = _stack([d.cotangents for d in domains])
         count = self.graph[self.graph.input].shape.numel()
         entries = count if count <= _ALL_ENTRIES else 0
-        result = backward_bounds(self.graph, forward.slopes, seed, known, entries=entries, norm=self.objective.norm)
+        result = backward_bounds(
+            self.graph, forward.slopes, seed, prior_cotangents, entries=entries, norm=self.objective.norm
+        )
         trace: dict[str, Tensor] = {}
         upper = self.objective.upper(self.graph, result, problems, trace)
         picked = choices(self.graph, forward, result, trace, self.heuristic)
@@ -137,7 +148,7 @@ class Evaluator:
             answers[k] = _one(domains[j], j, value, region, forward, result.cotangents, picked[j])
             values[k] = float(reached[j])
 
-    def _values(self, region: InputSet, seed: Tensor, problems, points) -> Tensor:
+    def _values(self, region: InputSet, seed: Tensor, problems: list[Problem], points: list[Tensor | None]) -> Tensor:
         """The objective at a point of each domain (of its region, at least): the middle of its box, and a known one."""
         whole = self.inputs.select(torch.tensor([p.sample for p in problems], device=seed.device))
         middle = (region.low + region.high) / 2
@@ -168,27 +179,35 @@ def _stack(tables: Sequence[dict[str, Interval]]) -> dict[str, Interval]:
     }
 
 
-def _dense(splits: Sequence[Sequence[Split]], known: dict[str, Interval]) -> dict[str, Interval]:
+def _dense(splits: Sequence[Sequence[Split]], intervals: dict[str, Interval]) -> dict[str, Interval]:
     """Splits as tensors ``(batch, *shape)`` for the nodes that have any."""
     dense: dict[str, Interval] = {}
     for k, own in enumerate(splits):
         for name, index, after, before in own:
             if name not in dense:
-                dense[name] = unsplit(known[name][0])
+                dense[name] = unsplit(intervals[name][0])
             dense[name][0][k].view(-1)[index] = after
             dense[name][1][k].view(-1)[index] = before
     return dense
 
 
 def _select(forward: Forward, index: Tensor) -> Forward:
-    def pick(table, make=tuple):
+    def pick(table: Any, make: Any = tuple):
         return {name: make(t[index] for t in pair) for name, pair in table.items()}
 
     slopes = {n: type(s)(s.low[index], s.high[index]) for n, s in forward.slopes.items()}
     return Forward(pick(forward.intervals), slopes, {}, pick(forward.splits), forward.empty[index])
 
 
-def _one(domain: Domain, j: int, upper: float, region: InputSet, forward: Forward, cotangents, picked) -> Domain:
+def _one(
+    domain: Domain,
+    j: int,
+    upper: float,
+    region: InputSet,
+    forward: Forward,
+    cotangents: Mapping[str, Interval],
+    picked: tuple[Choice, ...],
+) -> Domain:
     """One row of the batch as a domain of its own; tensors are copied, or the whole batch would stay alive."""
     intervals = {n: tuple(t[j : j + 1].clone() for t in pair) for n, pair in forward.intervals.items()}
     bounds = {n: tuple(t[j : j + 1].clone() for t in pair) for n, pair in cotangents.items()}

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ShapeError
-from lirpa_lip.jacobian.backward import Backward, backward_bounds, push
-from lirpa_lip.jacobian.forward import Interval, forward_bounds
+from lirpa_lip.jacobian.backward import Backward, backward_bounds, push_tangent
+from lirpa_lip.jacobian.forward import Forward, Interval, forward_bounds
 from lirpa_lip.jacobian.lower import jacobians_at
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.network.graph import NetworkGraph
@@ -70,7 +70,7 @@ def monotone_features(
     seed: Tensor,
     features: Sequence[int] | None = None,
     options: ClarkeOptions | None = None,
-    known: Mapping[str, Interval] | None = None,
+    prior_intervals: Mapping[str, Interval] | None = None,
 ) -> Monotonicity:
     """Bounds of ``∂(C f)/∂x_j`` over a closed region for each feature j.
 
@@ -89,7 +89,7 @@ def monotone_features(
     for feature in features:
         if not 0 <= feature < count:
             raise ShapeError(f"feature {feature} does not exist; the input has features 0 … {count - 1}.")
-    forward = forward_bounds(graph, inputs, known=known, crown=options.intermediate != "ibp")
+    forward = forward_bounds(graph, inputs, prior_intervals=prior_intervals, crown=options.intermediate != "ibp")
     result = backward_bounds(graph, forward.slopes, seed)
     lower, upper = _entries(graph, result, features)
     seen_low, seen_high = _seen(graph, inputs, seed, features, options.samples)
@@ -105,11 +105,13 @@ def _entries(graph: NetworkGraph, result: Backward, features: tuple[int, ...]) -
     unit = torch.zeros(len(features), shape[2:].numel(), dtype=low.dtype, device=low.device)
     unit[torch.arange(len(features)), list(features)] = 1
     tangents = torch.cat([unit, -unit]).reshape(1, 1, -1, *shape[2:]).expand(*shape[:2], -1, *shape[2:])
-    up, down = push(graph, graph.input, tangents, result).chunk(2, dim=2)
+    up, down = push_tangent(graph, graph.input, tangents, result).chunk(2, dim=2)
     return torch.maximum(low, -down).clone(), torch.minimum(high, up).clone()
 
 
-def _seen(graph, inputs: InputSet, seed: Tensor, features: tuple[int, ...], samples: int) -> tuple[Tensor, Tensor]:
+def _seen(
+    graph: NetworkGraph, inputs: InputSet, seed: Tensor, features: tuple[int, ...], samples: int
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator(device=seed.device).manual_seed(0)
     x = torch.cat([inputs.project(inputs.centre.unsqueeze(1)), inputs.sample(max(1, samples - 1), generator)], dim=1)
     jacobian, good = jacobians_at(graph, x, seed)
@@ -118,7 +120,17 @@ def _seen(graph, inputs: InputSet, seed: Tensor, features: tuple[int, ...], samp
     return torch.where(good, found, math.inf).amin(2), torch.where(good, found, -math.inf).amax(2)
 
 
-def _search(graph, inputs, seed, features, options, forward, result: Backward, bounds, seen) -> None:
+def _search(
+    graph: NetworkGraph,
+    inputs: InputSet,
+    seed: Tensor,
+    features: tuple[int, ...],
+    options: ClarkeOptions,
+    forward: Forward,
+    result: Backward,
+    bounds: tuple[Tensor, Tensor],
+    seen: tuple[Tensor, Tensor],
+) -> None:
     """Branch and bound on every end that is still open; tightens ``bounds`` and ``seen`` in place."""
     lower, upper = bounds
     seen_low, seen_high = seen

@@ -13,7 +13,7 @@ from lirpa_lip.comparison import METHODS, make_method
 from lirpa_lip.local import relaxation
 from lirpa_lip.local.baselines import global_layers, global_lipschitz, relaxed_lower, sdp_crown_layers
 from lirpa_lip.local.bounds import prepare
-from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.propagate import planned_norms
 from lirpa_lip.local.relaxation import OpenNeurons
 from lirpa_lip.margin import margin_specification
@@ -29,7 +29,7 @@ def setting(model: nn.Module, x: torch.Tensor, eps, composed: bool = False):
     bounded = BoundedModule(model, torch.zeros_like(x[:1]))
     region_input = (BoundedTensor(x, PerturbationLpNorm(norm=2, eps=eps)),)
     graph, region, _ = prepare(bounded, region_input, EXACT)
-    norm = NormOracle(EXACT, planned_norms(graph, replace(EXACT, bound="auto" if composed else "product")))
+    norm = NormBudget(EXACT, planned_norms(graph, replace(EXACT, bound="auto" if composed else "product")))
     return graph, region, global_layers(graph, norm, composed)
 
 

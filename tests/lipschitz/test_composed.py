@@ -9,7 +9,7 @@ from lipschitz.test_product import _sweep
 from lirpa_lip.local.composed import composed_rate
 from lirpa_lip.local.layers import centres, safe_sqrt
 from lirpa_lip.local.linearised import StackedMap, affine_map, pull_back, push_forward
-from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.norm_budget import NormBudget
 
 
 def test_stacked_map_is_its_own_adjoint_pair():
@@ -59,12 +59,12 @@ def test_stacked_norm_at_most_the_sum_of_norms():
     graph, layers, _ = _sweep(bounded, x, 0.6)
     config = bounded.bound_opts["local_lip"]
     with torch.no_grad():
-        together = composed_rate(graph, graph.output, None, layers, NormOracle(config, 10))
+        together = composed_rate(graph, graph.output, None, layers, NormBudget(config, 10))
         total = torch.zeros(len(x), dtype=x.dtype)
         for name in [graph.input, *layers]:
             ones = torch.ones_like(x) if name == graph.input else safe_sqrt(layers[name].slopes.radius)
             part = StackedMap(graph, graph.output, centres(layers), {name: ones}, None).dense()
-            rate = 1.0 if name == graph.input else layers[name].spread
+            rate = 1.0 if name == graph.input else layers[name].open_rate
             total = total + torch.linalg.matrix_norm(part, 2) * rate
     assert (together <= total * (1 + 1e-3)).all()
     assert (together < total * 0.999).any(), "the terms of a random network do not align"

@@ -8,8 +8,8 @@ from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.errors import InvalidBoundError
-from lirpa_lip.local.norm_budget import NormOracle
-from lirpa_lip.local.propagate import planned_norms, sweep
+from lirpa_lip.local.norm_budget import NormBudget
+from lirpa_lip.local.propagate import planned_norms, propagate
 from lirpa_lip.network.graph import build_graph
 from lirpa_lip.network.node import intersect
 from lirpa_lip.regions.region import Region
@@ -38,7 +38,7 @@ def test_a_bound_from_elsewhere_that_is_none(seed):
     wrong = torch.full((2, 4), 50.0, dtype=torch.float64)
     region = Region.make(x, 0.1)
     with pytest.raises(InvalidBoundError, match=f"interval arithmetic and bounds given at node '{name}'"):
-        sweep(graph, region, config, NormOracle(config, planned_norms(graph, config)), {name: (wrong, wrong + 1)})
+        propagate(graph, region, config, NormBudget(config, planned_norms(graph, config)), {name: (wrong, wrong + 1)})
 
 
 @pytest.mark.parametrize("far", [1e3, 1e8, 1e15])

@@ -32,8 +32,8 @@ def layer_of(activation, seed: int, neurons: int, rates: tuple[float, float]) ->
     lower = anchor - torch.rand(2, neurons, generator=g, dtype=WIDE)
     upper = anchor + torch.rand(2, neurons, generator=g, dtype=WIDE)
     slopes = activation.secant_range(anchor, lower, upper)
-    magnitude, spread = (torch.full((2,), rate, dtype=WIDE) for rate in rates)
-    return Layer("a", "z", activation, lower, upper, anchor, slopes, magnitude, spread)
+    live_rate, open_rate = (torch.full((2,), rate, dtype=WIDE) for rate in rates)
+    return Layer("a", "z", activation, lower, upper, anchor, slopes, live_rate, open_rate)
 
 
 def problem(layer: Layer, seed: int, sample: Tensor) -> tuple[FreeNeurons, Tensor, Tensor, Tensor]:

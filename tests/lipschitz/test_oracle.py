@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lirpa_lip import LocalLipConfig
-from lirpa_lip.local.norm_budget import NormOracle
+from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.norms.linear_map import DenseMap
 
 
@@ -17,13 +17,13 @@ def test_norm_tolerance_decides_how_near_a_bound_is():
     found = {}
     for tolerance in (0.3, 1e-3):
         config = LocalLipConfig(certificate="probabilistic", norm_tolerance=tolerance)
-        found[tolerance] = NormOracle(config, 1)(DenseMap(weight)) / exact - 1
+        found[tolerance] = NormBudget(config, 1)(DenseMap(weight)) / exact - 1
         assert 0 <= found[tolerance] <= tolerance
     assert found[1e-3] < 0.1 * found[0.3]
 
 
 def test_more_norms_than_planned_are_refused():
-    oracle = NormOracle(LocalLipConfig(), 1)
+    oracle = NormBudget(LocalLipConfig(), 1)
     oracle(DenseMap(torch.eye(2)))
     with pytest.raises(RuntimeError, match="delta"):
         oracle(DenseMap(torch.eye(2)))

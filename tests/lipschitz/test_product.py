@@ -7,16 +7,16 @@ import torch
 from lipschitz.small_networks import ACTIVATIONS, ball, mlp, wrap
 
 from lirpa_lip.local.bounds import prepare
-from lirpa_lip.local.norm_budget import NormOracle
-from lirpa_lip.local.propagate import planned_norms, sweep
+from lirpa_lip.local.norm_budget import NormBudget
+from lirpa_lip.local.propagate import planned_norms, propagate
 
 
 def _sweep(bounded, x, eps):
     config = bounded.bound_opts["local_lip"]
     graph, region, _ = prepare(bounded, ball(x, eps), config)
-    norm = NormOracle(config, planned_norms(graph, config))
+    norm = NormBudget(config, planned_norms(graph, config))
     with torch.no_grad():
-        return graph, sweep(graph, region, config, norm), norm
+        return graph, propagate(graph, region, config, norm), norm
 
 
 def _exact(net, layers) -> torch.Tensor:

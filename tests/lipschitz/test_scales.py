@@ -11,9 +11,9 @@ from lirpa_lip.errors import ConfigError
 from lirpa_lip.local.bounds import network_graph, prepare
 from lirpa_lip.local.layers import centres
 from lirpa_lip.local.linearised import StackedMap
-from lirpa_lip.local.norm_budget import NormOracle
-from lirpa_lip.local.product import times
-from lirpa_lip.local.propagate import sweep
+from lirpa_lip.local.norm_budget import NormBudget
+from lirpa_lip.local.product import zero_safe_product
+from lirpa_lip.local.propagate import propagate
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.regions.region import safe_norm
 
@@ -100,7 +100,7 @@ def test_stacked_maps_are_balanced(power: int) -> None:
     bounded = BoundedModule(model, x)
     config = LocalLipConfig(bound="composed")
     graph, region, _ = prepare(bounded, (BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.5)),), config)
-    layers = sweep(graph, region, config, NormOracle(config, 100))
+    layers = propagate(graph, region, config, NormBudget(config, 100))
     scales = {graph.input: torch.rand(2, 5, dtype=torch.float64)}
     scales |= {name: torch.rand_like(layer.anchor) for name, layer in layers.items()}
     out_scale = torch.rand(2, 5, dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_stacked_maps_are_balanced(power: int) -> None:
 def test_products_and_norms_of_any_scale() -> None:
     tiny = torch.tensor([1e-200, 0.0, 0.0, 1e-200, 2.0], dtype=torch.float64)
     rate = torch.tensor([1e-200, torch.inf, 1.0, 0.0, 3.0], dtype=torch.float64)
-    product = times(tiny, rate)
+    product = zero_safe_product(tiny, rate)
     assert product[0] > 0 and product[1:].tolist() == [0.0, 0.0, 0.0, 6.0]
     for dtype, scales in ((torch.float32, (1e-30, 1e30)), (torch.float64, (1e-200, 5e-324, 1e200))):
         for scale in scales:

@@ -1,4 +1,4 @@
-"""What a sweep and a deviation leave out as not needed changes nothing."""
+"""What propagation and a deviation leave out as not needed changes nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lirpa_lip.local import propagate as sweep_module
 from lirpa_lip.local.bounds import prepare
 from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.linearised import affine_map
-from lirpa_lip.local.norm_budget import NormOracle
-from lirpa_lip.local.propagate import planned_norms, sweep
+from lirpa_lip.local.norm_budget import NormBudget
+from lirpa_lip.local.propagate import planned_norms, propagate
 
 NETWORKS = networks()
 
@@ -22,9 +22,9 @@ def swept(name: str, eps: float = 0.3, **options):
     bounded, x = wrap(*NETWORKS[name], **options)
     config = bounded.bound_opts["local_lip"]
     graph, region, _ = prepare(bounded, ball(x, eps), config)
-    norm = NormOracle(config, planned_norms(graph, config))
+    norm = NormBudget(config, planned_norms(graph, config))
     with torch.no_grad():
-        return graph, region, sweep(graph, region, config, norm), norm
+        return graph, region, propagate(graph, region, config, norm), norm
 
 
 @pytest.mark.parametrize("name", ["mlp-relu", "conv-ungrouped", "residual", "clipped-maxmin"])
@@ -37,9 +37,9 @@ def test_norms_that_cannot_matter_are_not_taken(name, monkeypatch):
     product = swept(name, bound="product")
     for layer in few[2]:
         one, two, published = (found[2][layer] for found in (few, all_, product))
-        assert (one.magnitude <= two.magnitude * 1.03).all()
-        assert (one.magnitude <= published.magnitude * 1.03).all()
-        assert (one.spread <= one.magnitude * (1 + 1e-9)).all()
+        assert (one.live_rate <= two.live_rate * 1.03).all()
+        assert (one.live_rate <= published.live_rate * 1.03).all()
+        assert (one.open_rate <= one.live_rate * (1 + 1e-9)).all()
 
 
 def test_some_norm_is_not_taken():
