@@ -76,9 +76,8 @@ def branch(
         bounded = network.bounded(config)
         found = decide(bounded, region_input(region), margins.c[rows], margins.d[rows], time_limit=limit)
         excluded[margins.case[rows[found.lower > 0]]] = True
-        worth = Certificate(found.certificate, found.delta)  # type: ignore[arg-type]
         seen = _checked(network, cases, region, found.counterexample)
-        yield Branched(rows, found.lower, worth, *seen)
+        yield Branched(rows, found.lower, found.certificate, *seen)
 
 
 def _checked(
