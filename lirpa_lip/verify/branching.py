@@ -34,6 +34,7 @@ from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import positive_slack
 from lirpa_lip.precision import next_below
 from lirpa_lip.regions.region import Region
+from lirpa_lip.results import Certificate
 from lirpa_lip.verify.splits import HalfSpace, Split, choices, cut
 
 
@@ -75,7 +76,7 @@ class BranchResult:
         seconds: that it took.
         counterexample: ``(1, *in)`` float64, a point where a row was seen to be ``<= 0`` in this graph's arithmetic; in
             the region up to rounding, so that it has to be checked on the model itself. None where none was met.
-        certificate, delta: of ``lower``, of all rows together.
+        certificate: of ``lower``, of all rows together.
     """
 
     status: Literal["verified", "open"]
@@ -83,8 +84,7 @@ class BranchResult:
     domains: int
     seconds: float
     counterexample: Tensor | None
-    certificate: str
-    delta: float
+    certificate: Certificate
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,7 @@ def decide(
         search.domains,
         time.monotonic() - begun,
         None if verified else search.counterexample,
-        norm.certificate,
-        norm.failure_probability,
+        norm.worth,
     )
 
 
