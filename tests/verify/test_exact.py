@@ -46,9 +46,7 @@ def test_a_broken_bound_is_seen(monkeypatch, name):
         return replace(found, lower=found.lower + 0.3)
 
     monkeypatch.setattr(cascade, name, broken)
-    quick = replace(
-        SETTINGS, pgd_steps=0, restarts=0, branch=False
-    )  # which hide many
+    quick = replace(SETTINGS, pgd_steps=0, restarts=0, branch=False)  # which hide many
     assert any(exact.is_wrong(*exact.compare(seed, quick)) for seed in range(24))
 
 
