@@ -15,16 +15,16 @@ from lirpa_lip.local.layers import Layers
 from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.propagate import planned_norms, propagate
 from lirpa_lip.local.rows import row_lipschitz
+from lirpa_lip.results import Certificate, Certified
 
 
 @dataclass(frozen=True)
-class CertifiedPairs:
+class CertifiedPairs(Certified):
     """Bounds (batch, classes) of how fast logit_y − logit_j moves away from its value at the sample, and their kind."""
 
     pairs: Tensor
     layers: Layers
-    certificate: str
-    failure_probability: float
+    worth: Certificate
 
 
 @torch.no_grad()
@@ -43,4 +43,4 @@ def certified_pairs(
     identity = torch.eye(graph[graph.output].shape.numel(), dtype=graph.dtype, device=graph.device)
     rows = identity[labels].unsqueeze(1) - identity
     pairs = outward_upper(row_lipschitz(graph, rows, layers, config), dtype)
-    return CertifiedPairs(pairs, layers, norm.certificate, norm.failure_probability)
+    return CertifiedPairs(pairs, layers, norm.worth)

@@ -92,7 +92,7 @@ class GlobalBound(nn.Module):
             kind: Any = self.certificate
             config = LocalLipConfig(certificate=kind, delta=self.delta, norm_tolerance=1e-3)
             certified = self._certified = Global(self._model[0], self._sample, config)
-            self.certificate = certified.norm.certificate
+            self.certificate = certified.norm.worth.kind
         identity = torch.eye(classes, dtype=x.dtype, device=x.device)
         found = certified.lipschitz(x, identity[labels].unsqueeze(1) - identity, 0.0)
         assert found is not None

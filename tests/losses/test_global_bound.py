@@ -94,7 +94,7 @@ def test_errors():
         make_bound("nonsense", small_network(), X)
     with pytest.raises(UnknownMethodError, match="deterministic"):
         GlobalBound(small_network(), X, "sure")
-    with pytest.raises(UnsupportedOperatorError, match="BoundSoftmax"):
+    with pytest.raises(UnsupportedOperatorError, match="softmax"):
         GlobalBound(nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Softmax(1), nn.Linear(5, 5)).double(), X)
 
 
