@@ -73,7 +73,7 @@ _INIT = inspect.signature(auto_LiRPA.BoundedModule.__init__)
 
 @ordinary_tensors()
 @true_float32()
-def _compute_bounds(bounded, inherited: Callable, args: tuple, kwargs: dict):
+def _compute_bounds(bounded: Any, inherited: Callable, args: tuple, kwargs: dict):
     """``compute_bounds``: our methods here, all others to auto_LiRPA."""
     object.__setattr__(bounded, "last_certificate", None)  # what an earlier call was worth says nothing of this one
     bound = _SIGNATURE.bind(bounded, *args, **kwargs)
@@ -147,14 +147,16 @@ def _operator_named(method: object) -> Iterator[None]:
 
 @ordinary_tensors()
 @true_float32()
-def _local_lipschitz(bounded, x, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
+def _local_lipschitz(
+    bounded: Any, x: Any, c: Tensor | None, method: str, norm: float, options: dict
+) -> LipschitzResult:
     object.__setattr__(bounded, "last_certificate", None)
     found = _constants(bounded, ordinary(x), c, method, norm, options)
     object.__setattr__(bounded, "last_certificate", (found.certificate, found.failure_probability))
     return found
 
 
-def _constants(bounded, x, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
+def _constants(bounded: Any, x: Any, c: Tensor | None, method: str, norm: float, options: dict) -> LipschitzResult:
     c = ordinary(check_rows(c, check_input(bounded, x)))
     if method in JACOBIAN_METHODS:
         _check_mode(bounded)
@@ -169,12 +171,12 @@ def _constants(bounded, x, c: Tensor | None, method: str, norm: float, options: 
     return local_lip_constants(bounded, x, c, method)
 
 
-def _check_mode(bounded) -> None:
+def _check_mode(bounded: Any) -> None:
     for name in getattr(bounded, "_in_training_mode", ()):
         raise TrainingModeError(name, "BatchNorm or Dropout")
 
 
-def _before_wrapping(bounded, model, global_input) -> None:
+def _before_wrapping(bounded: Any, model: Any, global_input: Any) -> None:
     """Notes what is in training mode, and looks at what the model does, before it is traced."""
     names = training_dependent(model)
     object.__setattr__(bounded, "_in_training_mode", names)
@@ -188,7 +190,7 @@ def _before_wrapping(bounded, model, global_input) -> None:
         return  # what the model itself fails with is left for the conversion to meet
 
 
-def _after_wrapping(bounded, model, global_input) -> None:
+def _after_wrapping(bounded: Any, model: Any, global_input: Any) -> None:
     """Remembers the model and compares it with what was traced of it."""
     if isinstance(model, auto_LiRPA.BoundedModule):
         return
@@ -203,14 +205,14 @@ def _after_wrapping(bounded, model, global_input) -> None:
         check_at_wrapping(bounded, _inputs_like(model, global_input), graph)
 
 
-def _inputs_like(model: nn.Module, global_input) -> tuple[Tensor, ...]:
+def _inputs_like(model: nn.Module, global_input: Any) -> tuple[Tensor, ...]:
     """The inputs a model is wrapped with, on its device."""
     first = next(model.parameters(), None)
     inputs = unpack_inputs(global_input)
     return tuple(t.detach().as_subclass(Tensor).to(t.device if first is None else first.device) for t in inputs)
 
 
-def _convert(bounded, inherited: Callable, args: tuple, kwargs: dict) -> None:
+def _convert(bounded: Any, inherited: Callable, args: tuple, kwargs: dict) -> None:
     """auto_LiRPA's ``__init__``, with our operators for this one module; the model is audited before, compared after.
 
     Raises:
@@ -241,22 +243,22 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
     Used exactly as auto_LiRPA's; settings travel as ``bound_opts={"local_lip": LocalLipConfig(...)}``.
     """
 
-    def __init__(self, model, global_input, bound_opts=None, *args, **kwargs) -> None:
+    def __init__(self, model: Any, global_input: Any, bound_opts: Any = None, *args: Any, **kwargs: Any) -> None:
         LocalLipConfig.from_options(bound_opts)
         _convert(self, super().__init__, (model, global_input, bound_opts, *args), kwargs)
 
-    def _apply(self, fn, *args, **kwargs):
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any):
         """``.to()``, ``.double()`` and their kin: the model goes along."""
         super()._apply(fn, *args, **kwargs)
         follow(self, fn)
         return self
 
-    def check_incompatible_nodes(self, model) -> None:
+    def check_incompatible_nodes(self, model: Any) -> None:
         """auto_LiRPA would switch a model with dropout to training mode; in eval mode dropout is the identity."""
         if model.training:
             super().check_incompatible_nodes(model)
 
-    def compute_bounds(self, *args, **kwargs):
+    def compute_bounds(self, *args: Any, **kwargs: Any):
         """auto_LiRPA's ``compute_bounds``, with three methods more.
 
         ``method="local-lip"``: ``C f(x₀)`` plus and minus how far it can move, from masked norms over cheap
@@ -282,7 +284,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         return _compute_bounds(self, super().compute_bounds, args, kwargs)
 
     def local_lipschitz(
-        self, x, C: Tensor | None = None, method: str = "local-lip", norm: float = 2, **options
+        self, x: Any, C: Tensor | None = None, method: str = "local-lip", norm: float = 2, **options: Any
     ) -> LipschitzResult:
         """Local Lipschitz constants: how fast ``C f`` (or ``f``) can change between any two points of the region.
 
@@ -312,25 +314,25 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
     init, check, compute, apply = cls.__init__, cls.check_incompatible_nodes, cls.compute_bounds, cls._apply
 
     @functools.wraps(init)
-    def __init__(self, *args, **kwargs):
+    def __init__(self: Any, *args: Any, **kwargs: Any):
         _convert(self, functools.partial(init, self), args, kwargs)
 
     @functools.wraps(apply)
-    def _apply(self, fn, *args, **kwargs):
+    def _apply(self: Any, fn: Any, *args: Any, **kwargs: Any):
         apply(self, fn, *args, **kwargs)
         follow(self, fn)
         return self
 
     @functools.wraps(check)
-    def check_incompatible_nodes(self, model):
+    def check_incompatible_nodes(self: Any, model: Any):
         if model.training:
             check(self, model)
 
     @functools.wraps(compute)
-    def compute_bounds(self, *args, **kwargs):
+    def compute_bounds(self: Any, *args: Any, **kwargs: Any):
         return _compute_bounds(self, functools.partial(compute, self), args, kwargs)
 
-    def local_lipschitz(self, x, C=None, method="local-lip", norm=2, **options):
+    def local_lipschitz(self: Any, x: Any, C: Any = None, method: Any = "local-lip", norm: Any = 2, **options: Any):
         return _local_lipschitz(self, x, C, method, norm, options)
 
     for function in (__init__, check_incompatible_nodes, compute_bounds, _apply, local_lipschitz):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -137,7 +138,7 @@ def _lirpa(name: str) -> Factory:
     return lambda model, sample, steps, config: Lirpa(model, sample, name, steps, config)
 
 
-def _local(name: str = "local-lip", optimize: bool = False, **changes) -> Factory:
+def _local(name: str = "local-lip", optimize: bool = False, **changes: Any) -> Factory:
     def make(model: nn.Module, sample: Tensor, steps: int, config: LocalLipConfig) -> Local:
         changed = replace(config, **changes)
         return Local(

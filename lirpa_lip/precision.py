@@ -49,7 +49,7 @@ def _restorer(switch: object, value: str) -> Callable[[], None]:
     return lambda: setattr(switch, "fp32_precision", value)
 
 
-def rounded_up(value, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
+def rounded_up(value: float | Tensor, dtype: torch.dtype, device: torch.device | str | None = None) -> Tensor:
     """A number or tensor as a tensor of ``dtype``, no entry smaller than it was."""
     exact = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     exact = exact.to(device=device)

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+#: One for all neurons, or a tensor that broadcasts to ``(batch, *shape)``.
+Number = float | Tensor
+
 
 @dataclass(frozen=True)
 class SlopeRange:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import Activation, SlopeRange
+from lirpa_lip.activations.base import Activation, Number, SlopeRange
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 
 #: Cells a smooth activation's interval is cut into for its lines.
@@ -60,7 +60,7 @@ def split_point(activation: Activation, lower: Tensor, upper: Tensor, after: Ten
 
 
 def _pieces(activation: PiecewiseLinear, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    def full(value):
+    def full(value: Number):
         return torch.as_tensor(value, dtype=like.dtype, device=like.device).detach().expand_as(like)
 
     return [full(k) for k in activation.knots], [full(s) for s in activation.slopes]
@@ -107,7 +107,7 @@ def lines(activation: Activation, lower: Tensor, upper: Tensor, slopes: SlopeRan
     return best
 
 
-def _deviation(activation, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange):
+def _deviation(activation: Activation, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange):
     """Range of ``f(z) − f(anchor) − slope·(z − anchor)`` on the interval."""
     if isinstance(activation, PiecewiseLinear):
         return activation.deviation_range(slope, anchor, lower, upper, slopes)

@@ -7,7 +7,7 @@ cuts are needed, and the derivative may be infinite at an end (√ at 0): tangen
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -152,7 +152,9 @@ class Curved(Activation):
             found.append(Relaxation(*sides))
         return tuple(found)  # type: ignore[return-value]
 
-    def _through(self, slope: Tensor, points, finite: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def _through(
+        self, slope: Tensor, points: Sequence[Tensor], finite: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(slope, offset) of the line on which all points lie, moved down, and moved up, by what rounding may do."""
         offsets = torch.stack([torch.where(finite, value, 0.0) - slope * z for z, value in points])
         size = torch.stack([torch.where(finite, value.abs(), 0.0) + (slope * z).abs() for z, value in points]).amax(0)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import Activation
+from lirpa_lip.activations.base import Activation, Number
 from lirpa_lip.activations.curved import Curved, Step
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.activations.planes import Plane, Relaxation, ratio, where
@@ -82,7 +82,7 @@ def _levels(activation: Activation, lower: Tensor, upper: Tensor, finite: Tensor
 def _cuts(activation: Activation, lower: Tensor, upper: Tensor) -> list[Tensor]:
     """Ascending points from ``lower`` to ``upper`` that hold every kink between them."""
 
-    def clamp(point) -> Tensor:
+    def clamp(point: Number) -> Tensor:
         full = torch.as_tensor(point, dtype=lower.dtype, device=lower.device).expand_as(lower)
         return torch.minimum(torch.maximum(full, lower), upper)
 
@@ -112,7 +112,13 @@ def _chords(points: Sequence[Tensor], values: Sequence[Tensor], activation: Acti
     return found
 
 
-def _tightest(candidates, points, values, slopes, places) -> list[Plane]:
+def _tightest(
+    candidates: Sequence[Tensor],
+    points: Sequence[Tensor],
+    values: Sequence[Tensor],
+    slopes: Sequence[tuple[Tensor, Tensor]] | None,
+    places: Sequence[Tensor],
+) -> list[Plane]:
     """Of the lines below with the candidates' slopes, the highest at each place."""
     best: list[tuple[Tensor, ...]] = []
     for slope in candidates:
@@ -126,7 +132,9 @@ def _higher(new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, .
     return tuple(torch.where(new[0] > old[0], a, b) for a, b in zip(new, old))
 
 
-def _least(slope: Tensor, points, values, slopes) -> Tensor:
+def _least(
+    slope: Tensor, points: Sequence[Tensor], values: Sequence[Tensor], slopes: Sequence[tuple[Tensor, Tensor]] | None
+) -> Tensor:
     """Lower bound of ``f(z) − slope z`` over all pieces, less what rounding may have added."""
     gaps = [v - slope * p for v, p in zip(values, points, strict=True)]
     least = torch.stack(gaps).amin(0)

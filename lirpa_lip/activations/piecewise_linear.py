@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import Activation, Piece, SlopeRange
+from lirpa_lip.activations.base import Activation, Number, Piece, SlopeRange
 
 
 class PiecewiseLinear(Activation):
@@ -24,7 +24,7 @@ class PiecewiseLinear(Activation):
         at_first_knot: the value ``f(knots[0])``.
     """
 
-    def __init__(self, knots: Sequence, slopes: Sequence, at_first_knot) -> None:
+    def __init__(self, knots: Sequence, slopes: Sequence, at_first_knot: Number) -> None:
         if len(slopes) != len(knots) + 1 or not knots:
             raise ValueError("a piecewise linear function has one slope more than it has knots, and at least one knot.")
         self.knots, self.slopes, self.at_first_knot = tuple(knots), tuple(slopes), at_first_knot
@@ -92,7 +92,7 @@ class PiecewiseLinear(Activation):
         exact = whole.stable
         return SlopeRange(torch.where(exact, whole.low, low), torch.where(exact, whole.high, high))
 
-    def deviation_range(self, slope, anchor, lower, upper, slopes):
+    def deviation_range(self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange):
         """Exact: the deviation from a line is piecewise linear too, extreme at end points and kinks."""
         at_anchor = self.value(anchor)
         values = [torch.zeros_like(anchor)]
@@ -104,7 +104,7 @@ class PiecewiseLinear(Activation):
         zero = torch.zeros_like(anchor)
         return torch.where(exact, zero, stacked.amin(0)), torch.where(exact, zero, stacked.amax(0))
 
-    def pieces(self, anchor, lower, upper, slopes):
+    def pieces(self, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange):
         """Exact: the function itself, from kink to kink."""
         knots, pieces = self._on(anchor)
         at_anchor = self.value(anchor)
@@ -116,7 +116,7 @@ class PiecewiseLinear(Activation):
         return found
 
 
-def _full(value, like: Tensor) -> Tensor:
+def _full(value: Number, like: Tensor) -> Tensor:
     """A number or tensor in the shape and type of ``like``; what exceeds the type is its largest number."""
     info = torch.finfo(like.dtype)
     if not isinstance(value, Tensor):
@@ -126,7 +126,7 @@ def _full(value, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
 
 
-def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot) -> list:
+def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot: Number) -> list:
     """``c_0 = f(k_0) − s_0 k_0`` and ``c_{i+1} = c_i + (s_i − s_{i+1}) k_i``."""
     parts = (*knots, *slopes, at_first_knot)
     exact = not any(isinstance(t, Tensor) for t in parts)
@@ -143,7 +143,7 @@ def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot) -> list:
     return [float(c) for c in found] if exact else found
 
 
-def _finite(value):
+def _finite(value: Number):
     info = torch.finfo(value.dtype if isinstance(value, Tensor) and value.dtype.is_floating_point else torch.float64)
     return value.clamp(info.min, info.max) if isinstance(value, Tensor) else min(max(value, info.min), info.max)
 
@@ -153,7 +153,7 @@ def relu() -> PiecewiseLinear:
     return PiecewiseLinear([0.0], [0.0, 1.0], 0.0)
 
 
-def leaky_relu(slope) -> PiecewiseLinear:
+def leaky_relu(slope: Number) -> PiecewiseLinear:
     """``z`` for ``z > 0``, ``slope * z`` below; ``slope`` a number or a tensor (PReLU)."""
     return PiecewiseLinear([0.0], [slope, 1.0], 0.0)
 
@@ -163,7 +163,7 @@ def absolute() -> PiecewiseLinear:
     return PiecewiseLinear([0.0], [-1.0, 1.0], 0.0)
 
 
-def clip(low=None, high=None) -> PiecewiseLinear:
+def clip(low: Number | None = None, high: Number | None = None) -> PiecewiseLinear:
     """``min(max(z, low), high)``; either end may be ``None``."""
     if low is None and high is None:
         raise ValueError("a clip needs at least one end.")
@@ -179,7 +179,7 @@ def hard_sigmoid(alpha: float = 0.2, beta: float = 0.5) -> PiecewiseLinear:
     return PiecewiseLinear([-beta / alpha, (1 - beta) / alpha], [0.0, alpha, 0.0], 0.0)
 
 
-def clip_half(high, low) -> PiecewiseLinear:
+def clip_half(high: Tensor, low: Tensor) -> PiecewiseLinear:
     """Clip used after MaxMin: the first half of the channels ``min(z, high)``, the second half ``max(z, low)``.
 
     ``high`` and ``low`` have the shape of half the channels, without the batch axis.
@@ -190,7 +190,7 @@ def clip_half(high, low) -> PiecewiseLinear:
     return PiecewiseLinear([knots], [left, 1 - left], knots)
 
 
-def fold_half(shape: torch.Size, dtype: torch.dtype, device) -> PiecewiseLinear:
+def fold_half(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PiecewiseLinear:
     """Identity on the first half of the channels, absolute value on the second: MaxMin between two rotations."""
     half = shape[0] // 2
     left = torch.ones(1, *shape, dtype=dtype, device=device)

@@ -23,6 +23,7 @@ from lirpa_lip.jacobian.forward import Interval, chunk_size, most_open
 from lirpa_lip.jacobian.products import TIGHT, Products, product_range, products
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import absolute, gamma, total_gamma
+from lirpa_lip.norms.linear_map import LinearMap
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,9 @@ def backward_bounds(
     return result
 
 
-def _through(graph: NetworkGraph, map_, centre: Tensor, radius: Tensor, mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _through(
+    graph: NetworkGraph, map_: LinearMap, centre: Tensor, radius: Tensor, mass: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Centre, radius and mass of ``Aᵀg``; the radius takes in the rounding of this step."""
     size, rows = centre.shape[:2]
     magnitude = absolute(graph, map_)

@@ -115,13 +115,22 @@ def _cut(interval: Interval, *others: Interval | None) -> Interval:
     return lower, upper
 
 
-def _tighten(graph, node: Node, interval: Interval, inputs: InputSet, found, split: Interval | None, sizes) -> Interval:
+def _tighten(
+    graph: NetworkGraph,
+    node: Node,
+    interval: Interval,
+    inputs: InputSet,
+    found: Mapping[str, Lines],
+    split: Interval | None,
+    sizes: Mapping[str, Tensor],
+) -> Interval:
     """Linear bounds of the neurons whose slope is open under some activation that reads them."""
     lower, upper = torch.minimum(*interval), torch.maximum(*interval)
     after, before = split if split is not None else unsplit(lower)
     open_ = torch.zeros_like(lower, dtype=torch.bool)
     for reader in graph.activations:
         if reader.parents[0] == node.name:
+            assert reader.activation is not None
             slopes = clarke_slopes(reader.activation, lower, upper, after, before)
             open_ |= slopes.low < slopes.high
     index, valid = most_open(open_.flatten(1))

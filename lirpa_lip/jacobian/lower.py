@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lirpa_lip.activations.base import Activation
 from lirpa_lip.activations.clarke_slopes import clarke_slopes
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.jacobian.forward import Forward
@@ -65,7 +66,7 @@ def _summed(graph: NetworkGraph, name: str, moves: Mapping[str, Tensor]) -> Tens
     return sum(m.abs().forward(moves[p].abs()) for m, p in zip(node.maps, node.parents))
 
 
-def _slope_at(activation, z: Tensor) -> tuple[Tensor, Tensor]:
+def _slope_at(activation: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
     """The slope, and where it is ambiguous."""
     if not isinstance(activation, PiecewiseLinear):
         slopes = activation.slope_range(z, z, closed=True)
@@ -168,7 +169,16 @@ def _take(x: Tensor, index: Tensor) -> Tensor:
     return taken.reshape(*index.shape, *x.shape[2:])
 
 
-def _climb(graph, inputs: InputSet, x: Tensor, seed: Tensor, norm: float, whole: bool, forward: Forward, steps: int):
+def _climb(
+    graph: NetworkGraph,
+    inputs: InputSet,
+    x: Tensor,
+    seed: Tensor,
+    norm: float,
+    whole: bool,
+    forward: Forward,
+    steps: int,
+):
     """Ascent from points ``(batch, rows or 1, *in)``; the best true rate on the way and where."""
     batch, count = x.shape[:2]
     width = (inputs.high - inputs.low).unsqueeze(1)
@@ -192,7 +202,9 @@ def _climb(graph, inputs: InputSet, x: Tensor, seed: Tensor, norm: float, whole:
     return best, points
 
 
-def _smooth_gradient(graph, x: Tensor, seed: Tensor, norm, whole: bool, forward: Forward, sharpness: float) -> Tensor:
+def _smooth_gradient(
+    graph: NetworkGraph, x: Tensor, seed: Tensor, norm: float, whole: bool, forward: Forward, sharpness: float
+) -> Tensor:
     """Gradient in x of the norm of the Jacobian with each kink smoothed, at points ``(batch, rows or 1, *in)``."""
     batch, count = x.shape[:2]
     with torch.enable_grad():
@@ -200,6 +212,7 @@ def _smooth_gradient(graph, x: Tensor, seed: Tensor, norm, whole: bool, forward:
         values = graph.values(point)
         slopes = {}
         for node in graph.activations:
+            assert node.activation is not None
             lower, upper = (t.repeat_interleave(count, dim=0) for t in forward.intervals[node.parents[0]])
             scale = sharpness / (upper - lower).clamp(min=1e-12)
             slopes[node.name] = _smooth_slope(node.activation, values[node.parents[0]], scale)
@@ -215,7 +228,7 @@ def _smooth_gradient(graph, x: Tensor, seed: Tensor, norm, whole: bool, forward:
     return torch.zeros_like(x) if gradient is None else torch.nan_to_num(gradient).reshape(x.shape)
 
 
-def _smooth_slope(activation, z: Tensor, scale: Tensor) -> Tensor:
+def _smooth_slope(activation: Activation, z: Tensor, scale: Tensor) -> Tensor:
     if not isinstance(activation, PiecewiseLinear):
         return activation.slope_range(z, z).centre
     total = torch.as_tensor(activation.slopes[0], dtype=z.dtype, device=z.device).expand_as(z)

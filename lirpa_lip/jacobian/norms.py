@@ -63,7 +63,9 @@ def _absolute_chord(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     return slope, torch.where(crossing, -2 * upper * lower / width, 0.0)
 
 
-def _euclidean(graph, result: Backward, lower, upper, largest, trace) -> Tensor:
+def _euclidean(
+    graph: NetworkGraph, result: Backward, lower: Tensor, upper: Tensor, largest: Tensor, trace: dict | None
+) -> Tensor:
     """``√Σ J²`` with ``J² ≤ (l + u) J − l u``, and the entries at their worst."""
     direct = safe_norm(largest.flatten(2))
     pushed = push_tangent(graph, graph.input, (lower + upper).unsqueeze(2), result, trace)[:, :, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import auto_LiRPA
 import torch
@@ -34,8 +35,8 @@ CONSTANT_METHODS = names_at("local_lipschitz", "local")
 
 
 def local_lip_bounds(
-    bounded,
-    x,
+    bounded: Any,
+    x: Any,
     c: Tensor | None,
     method: str,
     want_lower: bool = True,
@@ -85,7 +86,7 @@ def _threshold(threshold: float | Tensor, rows: Tensor) -> Tensor:
         raise ShapeError(f"decision_thresh has shape {shape}; give a number, or (batch, specs).") from None
 
 
-def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzResult:
+def local_lip_constants(bounded: Any, x: Any, c: Tensor | None, method: str) -> LipschitzResult:
     """Lipschitz constants over all pairs of points of the region, of the rows of ``C f``, or of f for ``None``."""
     config = LocalLipConfig.from_options(bounded.bound_opts)
     graph, region, dtype = prepare(bounded, x, config)
@@ -119,7 +120,7 @@ def local_lip_constants(bounded, x, c: Tensor | None, method: str) -> LipschitzR
     )
 
 
-def network_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
+def network_graph(bounded: Any, dtype: torch.dtype | None = None) -> NetworkGraph:
     """The traced network as affine nodes and activations; it references the current parameters.
 
     Raises:
@@ -130,7 +131,7 @@ def network_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
     return graph
 
 
-def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
+def prepare(bounded: Any, x: Any, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
     """The graph and the region in the precision of the computation, and the precision of its results."""
     current_model(bounded)
     own = model_dtype(bounded)
@@ -145,7 +146,7 @@ def prepare(bounded, x, config: LocalLipConfig) -> tuple[NetworkGraph, Region, t
     return graph, region, own
 
 
-def _crown(bounded, x, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:
+def _crown(bounded: Any, x: Any, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:
     """CROWN's bounds of ``C f`` in float64, and what it found of the pre-activations on the way.
 
     Both are widened by the rounding of their computation. CROWN ignores a box that cuts the ball.
@@ -184,7 +185,7 @@ def _gradients_where_needed(graph: NetworkGraph, region: Region):
         yield
 
 
-def region_of(x, config: LocalLipConfig, graph: NetworkGraph, dtype: torch.dtype) -> Region:
+def region_of(x: Any, config: LocalLipConfig, graph: NetworkGraph, dtype: torch.dtype) -> Region:
     """The ℓ₂ region of ``x``, a ``BoundedTensor`` or a tuple with one, in ``dtype``.
 
     Raises:

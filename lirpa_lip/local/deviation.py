@@ -103,7 +103,15 @@ class Deviation:
         best = values.argmin(0)
         return [rule for i, rule in enumerate(self.rules) if bool((best == i).any())]
 
-    def _free(self, target: str, rows: Tensor, start: dict[str, Tensor], steps: int, index, goal) -> Tensor:
+    def _free(
+        self,
+        target: str,
+        rows: Tensor,
+        start: dict[str, Tensor],
+        steps: int,
+        index: tuple[Tensor, Tensor],
+        goal: Tensor | None,
+    ) -> Tensor:
         """The search with free slopes for the rows at ``index``, a sample and a row each, ``(len(index),)``."""
         sample, _ = index
         reached = set(self.graph.ancestors(target))

@@ -139,7 +139,7 @@ class StackedMap(LinearMap):
         cotangents = pull_back(self.graph, self.target, y, self.slopes)
         return torch.cat([(scale * cotangents[name]).flatten(1) for name, scale in self.scales.items()], dim=1)
 
-    def rebuild(self, shared, per_sample) -> StackedMap:
+    def rebuild(self, shared: Callable[[Tensor], Tensor], per_sample: Callable[[Tensor], Tensor]) -> StackedMap:
         maps = {n.name: [m.rebuild(shared, shared) for m in n.maps] for n in self.graph if n.maps is not None}
         return self._copy(self._with_maps(maps), per_sample)
 
@@ -197,7 +197,7 @@ class StackedMap(LinearMap):
     def select(self, index: Tensor) -> StackedMap:
         return self._copy(self.graph, lambda t: t[index])
 
-    def _copy(self, graph: NetworkGraph, change) -> StackedMap:
+    def _copy(self, graph: NetworkGraph, change: Callable[[Tensor], Tensor]) -> StackedMap:
         out_scale = None if self.out_scale is None else change(self.out_scale)
         slopes = {k: change(v) for k, v in self.slopes.items()}
         return StackedMap(graph, self.target, slopes, {k: change(v) for k, v in self.scales.items()}, out_scale)

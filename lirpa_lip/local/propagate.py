@@ -174,7 +174,9 @@ class _Propagation:
         rows = self.rows.get(parent) or local_rows(self.graph, parent, self.layers)
         return layer_gains(self.graph, parent, magnitude, rows, self.layers)
 
-    def _live_rate(self, node: Node, mask: Tensor, gains) -> tuple[Tensor, dict[str, Tensor] | None]:
+    def _live_rate(
+        self, node: Node, mask: Tensor, gains: dict[str, Gain] | None
+    ) -> tuple[Tensor, dict[str, Tensor] | None]:
         """``Lip(S^½ z)``, and the norms of the product bound where they were taken.
 
         Of two bounds the second is not taken where it cannot be smaller, or is the same norm.
@@ -192,7 +194,7 @@ class _Propagation:
         product, norms = self._product(node, mask, gains)
         return torch.minimum(composed, product), norms
 
-    def _product(self, node: Node, mask: Tensor, gains) -> tuple[Tensor, dict[str, Tensor]]:
+    def _product(self, node: Node, mask: Tensor, gains: dict[str, Gain] | None) -> tuple[Tensor, dict[str, Tensor]]:
         norms = product_norms(self.graph, node, mask, self.layers, self.norm)
         if gains is not None:
             # of an isometry's source the gains are others, but no smaller than for orthogonal maps they can be
@@ -200,7 +202,9 @@ class _Propagation:
         return self._outward(rate_of(norms, self.layers)), norms
 
     @torch.no_grad()
-    def _anchor_error(self, node: Node, magnitude: Tensor, gains, norms, rate: Tensor) -> Tensor:
+    def _anchor_error(
+        self, node: Node, magnitude: Tensor, gains: Mapping[str, Gain], norms: Mapping[str, Tensor] | None, rate: Tensor
+    ) -> Tensor:
         """``‖S^½ (z(centre) − anchor)‖``: its own rounding, and that of its sources times the gains on this layer."""
         parent = node.parents[0]
         assert self.errors is not None
@@ -226,7 +230,9 @@ class _Propagation:
         return error
 
 
-def _tighten(graph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region) -> Interval:
+def _tighten(
+    graph: NetworkGraph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region
+) -> Interval:
     """Bounds of the neurons whose sign is open, again, by composed rows around the centre."""
     lower, upper = (t.flatten(1).clone() for t in interval)
     open_ = (lower < 0) & (upper > 0)

@@ -69,7 +69,9 @@ def _chunks(graph: NetworkGraph, c: Tensor) -> tuple[Tensor, ...]:
     return c.split(max(1, _ROW_ELEMENTS // (widest * c.shape[0])), dim=1)
 
 
-def _output_upper(graph, region: Region, c: Tensor, layers: Layers, config, threshold: Tensor | None) -> Tensor:
+def _output_upper(
+    graph: NetworkGraph, region: Region, c: Tensor, layers: Layers, config: LocalLipConfig, threshold: Tensor | None
+) -> Tensor:
     centre = graph.values(region.centre)[graph.output].flatten(1)
     at = torch.einsum("bso,bo->bs", c, centre)
     rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)

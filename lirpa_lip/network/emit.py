@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import Activation
+from lirpa_lip.activations.base import Activation, SortedInput
 from lirpa_lip.errors import UnsupportedOperatorError
-from lirpa_lip.network.node import Node
+from lirpa_lip.network.node import Node, Shortcut
+from lirpa_lip.norms.linear_map import LinearMap
 
 
 class GraphBuilder:
@@ -32,13 +33,24 @@ class GraphBuilder:
         self.nodes[node.name] = node
         return node.name
 
-    def affine(self, name, operator, parents, maps, bias=None, shortcut=None, bias_size=None) -> str:
+    def affine(
+        self,
+        name: str,
+        operator: str,
+        parents: Iterable[str],
+        maps: Sequence[LinearMap],
+        bias: Tensor | None = None,
+        shortcut: Shortcut | None = None,
+        bias_size: Tensor | None = None,
+    ) -> str:
         """Emits ``z = sum_p A_p z_p + bias``."""
         shape, maps = maps[0].out_shape, tuple(maps)
         node = Node(name, operator, shape, tuple(parents), maps, bias, shortcut=shortcut, bias_size=bias_size)
         return self.add(node)
 
-    def activation(self, name, operator, parent, activation: Activation, isometry_of=None) -> str:
+    def activation(
+        self, name: str, operator: str, parent: str, activation: Activation, isometry_of: SortedInput | None = None
+    ) -> str:
         """Emits an elementwise function."""
         shape = self.nodes[parent].shape
         return self.add(Node(name, operator, shape, (parent,), activation=activation, isometry_of=isometry_of))
@@ -89,11 +101,18 @@ class Traced:
             raise self.unsupported("only its first input may depend on the network's input")
         return self.parents[0]
 
+    def varying(self, index: int) -> str:
+        """An input that depends on the network's input."""
+        parent = self.parents[index]
+        if parent is None:
+            raise self.unsupported(f"its input {index} is constant")
+        return parent
+
     def unsupported(self, reason: str) -> UnsupportedOperatorError:
         return UnsupportedOperatorError(self.name, self.operator, reason=reason)
 
 
-def constant_value(bound) -> Tensor:
+def constant_value(bound: Any) -> Tensor:
     """Value of a traced node that does not depend on the network's input; parameters stay differentiable."""
     if not bound.inputs:
         return bound.forward()
@@ -103,12 +122,12 @@ def constant_value(bound) -> Tensor:
     return bound.forward(*(constant_value(i) for i in bound.inputs))
 
 
-def _shape_of(bound) -> Tensor:
+def _shape_of(bound: Any) -> Tensor:
     value = getattr(bound, "value", None)
     return torch.tensor(value.shape if isinstance(value, Tensor) else bound.output_shape)
 
 
-def depends_on_input(bound) -> bool:
+def depends_on_input(bound: Any) -> bool:
     """Whether a traced node, or what it is computed from, is an input of the model (parameters are not)."""
     pending, seen = [bound], set()
     while pending:
@@ -122,7 +141,7 @@ def depends_on_input(bound) -> bool:
     return False
 
 
-def may_vary(bound) -> bool:
+def may_vary(bound: Any) -> bool:
     """Whether a traced node depends on the network's input, or on a perturbed parameter."""
     pending, seen = [bound], set()
     while pending:

@@ -13,7 +13,7 @@ with k the number of summands plus a few roundings by which coefficients may hav
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -128,7 +128,9 @@ class _Precision:
         return math.expm1(steps) * (1 + 1e-6) if steps < 700 else math.inf
 
 
-def _affine_error(node: Node, ranges: Mapping[str, Range], errors: Mapping[str, Tensor], units) -> Tensor:
+def _affine_error(
+    node: Node, ranges: Mapping[str, Range], errors: Mapping[str, Tensor], units: Sequence[_Precision]
+) -> Tensor:
     assert node.maps is not None
     summands = sum(terms(m) for m in node.maps) + len(node.maps) - 1 + (node.bias is not None)
     growth, tiny = (sum(p.growth(summands) for p in units), sum(p.tiny for p in units)) if summands else (0.0, 0.0)

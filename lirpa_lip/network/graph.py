@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,12 +119,12 @@ class NetworkGraph:
                 raise NonFiniteError(f"a parameter of {node.operator} at node {node.name!r}")
 
 
-def model_dtype(bounded) -> torch.dtype:
+def model_dtype(bounded: Any) -> torch.dtype:
     """The precision a traced network computes in: that of its parameters, or of its input if it has none."""
     return wrapped_dtype(bounded, _walk(bounded)[2].value.dtype)
 
 
-def build_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
+def build_graph(bounded: Any, dtype: torch.dtype | None = None) -> NetworkGraph:
     """Reads a traced auto_LiRPA ``BoundedModule``.
 
     Parameters are referenced, not copied, so a graph is valid until the model's structure changes, and bounds made
@@ -172,12 +173,12 @@ def build_graph(bounded, dtype: torch.dtype | None = None) -> NetworkGraph:
     return NetworkGraph(used, whole.input, output, builder.dtype, builder.device)
 
 
-def _walk(bounded):
+def _walk(bounded: Any):
     """Nodes that lie between the network's input and its output, in topological order; their names; the input."""
     final = bounded.final_node()
     order, state = [], {}
 
-    def visit(node) -> bool:
+    def visit(node: Any) -> bool:
         if node.name not in state:
             kind = type(node).__name__
             reached = kind == "BoundInput" and getattr(node, "input_index", 0) is not None
@@ -198,7 +199,7 @@ def _walk(bounded):
     return order, {n.name for n in order}, roots[0]
 
 
-def _shape(bound, root, traced: Mapping[str, torch.Size]) -> torch.Size:
+def _shape(bound: Any, root: Any, traced: Mapping[str, torch.Size]) -> torch.Size:
     if bound.name in traced:
         return traced[bound.name]
     return root.value.shape if bound is root else bound.output_shape

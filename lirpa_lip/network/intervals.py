@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ def check_interval(node: Node, interval: Interval) -> None:
         raise NonFiniteError(where, "the network's values overflow: scale its weights, or make eps smaller")
 
 
-def lirpa_intervals(bounded, graph: NetworkGraph, box: Interval) -> dict[str, Interval]:
+def lirpa_intervals(bounded: Any, graph: NetworkGraph, box: Interval) -> dict[str, Interval]:
     """Bounds that auto_LiRPA has left on its nodes after a CROWN pass in float64, for the affine nodes of ``graph``.
 
     The output is left out: there auto_LiRPA stores bounds of ``C f(x)``. ``box`` encloses the region of the pass; the

@@ -14,6 +14,8 @@ from lirpa_lip.norms.linear_map import LinearMap
 
 Interval = tuple[Tensor, Tensor]
 Enclosure = Callable[[Tensor, Tensor], Interval]
+#: An ancestor, and what turns its bounds into those of a node.
+Shortcut = tuple[str, Enclosure]
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Node:
     maps: tuple[LinearMap, ...] | None = None
     bias: Tensor | None = None
     activation: Activation | None = None
-    shortcut: tuple[str, Enclosure] | None = None
+    shortcut: Shortcut | None = None
     isometry_of: SortedInput | None = None
     bias_size: Tensor | None = None
 

@@ -11,6 +11,7 @@ store a program, use ``torch.export``, which sees the plain operations.)
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +29,11 @@ class _NonNegative(torch.autograd.Function):
         return raw.clamp(min=0)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
         ctx.save_for_backward(inputs[0])
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         (raw,) = ctx.saved_tensors
         return grad * ((raw >= 0) | (grad < 0)).to(grad.dtype)
 
@@ -99,12 +100,12 @@ def _traced_operator(name: str, function: Callable[..., Tensor]) -> type[torch.a
 
     class Traced(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, *tensors: Tensor) -> Tensor:
+        def forward(ctx: Any, *tensors: Tensor) -> Tensor:
             ctx.save_for_backward(*tensors)
             return function(*tensors)
 
         @staticmethod
-        def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             # The saved tensors keep their history, so differentiating through this derivative is right as well.
             wanted = [t for t, needed in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True) if needed]
             higher_order = torch.is_grad_enabled()
@@ -113,7 +114,7 @@ def _traced_operator(name: str, function: Callable[..., Tensor]) -> type[torch.a
             return tuple(next(found) if needed else None for needed in ctx.needs_input_grad)
 
         @staticmethod
-        def symbolic(g, *tensors):
+        def symbolic(g: Any, *tensors: Any):
             node = g.op(f"lirpa_lip::{name}", *tensors)
             node.setType(tensors[0].type())
             return node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ def differentiable(masked: LinearMap, result: NormResult, found: NormResult, exp
 class _Norms(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, masked: LinearMap, result: NormResult, found: NormResult, exponent: Tensor | None, *tensors: Tensor
+        ctx: Any, masked: LinearMap, result: NormResult, found: NormResult, exponent: Tensor | None, *tensors: Tensor
     ):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors)
@@ -51,7 +52,7 @@ class _Norms(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable  # a second derivative would need those of u and v
-    def backward(ctx, of_lower: Tensor | None, of_upper: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_lower: Tensor | None, of_upper: Tensor | None) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         nothing = (None, None, None, None)
         if of_lower is None and of_upper is None:

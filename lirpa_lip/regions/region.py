@@ -30,7 +30,14 @@ class Region:
     high: Tensor | None = None
 
     @classmethod
-    def make(cls, x: Tensor, eps, low=None, high=None, dtype: torch.dtype | None = None) -> Region:
+    def make(
+        cls,
+        x: Tensor,
+        eps: float | Tensor,
+        low: float | Tensor | None = None,
+        high: float | Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Region:
         """Checks and broadcasts; ``low`` and ``high`` are numbers or tensors that broadcast to ``x``.
 
         Args:
@@ -107,7 +114,9 @@ class Region:
         return box_ball_support(flat, low.flatten(1), high.flatten(1), self.eps)
 
 
-def box_ends(x: Tensor, low, high, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def box_ends(
+    x: Tensor, low: float | Tensor | None, high: float | Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
     """Ends of a box, infinite where they are ``None``, in ``dtype``, rounded outward and expanded to ``x``.
 
     An input that lies at an end as *its* precision has it (0.3 in float32 exceeds 0.3) is inside.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import auto_LiRPA
 import torch
@@ -31,7 +32,9 @@ from lirpa_lip.trust.points import generator_of
 JACOBIAN_METHODS = METHODS
 
 
-def jacobian_constants_of(bounded, x, c: Tensor | None, method: str, norm: float, options: Mapping) -> LipschitzResult:
+def jacobian_constants_of(
+    bounded: Any, x: Any, c: Tensor | None, method: str, norm: float, options: Mapping
+) -> LipschitzResult:
     """Constants of the rows of ``C f``, or of f for ``C=None``, over the closed region of ``x``.
 
     Raises:
@@ -60,7 +63,7 @@ def jacobian_constants_of(bounded, x, c: Tensor | None, method: str, norm: float
     )
 
 
-def prepare_region(bounded, x) -> tuple[NetworkGraph, InputSet, torch.dtype]:
+def prepare_region(bounded: Any, x: Any) -> tuple[NetworkGraph, InputSet, torch.dtype]:
     """The graph in float64, the closed region of ``x``, and the model's own precision."""
     config = LocalLipConfig.from_options(bounded.bound_opts)
     current_model(bounded)
@@ -70,7 +73,7 @@ def prepare_region(bounded, x) -> tuple[NetworkGraph, InputSet, torch.dtype]:
     return graph, inputs, model_dtype(bounded)
 
 
-def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
+def input_set(x: Any, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
     """The region of ``x``: for ``norm=inf`` the box ``x ± eps``, or ``x_L … x_U`` in its place; for ``norm=2`` the
     ball.
 
@@ -96,7 +99,7 @@ def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
     centre = x.as_subclass(Tensor).detach().double()
     as_input = x.as_subclass(Tensor).detach()
 
-    def ends(low, high) -> tuple[Tensor | None, Tensor | None]:
+    def ends(low: float | Tensor | None, high: float | Tensor | None) -> tuple[Tensor | None, Tensor | None]:
         least, most = box_ends(as_input, low, high, torch.float64)
         return None if low is None else least, None if high is None else most
 
@@ -119,7 +122,7 @@ def input_set(x, config: LocalLipConfig, graph: NetworkGraph) -> InputSet:
     return InputSet.box(centre, low, high)
 
 
-def alpha_crown_intervals(bounded, x, graph: NetworkGraph, inputs: InputSet) -> dict:
+def alpha_crown_intervals(bounded: Any, x: Any, graph: NetworkGraph, inputs: InputSet) -> dict:
     """Pre-activation bounds that auto_LiRPA's optimised CROWN leaves on its nodes, in float64 and less its rounding."""
     box = (inputs.low, inputs.high)
     if inputs.radius is not None:  # auto_LiRPA's ball is not cut by the box of possible inputs

@@ -227,7 +227,9 @@ def fingerprint(graph: NetworkGraph, inputs: InputSet, seed: Tensor, *settings: 
 class BranchAndBound:
     """Branch and bound for the constants of `clarke.clarke_lipschitz`, whose arguments these are."""
 
-    def __init__(self, graph, inputs: InputSet, seed: Tensor, whole: bool, norm: float, options: ClarkeOptions) -> None:
+    def __init__(
+        self, graph: NetworkGraph, inputs: InputSet, seed: Tensor, whole: bool, norm: float, options: ClarkeOptions
+    ) -> None:
         batch, rows = seed.shape[:2]
         self.shape = (batch,) if whole else (batch, rows)
         objective: Objective = RowNorm(norm)

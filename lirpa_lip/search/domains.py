@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,7 +110,15 @@ class Evaluator:
         return answers, values
 
     def _backward(
-        self, domains, alive: Tensor, region: InputSet, forward: Forward, points, late, answers, values
+        self,
+        domains: Sequence[Domain],
+        alive: Tensor,
+        region: InputSet,
+        forward: Forward,
+        points: list[Tensor | None],
+        late: tuple[Tensor, Tensor] | None,
+        answers: list[Domain | None],
+        values: list[float],
     ) -> None:
         """Bounds of the domains that are left; ``late``: constraints to look at where nothing can be split further."""
         forward, region = _select(forward, alive), region.select(alive)
@@ -139,7 +148,7 @@ class Evaluator:
             answers[k] = _one(domains[j], j, value, region, forward, result.cotangents, picked[j])
             values[k] = float(reached[j])
 
-    def _values(self, region: InputSet, seed: Tensor, problems, points) -> Tensor:
+    def _values(self, region: InputSet, seed: Tensor, problems: list[Problem], points: list[Tensor | None]) -> Tensor:
         """The objective at a point of each domain (of its region, at least): the middle of its box, and a known one."""
         whole = self.inputs.select(torch.tensor([p.sample for p in problems], device=seed.device))
         middle = (region.low + region.high) / 2
@@ -183,14 +192,22 @@ def _dense(splits: Sequence[Sequence[Split]], intervals: dict[str, Interval]) ->
 
 
 def _select(forward: Forward, index: Tensor) -> Forward:
-    def pick(table, make=tuple):
+    def pick(table: Any, make: Any = tuple):
         return {name: make(t[index] for t in pair) for name, pair in table.items()}
 
     slopes = {n: type(s)(s.low[index], s.high[index]) for n, s in forward.slopes.items()}
     return Forward(pick(forward.intervals), slopes, {}, pick(forward.splits), forward.empty[index])
 
 
-def _one(domain: Domain, j: int, upper: float, region: InputSet, forward: Forward, cotangents, picked) -> Domain:
+def _one(
+    domain: Domain,
+    j: int,
+    upper: float,
+    region: InputSet,
+    forward: Forward,
+    cotangents: Mapping[str, Interval],
+    picked: tuple[Choice, ...],
+) -> Domain:
     """One row of the batch as a domain of its own; tensors are copied, or the whole batch would stay alive."""
     intervals = {n: tuple(t[j : j + 1].clone() for t in pair) for n, pair in forward.intervals.items()}
     bounds = {n: tuple(t[j : j + 1].clone() for t in pair) for n, pair in cotangents.items()}

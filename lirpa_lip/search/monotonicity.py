@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lirpa_lip.errors import ShapeError
 from lirpa_lip.jacobian.backward import Backward, backward_bounds, push_tangent
-from lirpa_lip.jacobian.forward import Interval, forward_bounds
+from lirpa_lip.jacobian.forward import Forward, Interval, forward_bounds
 from lirpa_lip.jacobian.lower import jacobians_at
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.network.graph import NetworkGraph
@@ -109,7 +109,9 @@ def _entries(graph: NetworkGraph, result: Backward, features: tuple[int, ...]) -
     return torch.maximum(low, -down).clone(), torch.minimum(high, up).clone()
 
 
-def _seen(graph, inputs: InputSet, seed: Tensor, features: tuple[int, ...], samples: int) -> tuple[Tensor, Tensor]:
+def _seen(
+    graph: NetworkGraph, inputs: InputSet, seed: Tensor, features: tuple[int, ...], samples: int
+) -> tuple[Tensor, Tensor]:
     generator = torch.Generator(device=seed.device).manual_seed(0)
     x = torch.cat([inputs.project(inputs.centre.unsqueeze(1)), inputs.sample(max(1, samples - 1), generator)], dim=1)
     jacobian, good = jacobians_at(graph, x, seed)
@@ -118,7 +120,17 @@ def _seen(graph, inputs: InputSet, seed: Tensor, features: tuple[int, ...], samp
     return torch.where(good, found, math.inf).amin(2), torch.where(good, found, -math.inf).amax(2)
 
 
-def _search(graph, inputs, seed, features, options, forward, result: Backward, bounds, seen) -> None:
+def _search(
+    graph: NetworkGraph,
+    inputs: InputSet,
+    seed: Tensor,
+    features: tuple[int, ...],
+    options: ClarkeOptions,
+    forward: Forward,
+    result: Backward,
+    bounds: tuple[Tensor, Tensor],
+    seen: tuple[Tensor, Tensor],
+) -> None:
     """Branch and bound on every end that is still open; tightens ``bounds`` and ``seen`` in place."""
     lower, upper = bounds
     seen_low, seen_high = seen

@@ -58,10 +58,10 @@ class RowNorm(Objective):
 
     norm: float
 
-    def upper(self, graph, result, problems, trace):
+    def upper(self, graph: NetworkGraph, result: Backward, problems: list[Problem], trace: dict):
         return row_norms(graph, result, self.norm, trace).amax(1)
 
-    def value(self, jacobian, problems):
+    def value(self, jacobian: Tensor, problems: list[Problem]):
         if self.norm == math.inf:
             return jacobian.abs().sum(-1).amax(1)
         return (safe_norm(jacobian) if self.norm == 2 else jacobian.abs().amax(-1)).amax(1)
@@ -73,11 +73,11 @@ class WholeNorm(Objective):
 
     norm: float
 
-    def upper(self, graph, result, problems, trace):
+    def upper(self, graph: NetworkGraph, result: Backward, problems: list[Problem], trace: dict):
         rows = row_norms(graph, result, self.norm, trace)
         return whole_norm(rows, result.cotangents[graph.input], self.norm)
 
-    def value(self, jacobian, problems):
+    def value(self, jacobian: Tensor, problems: list[Problem]):
         if self.norm == 1:
             return jacobian.abs().sum(1).amax(-1)
         return torch.linalg.matrix_norm(jacobian.transpose(1, 2), 2)
@@ -89,7 +89,7 @@ class Entry(Objective):
 
     norm: float = math.inf
 
-    def upper(self, graph, result, problems, trace):
+    def upper(self, graph: NetworkGraph, result: Backward, problems: list[Problem], trace: dict):
         lower, upper = result.cotangents[graph.input]
         tangent = torch.zeros_like(lower).flatten(2)
         known = []
@@ -100,8 +100,8 @@ class Entry(Objective):
         pushed = push_tangent(graph, graph.input, tangent.reshape(lower.shape).unsqueeze(2), result, trace)[:, 0, 0]
         return torch.minimum(pushed, torch.stack(known))
 
-    def value(self, jacobian, problems):
+    def value(self, jacobian: Tensor, problems: list[Problem]):
         return torch.stack([p.sign * jacobian[k, 0, :, p.entry] for k, p in enumerate(problems)])
 
-    def settled(self, upper, lower, tolerance):
+    def settled(self, upper: float, lower: float, tolerance: float):
         return upper <= 0 or lower > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def _adult() -> Table:
     return _table("adult", frame.to_numpy(), target, frame.columns, True)
 
 
-def _table(name: str, x, y, features, classification: bool) -> Table:
+def _table(name: str, x: Any, y: Any, features: Any, classification: bool) -> Table:
     inputs, targets = (torch.from_numpy(_scaled(np.asarray(v, dtype=np.float64))).float() for v in (x, y))
     return Table(name, inputs, targets, tuple(str(f) for f in features), classification)
 

@@ -94,7 +94,7 @@ class _Watch(TorchDispatchMode):
                 if isinstance(value, Tensor) and not _is_fake(value):
                     yield f"{kind}.{name}", value
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
         kwargs = kwargs or {}
         tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         storages = [_storage(t) for t in tensors]
@@ -113,7 +113,7 @@ class _Watch(TorchDispatchMode):
         self._follow(name, tensors, storages, [*changed, *tree_leaves(result)], derives)
         return result
 
-    def _refuse_reads(self, operator: str, args) -> None:
+    def _refuse_reads(self, operator: str, args: Any) -> None:
         """Called where some argument derives from the input."""
         what = f"a number or decision (aten::{operator})" if operator in _READ else ""
         if operator in ("index", "index_put", "index_put_", "_index_put_impl_"):
@@ -122,7 +122,7 @@ class _Watch(TorchDispatchMode):
         if what:
             raise _error(f"it takes {what} from values that depend on the input", _CONTROL)
 
-    def _follow(self, name: str, tensors, storages, results, derives: bool) -> None:
+    def _follow(self, name: str, tensors: Any, storages: Any, results: Any, derives: bool) -> None:
         """Marks results that derive from the input, and from a cast of it; refuses casts that become numbers again."""
         source = next((self.cast[s] for s in storages if s in self.cast), None)
         for result in results:
@@ -143,7 +143,7 @@ class _Watch(TorchDispatchMode):
             ):
                 self.cast[storage] = str(result.dtype).removeprefix("torch.")
 
-    def check_state(self, output) -> None:
+    def check_state(self, output: Any) -> None:
         """Refuses tensors of the model that were read, and replaced by others, and outputs that are casts."""
         for t in tree_leaves(output):
             if isinstance(t, Tensor) and _storage(t) in self.cast:
@@ -175,7 +175,7 @@ class _Leaks(TorchFunctionMode):
         super().__init__()
         self.watch = watch
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
         kwargs = kwargs or {}
         if func in _LEAVES_TORCH and _storage(args[0]) in self.watch.derived:
             raise _error(f"it hands values that depend on the input to NumPy or Python ({func.__name__})", _CONTROL)
@@ -187,7 +187,7 @@ class _Leaks(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _refuse_random(func, args, kwargs, name: str) -> None:
+def _refuse_random(func: Any, args: Any, kwargs: Any, name: str) -> None:
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return
     given = dict(zip((a.name for a in func._schema.arguments), args)) | kwargs
@@ -198,7 +198,7 @@ def _refuse_random(func, args, kwargs, name: str) -> None:
     raise _error(f"it draws random numbers ({name})", _CHANCE)
 
 
-def _mutated(func, args, kwargs) -> list[Tensor]:
+def _mutated(func: Any, args: Any, kwargs: Any) -> list[Tensor]:
     """The tensors an operator writes into."""
     if not func._schema.is_mutable:
         return []

@@ -179,7 +179,9 @@ class _Allowance:
     def __init__(self, bounded: Any, call: dict, values: Values | None) -> None:
         self.bounded, self.call, self.values = bounded, call, values
 
-    def check(self, where: Tensor, found: Tensor, limit: Tensor, method, text: str, of_points: bool = False) -> None:
+    def check(
+        self, where: Tensor, found: Tensor, limit: Tensor, method: str, text: str, of_points: bool = False
+    ) -> None:
         unit = torch.finfo(found.dtype).eps
         excess = torch.where(where, (found - limit).abs(), 0.0)
         index = (excess > _FEW * unit * (found.abs() + limit.abs())).nonzero()

@@ -74,7 +74,7 @@ def _produced(model: Any, points: tuple[Tensor, ...]) -> list[Tensor]:
     found: list[Tensor] = []
 
     class Recorder(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
             result = func(*args, **(kwargs or {}))
             found.extend(t.clone() for t in tree_leaves(result) if isinstance(t, Tensor) and t.is_floating_point())
             return result

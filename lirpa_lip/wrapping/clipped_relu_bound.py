@@ -12,6 +12,8 @@ that may clip has a free upper slope as well.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -61,7 +63,7 @@ class BoundClippedRelu(RelaxedActivation):
 
     mixes_per_output = 2
 
-    def __init__(self, attr=None, inputs=None, output_index=0, options=None) -> None:
+    def __init__(self, attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> None:
         super().__init__(attr, inputs, output_index, options)
         self.ibp_intermediate = True  # as for ReLU: nothing is tighter than the image of its input's interval
 

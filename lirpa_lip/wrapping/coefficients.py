@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from auto_LiRPA.patches import Patches, inplace_unfold
@@ -11,7 +12,7 @@ from torch import Tensor
 from lirpa_lip.activations.planes import Plane, Relaxation
 
 
-def select_rows(mixes: Tensor, shape: tuple[int, ...], A, unstable_idx) -> Tensor:
+def select_rows(mixes: Tensor, shape: tuple[int, ...], A: Any, unstable_idx: Any) -> Tensor:
     """The mixes that belong to the rows of ``A``, out of one per row, one per channel, or one in all.
 
     Args:
@@ -74,7 +75,7 @@ def _windows(image: Tensor, A: Patches) -> Tensor:
     )
 
 
-def dense(A, shape: tuple[int, ...]) -> Tensor:
+def dense(A: Any, shape: tuple[int, ...]) -> Tensor:
     """Coefficients as a matrix (rows, batch, *shape) of an image ``shape``, whatever the stride and the padding.
 
     auto_LiRPA's own conversion takes the height of the padded image for its width.
@@ -96,7 +97,7 @@ def dense(A, shape: tuple[int, ...]) -> Tensor:
     return flat[..., 1:].unflatten(3, (height, width))
 
 
-def multiply(A, relaxations: list[Relaxation], side: int, groups: int):
+def multiply(A: Any, relaxations: list[Relaxation], side: int, groups: int):
     """``A`` · activation, bounded by ``A'`` · pre-activation + bias; from below if ``side`` is 0, else from above.
 
     Positive entries of ``A`` take the plane of the same side, negative ones that of the other.

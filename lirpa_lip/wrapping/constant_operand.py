@@ -35,7 +35,7 @@ class ConstantOperand:
     name: str
     mode: str
 
-    def __init__(self, attr=None, inputs=None, output_index=0, options=None) -> None:
+    def __init__(self, attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> None:
         super().__init__(attr, inputs, output_index, options)  # type: ignore[call-arg]
         self.operand = [depends_on_input(bound) for bound in self.inputs].index(True)
         self.mode = (options or {}).get("conv_mode", "matrix")
@@ -62,7 +62,7 @@ class ConstantOperand:
         ends = [self.forward(*(pair[side] for pair in v)) for side in (0, 1)]  # type: ignore[attr-defined]
         return torch.minimum(*ends), torch.maximum(*ends)
 
-    def bound_backward(self, last_lA, last_uA, *x: Bound, **options: Any):
+    def bound_backward(self, last_lA: Any, last_uA: Any, *x: Bound, **options: Any):
         if self._is_perturbed():
             return super().bound_backward(last_lA, last_uA, *x, **options)  # type: ignore[misc]
         shape = x[self.operand].output_shape
@@ -74,7 +74,7 @@ class ConstantOperand:
         pairs[self.operand] = (lA, uA)
         return pairs, lower_bias, upper_bias
 
-    def _one_side(self, A, shape: torch.Size):
+    def _one_side(self, A: Any, shape: torch.Size):
         if A is None:
             return None, 0
         if shape != self.output_shape[1:]:
@@ -129,7 +129,7 @@ def _for_samples(node: Any, value: Tensor, shape: torch.Size) -> Tensor:
     return value[:1]
 
 
-def constant_part(A, value: Tensor, shape: torch.Size) -> Tensor:
+def constant_part(A: Any, value: Tensor, shape: torch.Size) -> Tensor:
     """``A · value`` for a constant that broadcasts to ``(batch, *shape)``, laid out as biases of these coefficients."""
     image = _samples(value, shape)
     if isinstance(A, Patches):
@@ -143,7 +143,7 @@ def _samples(value: Tensor, shape: torch.Size) -> Tensor:
     return value.expand(batch, *shape)
 
 
-def _scaled(A, factor: Tensor, shape: torch.Size):
+def _scaled(A: Any, factor: Tensor, shape: torch.Size):
     if not isinstance(A, Patches):
         return A * _samples(factor, shape)
     if factor.ndim < 2 or (factor.shape[-2:] == (1, 1) and factor[..., 0, 0].numel() == factor.shape[-3:-2].numel()):
@@ -215,7 +215,7 @@ class BoundConcat(bound_ops.BoundConcat):
         rows = (v if v.ndim < like.ndim or len(v) == len(like) else v.expand(len(like), *v.shape[1:]) for v in alike)
         return super().forward(*rows)
 
-    def bound_backward(self, last_lA, last_uA, *x: Bound, **_: Any):
+    def bound_backward(self, last_lA: Any, last_uA: Any, *x: Bound, **_: Any):
         axis, sizes = self.make_axis_non_negative(self.axis, "output"), [bound.output_shape for bound in x]
         if axis == 0:
             raise UnsupportedOperatorError(self.name, "BoundConcat", reason="it concatenates samples, not values")
@@ -239,12 +239,12 @@ class BoundConcat(bound_ops.BoundConcat):
         return [tuple(pair) for pair in pairs], *biases
 
 
-def _entries(A) -> Tensor:
+def _entries(A: Any) -> Tensor:
     """The numbers of coefficients; their second axis is that of the samples."""
     return A.patches if isinstance(A, Patches) else A
 
 
-def _split(A, lengths: list[int], axis: int) -> list:
+def _split(A: Any, lengths: list[int], axis: int) -> list:
     if isinstance(A, Patches):
         return [A.create_similar(part.contiguous()) for part in A.patches.split(lengths, dim=-3)]
     return list(A.split(lengths, dim=axis + 1))

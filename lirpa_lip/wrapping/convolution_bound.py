@@ -26,13 +26,13 @@ class BoundConv(bound_ops.BoundConv):
     dilation: list[int]
     groups: int
 
-    def __init__(self, attr=None, inputs=None, output_index=0, options=None) -> None:
+    def __init__(self, attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> None:
         super().__init__(attr, inputs, output_index, options)
         self.knows_patches = all(len(set(attr[key])) == 1 for key in ("kernel_shape", "strides", "dilations", "pads"))
 
     relu_followed = property(lambda self: False, lambda self, value: None)  # auto_LiRPA assigns it
 
-    def bound_backward(self, last_lA, last_uA, *x: Bound, **options: Any):
+    def bound_backward(self, last_lA: Any, last_uA: Any, *x: Bound, **options: Any):
         dilation, groups = list(self.dilation), self.groups
         patches = isinstance(last_uA if last_lA is None else last_lA, Patches)
         spread = dilation if patches or len(set(dilation)) > 1 else [1] * len(dilation)

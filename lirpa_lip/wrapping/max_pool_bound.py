@@ -40,7 +40,7 @@ _POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 class BoundMaxPool(RelaxedActivation):
     """Max pooling in one to three dimensions; input: (batch, channels, *space)."""
 
-    def __init__(self, attr=None, inputs=None, output_index=0, options=None) -> None:
+    def __init__(self, attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> None:
         super().__init__(attr, inputs, output_index, options)
         self.kernel = tuple(attr["kernel_shape"])
         axes = len(self.kernel)
@@ -86,7 +86,16 @@ class BoundMaxPool(RelaxedActivation):
         return tuple(t.reshape(shape) for t in found)  # type: ignore[return-value]
 
     # ---- backward mode --------------------------------------------------------------------------------------------
-    def bound_backward(self, last_lA, last_uA, x, *_, start_node=None, unstable_idx=None, **kwargs: Any):
+    def bound_backward(
+        self,
+        last_lA: Any,
+        last_uA: Any,
+        x: Any,
+        *_: Any,
+        start_node: Any = None,
+        unstable_idx: Any = None,
+        **kwargs: Any,
+    ):
         lower, upper = self._bounds(x)
         lines = self._lines(lower, upper)
         if self.theirs_is_right and start_node is not None and start_node.output_name:
@@ -94,7 +103,7 @@ class BoundMaxPool(RelaxedActivation):
         name = start_node.name if start_node is not None else ""
         tell_patch_size(self, start_node, lower.shape[0])
 
-        def one_side(A, side: int):
+        def one_side(A: Any, side: int):
             if A is None:
                 return None, 0
             if isinstance(A, Patches) and (self.needs_matrix or A.inserted_zeros):
@@ -129,7 +138,9 @@ def _split(entries: Tensor, side: int) -> tuple[Tensor, Tensor]:
     return (positive, negative) if side == 0 else (negative, positive)
 
 
-def _through_matrix(pool: BoundMaxPool, A: Tensor, side: int, lines, mix, shape) -> tuple[Tensor, Tensor]:
+def _through_matrix(
+    pool: BoundMaxPool, A: Tensor, side: int, lines: Any, mix: Any, shape: Any
+) -> tuple[Tensor, Tensor]:
     """``A`` (rows, batch, channels, *windows) pulled back to the image, and its bias (rows, batch)."""
     first, second, slope, most = lines
     below, above = _split(A, side)
@@ -140,7 +151,9 @@ def _through_matrix(pool: BoundMaxPool, A: Tensor, side: int, lines, mix, shape)
     return moved.reshape(*A.shape[:2], *shape), finite_product(above * (1 - slope), most).flatten(2).sum(2)
 
 
-def _through_patches(pool: BoundMaxPool, A: Patches, side: int, lines, mix, shape) -> tuple[Patches, Tensor]:
+def _through_patches(
+    pool: BoundMaxPool, A: Patches, side: int, lines: Any, mix: Any, shape: Any
+) -> tuple[Patches, Tensor]:
     """The same for patches over the windows: each entry goes to the pixels of its window, times their slopes."""
     first, second, slope, most = lines
     slope = slope * mix[1]

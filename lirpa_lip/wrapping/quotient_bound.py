@@ -31,7 +31,7 @@ class BoundDiv(Bound):
     needs_matrix = True
     nonlinear = True
 
-    def __init__(self, attr=None, inputs=None, output_index=0, options=None) -> None:
+    def __init__(self, attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> None:
         super().__init__(attr, inputs, output_index, options)
         self.requires_input_bounds = [0, 1]
 
@@ -54,7 +54,7 @@ class BoundDiv(Bound):
         above = _steeper(middle, (high, x_low, -x_low * high), (low, x_high, -x_high * low), -1)
         return Relaxation(_put_in(below, line, 0), _put_in(above, line, 1))
 
-    def bound_backward(self, last_lA, last_uA, x: Bound, y: Bound, **_: Any):
+    def bound_backward(self, last_lA: Any, last_uA: Any, x: Bound, y: Bound, **_: Any):
         planes = self.planes((x.lower, x.upper), (y.lower, y.upper))
         found: list[list] = [[], []]
         biases: list[Any] = []
@@ -100,14 +100,14 @@ class BoundDiv(Bound):
             raise DomainError(self.name or "", "BoundDiv", reason.replace("its input", "its divisor"))
 
 
-def _steeper(middle: Interval, first, second, sign: int):
+def _steeper(middle: Interval, first: Any, second: Any, sign: int):
     """Of two planes (slope of x, slope of r, constant), elementwise, the higher in the middle (the lower for −1)."""
     values = [a * middle[0] + b * middle[1] + c for a, b, c in (first, second)]
     takes = sign * (values[0] - values[1]) >= 0
     return tuple(torch.where(takes, p, q) for p, q in zip(first, second, strict=True))
 
 
-def _put_in(plane, line: Relaxation, side: int) -> Plane:
+def _put_in(plane: Any, line: Relaxation, side: int) -> Plane:
     """A plane in (x, r) as one in (x, y): r by its line of the side that the sign of its slope asks for."""
     of_x, of_r, constant = plane
     own, other = line[side], line[1 - side]

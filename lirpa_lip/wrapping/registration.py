@@ -54,7 +54,7 @@ def _never(attr: Attributes, inputs: list) -> bool:
     return False
 
 
-def _convolution(attr=None, inputs=None, output_index=0, options=None) -> Bound:
+def _convolution(attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> Bound:
     """Over images the class that knows patches; along one axis or three, which patches do not know, the adapter's."""
     pads = attr.get("pads", [0, 1])  # without any, padding is given by name, which the adapter refuses
     if len(attr["kernel_shape"]) == 2 and pads[:2] == pads[2:]:
@@ -103,7 +103,7 @@ def _division(attr: Attributes, inputs: list) -> bool:
     return _constant(attr, inputs)
 
 
-def _own_division(attr=None, inputs=None, output_index=0, options=None) -> Bound:
+def _own_division(attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> Bound:
     scales = depends_on_input(inputs[0]) and not may_vary(inputs[1])
     return (constant_operand.BoundDiv if scales else BoundDiv)(attr, inputs, output_index, options)
 
@@ -198,7 +198,7 @@ def _maker(theirs: type[Bound] | None, ours: Callable[..., Bound], native: Nativ
     With ``loss_fusion`` auto_LiRPA's classes for exp, log and the like are parts of one loss, and stay.
     """
 
-    def make(attr=None, inputs=None, output_index=0, options=None) -> Bound:
+    def make(attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> Bound:
         fused = bool((options or {}).get("loss_fusion", False))
         if theirs is not None and (fused or native(attr, inputs)):
             try:
@@ -211,7 +211,7 @@ def _maker(theirs: type[Bound] | None, ours: Callable[..., Bound], native: Nativ
     return make
 
 
-def _aten(attr=None, inputs=None, output_index=0, options=None) -> Bound:
+def _aten(attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> Bound:
     """What is called for ``aten::ATen``: ours, theirs if there is one, else an error that names the operator."""
     operator = attr["operator"]
     theirs = getattr(bound_ops, f"BoundATen{operator.capitalize()}", None)

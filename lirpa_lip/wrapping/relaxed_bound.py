@@ -43,7 +43,7 @@ class RelaxedActivation(BoundOptimizableActivation):
     max_alpha_per_sample = 2**22
     alpha_batch_dim = 2  # read by 0.3
 
-    def __init__(self, attr=None, inputs=None, output_index=0, options=None) -> None:
+    def __init__(self, attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> None:
         super().__init__(attr, inputs, output_index, options)
         self.alpha_batch_dim = RelaxedActivation.alpha_batch_dim
         self.requires_input_bounds = [0]
@@ -103,13 +103,22 @@ class RelaxedActivation(BoundOptimizableActivation):
         return LinearBound(*sides)
 
     # ---- backward mode --------------------------------------------------------------------------------------------
-    def bound_backward(self, last_lA, last_uA, x: Bound, *_: Bound, start_node=None, unstable_idx=None, **kwargs: Any):
+    def bound_backward(
+        self,
+        last_lA: Any,
+        last_uA: Any,
+        x: Bound,
+        *_: Bound,
+        start_node: Any = None,
+        unstable_idx: Any = None,
+        **kwargs: Any,
+    ):
         lower, upper = self._bounds(x)
         thresholds = self.thresholds()
         name = start_node.name if start_node is not None else ""
         tell_patch_size(self, start_node, lower.shape[0])
 
-        def one_side(A, side: int):
+        def one_side(A: Any, side: int):
             if A is None:
                 return None, 0
             mix = self._mix(name, lower, upper, side, A, unstable_idx)
@@ -121,7 +130,7 @@ class RelaxedActivation(BoundOptimizableActivation):
         return [(lA, uA)] + [(None, None)] * (len(self.inputs) - 1), lower_bias, upper_bias
 
     # ---- the variables of alpha-CROWN -----------------------------------------------------------------------------
-    def init_opt_parameters(self, start_nodes) -> None:
+    def init_opt_parameters(self, start_nodes: Any) -> None:
         """Creates the mixes, at their plain CROWN values, for each later layer that is bounded through this one.
 
         ``alpha[name]``: (2 sides, specs or channels or 1, batch, mixes, *group).
@@ -147,7 +156,9 @@ class RelaxedActivation(BoundOptimizableActivation):
 
     clip_alpha_ = clip_alpha  # its name in 0.3
 
-    def _mix(self, name: str, lower: Tensor, upper: Tensor, side: int = 0, A=None, unstable_idx=None) -> list[Tensor]:
+    def _mix(
+        self, name: str, lower: Tensor, upper: Tensor, side: int = 0, A: Any = None, unstable_idx: Any = None
+    ) -> list[Tensor]:
         """Mixes for the rows of ``A``: the optimised ones if there are any for this start, else plain CROWN's."""
         alpha = self.alpha.get(name) if self.opt_stage in ("opt", "reuse") else None
         if alpha is None or alpha.shape[2] != lower.shape[0]:

@@ -33,7 +33,7 @@ class TracedOperator(Bound):
     adapter: Adapter
     needs_matrix = True
 
-    def __init__(self, attr=None, inputs=None, output_index=0, options=None) -> None:
+    def __init__(self, attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> None:
         super().__init__(attr, inputs, output_index, options)
         self.varying = [depends_on_input(bound) for bound in self.inputs]
         self.requires_input_bounds = [i for i, varies in enumerate(self.varying) if varies]
@@ -65,7 +65,7 @@ class TracedOperator(Bound):
         return intervals[nodes[-1].name]
 
     # ---- backward mode --------------------------------------------------------------------------------------------
-    def bound_backward(self, last_lA, last_uA, *x: Bound, **_: Any):
+    def bound_backward(self, last_lA: Any, last_uA: Any, *x: Bound, **_: Any):
         values = [bound.lower if varies else None for bound, varies in zip(x, self.varying, strict=True)]
         nodes = self._emitted(*values)
         intervals = _intervals(nodes, {f"input{i}": (b.lower, b.upper) for i, b in enumerate(x) if self.varying[i]})
@@ -133,7 +133,7 @@ def _total(A: Tensor, plane: Plane) -> Tensor:
     return torch.where(A == 0, 0.0, A * plane.bias).flatten(2).sum(2)
 
 
-def _through_lines(relaxation: Relaxation, linear):
+def _through_lines(relaxation: Relaxation, linear: Any):
     sides = []
     for plane, (own, other) in zip(relaxation, (linear, linear[::-1]), strict=True):
         rising, falling = plane.slopes[0].clamp(min=0), plane.slopes[0].clamp(max=0)
@@ -142,7 +142,7 @@ def _through_lines(relaxation: Relaxation, linear):
     return tuple(sides)
 
 
-def _through_maps(node: Node, parts):
+def _through_maps(node: Node, parts: Any):
     """``A`` splits into its positive and negative entries, (A ± |A|)/2; so do centres and half differences."""
     assert node.maps is not None
     sides = []

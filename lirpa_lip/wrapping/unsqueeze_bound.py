@@ -31,7 +31,7 @@ class BoundUnsqueeze(Bound):
     def interval_propagate(self, *v: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return self.forward(v[0][0]), self.forward(v[0][1])
 
-    def bound_backward(self, last_lA, last_uA, x: Bound, *rest: Bound, **_: Any):
+    def bound_backward(self, last_lA: Any, last_uA: Any, x: Bound, *rest: Bound, **_: Any):
         before = [None if A is None else A.reshape(*A.shape[:2], *x.output_shape[1:]) for A in (last_lA, last_uA)]
         return [tuple(before)] + [(None, None)] * len(rest), 0, 0
 
@@ -42,7 +42,7 @@ class BoundUnsqueeze(Bound):
         return LinearBound(*(wider(t) for t in (x.lw, x.lb, x.uw, x.ub)))
 
 
-def one_axis(attr, inputs: list) -> bool:
+def one_axis(attr: Any, inputs: list) -> bool:
     """Whether auto_LiRPA's own class knows these axes."""
     given = attr["axes"] if "axes" in attr else constant_value(inputs[1])
     return torch.as_tensor(given).numel() == 1

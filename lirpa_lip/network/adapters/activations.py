@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -10,17 +12,18 @@ from lirpa_lip.activations import curved, smooth
 from lirpa_lip.activations.base import Activation
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear, absolute, clip, hard_sigmoid, leaky_relu, relu
 from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample, multiply
+from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import DiagonalMap
 
 
-def _emit(builder, traced, activation: Activation) -> str:
-    return builder.activation(traced.name, traced.operator, traced.parents[0], activation)
+def _emit(builder: GraphBuilder, traced: Traced, activation: Activation) -> str:
+    return builder.activation(traced.name, traced.operator, traced.varying(0), activation)
 
 
-def simple(make):
+def simple(make: Callable[[], Activation]):
     """Adapter of an activation without attributes."""
 
-    def adapter(builder, traced) -> str:
+    def adapter(builder: GraphBuilder, traced: Traced) -> str:
         if traced.parents[0] is None:
             raise traced.unsupported("its input is constant")
         return _emit(builder, traced, make())
@@ -39,7 +42,7 @@ SQRT, LOG, RECIPROCAL = simple(curved.square_root), simple(curved.logarithm), si
 TAN = simple(curved.Tangent)
 
 
-def power(builder, traced) -> str:
+def power(builder: GraphBuilder, traced: Traced) -> str:
     """A power with one constant exponent."""
     exponent = torch.as_tensor(traced.constant(1))
     if exponent.numel() != 1:
@@ -47,7 +50,7 @@ def power(builder, traced) -> str:
     return _emit(builder, traced, curved.power(float(exponent)))
 
 
-def heaviside(builder, traced) -> str:
+def heaviside(builder: GraphBuilder, traced: Traced) -> str:
     """The step from 0 to 1, with a constant value at 0."""
     at_zero = torch.as_tensor(traced.constant(1)).to(builder.dtype)
     if not bool(((at_zero >= 0) & (at_zero <= 1)).all()):
@@ -55,12 +58,12 @@ def heaviside(builder, traced) -> str:
     return _emit(builder, traced, curved.Step(lambda z: torch.where(z == 0, at_zero, (z > 0).to(z))))
 
 
-def leaky(builder, traced) -> str:
+def leaky(builder: GraphBuilder, traced: Traced) -> str:
     """LeakyReLU with its slope as an attribute."""
     return _emit(builder, traced, leaky_relu(traced.number(traced.attr.get("alpha", 0.01))))
 
 
-def prelu(builder, traced) -> str:
+def prelu(builder: GraphBuilder, traced: Traced) -> str:
     """PReLU: a learnable slope per channel, or one for all."""
     slope, shape = traced.constant(1), traced.shape
     if slope.numel() > 1 and slope.ndim == 1:
@@ -68,18 +71,18 @@ def prelu(builder, traced) -> str:
     return _emit(builder, traced, leaky_relu(broadcast_to_sample(slope, shape).unsqueeze(0)))
 
 
-def elu(builder, traced) -> str:
+def elu(builder: GraphBuilder, traced: Traced) -> str:
     """ELU with its alpha as an attribute."""
     return _emit(builder, traced, smooth.elu(traced.number(traced.attr.get("alpha", 1.0))))
 
 
-def hard_sigmoid_(builder, traced) -> str:
+def hard_sigmoid_(builder: GraphBuilder, traced: Traced) -> str:
     """HardSigmoid with its slope and offset as attributes."""
     slope, offset = (float(traced.attr.get(name, default)) for name, default in (("alpha", 0.2), ("beta", 0.5)))
     return _emit(builder, traced, hard_sigmoid(slope, offset))
 
 
-def clipped(builder, traced) -> str:
+def clipped(builder: GraphBuilder, traced: Traced) -> str:
     """Clip, HardTanh and ReLU6, with the ends as attributes or constant inputs."""
 
     def end(name: str, index: int) -> float | None:
@@ -93,11 +96,11 @@ def clipped(builder, traced) -> str:
     if low is not None and high is not None and low > high:
         low = high  # as PyTorch has it: the upper end is applied last
     if low is None and high is None:
-        return traced.parents[0]
+        return traced.varying(0)
     return _emit(builder, traced, clip(low, high))
 
 
-def clipped_relu(builder, traced) -> str:
+def clipped_relu(builder: GraphBuilder, traced: Traced) -> str:
     """``min(max(z, 0), theta)`` with theta per neuron or channel."""
     (theta,) = traced.bound.thresholds()
     theta = theta.expand(1, *traced.shape)
@@ -105,7 +108,7 @@ def clipped_relu(builder, traced) -> str:
     return _emit(builder, traced, PiecewiseLinear([zero, theta], [0.0, 1.0, 0.0], zero))
 
 
-def gated(builder, traced) -> str:
+def gated(builder: GraphBuilder, traced: Traced) -> str:
     """Products: of ``x`` and ``sigmoid(x)`` (SiLU), or ``x`` and ``1 + erf(x/√2)`` (GELU), else with a constant."""
     first, second = traced.parents
     if first is None or second is None:
@@ -124,20 +127,21 @@ def gated(builder, traced) -> str:
     return multiply(builder, traced)
 
 
-def _is_gate(builder, gate: str, base: str, operator: str) -> bool:
+def _is_gate(builder: GraphBuilder, gate: str, base: str, operator: str) -> bool:
     node = builder.nodes[gate]
     return node.operator == operator and node.parents == (base,)
 
 
-def _is_hard_swish_gate(builder, gate: str) -> bool:
-    low, high = builder.nodes[gate].activation.knots
+def _is_hard_swish_gate(builder: GraphBuilder, gate: str) -> bool:
+    activation: Any = builder.nodes[gate].activation
+    low, high = activation.knots
     return abs(low + 3) < 1e-6 and abs(high - 3) < 1e-6
 
 
-def _gelu_scale(builder, base: str, gate: str) -> str | None:
+def _gelu_scale(builder: GraphBuilder, base: str, gate: str) -> str | None:
     """``base`` if ``gate`` is ``1 + erf(base / √2)``."""
     plus = builder.nodes[gate]
-    if plus.operator != "BoundAdd" or len(plus.parents) != 1 or not bool((plus.bias == 1).all()):
+    if plus.operator != "BoundAdd" or len(plus.parents) != 1 or not bool(torch.as_tensor(plus.bias == 1).all()):
         return None
     error = builder.nodes[plus.parents[0]]
     if error.operator != "BoundErf":

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lirpa_lip.errors import TrainingModeError
 from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample
+from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import (
     ComposedMap,
     Conv1dMap,
@@ -20,7 +21,7 @@ from lirpa_lip.norms.linear_map import (
 )
 
 
-def linear(builder, traced) -> str:
+def linear(builder: GraphBuilder, traced: Traced) -> str:
     """``y = alpha * x W + beta * b`` on flat samples (ONNX Gemm; ``transB`` says that ``W^T`` is what is given)."""
     weight = traced.constant(1)
     weight = weight if traced.attr.get("transB", 0) else weight.mT
@@ -33,12 +34,12 @@ def linear(builder, traced) -> str:
     return builder.affine(traced.name, traced.operator, [traced.parent], [DenseMap(weight)], bias)
 
 
-def matmul(builder, traced) -> str:
+def matmul(builder: GraphBuilder, traced: Traced) -> str:
     """``x W`` along the last axis, or ``W x`` along the last but one, for a constant matrix; or a vector in ``x W``."""
     left = traced.parents[0] is None
     if len(traced.parents) == 2 and not left and traced.parents[1] is not None:
         raise traced.unsupported("both factors depend on the input (attention), which has no Lipschitz rule here")
-    parent = traced.parents[1 if left else 0]
+    parent = traced.varying(1 if left else 0)
     shape, weight = builder.shape(parent), traced.constant(0 if left else 1)
     while weight.ndim > 2 and weight.shape[0] == 1:
         weight = weight[0]
@@ -58,7 +59,7 @@ def matmul(builder, traced) -> str:
     return builder.affine(traced.name, traced.operator, [parent], [maps])
 
 
-def _along_last(builder, weight: Tensor, shape: torch.Size) -> LinearMap:
+def _along_last(builder: GraphBuilder, weight: Tensor, shape: torch.Size) -> LinearMap:
     """``x W`` along the last axis of samples of a shape."""
     if len(shape) == 1:
         return DenseMap(weight.mT)
@@ -76,7 +77,7 @@ def _along_last(builder, weight: Tensor, shape: torch.Size) -> LinearMap:
     )
 
 
-def _turned(builder, maps: LinearMap) -> LinearMap:
+def _turned(builder: GraphBuilder, maps: LinearMap) -> LinearMap:
     """A map of matrices between two transpositions of them."""
     before = torch.Size([*maps.in_shape[:-2], maps.in_shape[-1], maps.in_shape[-2]])
     like = {"dtype": builder.dtype, "device": builder.device, "monomial": True, "entries_nonnegative": True}
@@ -91,7 +92,7 @@ def _swap(x: Tensor) -> Tensor:
     return x.transpose(1, 2)
 
 
-def convolution(builder, traced) -> str:
+def convolution(builder: GraphBuilder, traced: Traced) -> str:
     """Convolution with stride, symmetric padding, dilation and groups, in one to three dimensions."""
     weight, attr = traced.constant(1), traced.attr
     axes = weight.ndim - 2
@@ -106,7 +107,7 @@ def convolution(builder, traced) -> str:
     return builder.affine(traced.name, traced.operator, [traced.parent], [maps], _channel_bias(traced, axes))
 
 
-def convolution_transposed(builder, traced) -> str:
+def convolution_transposed(builder: GraphBuilder, traced: Traced) -> str:
     """Transposed convolution, in one to three dimensions."""
     weight, attr = traced.constant(1), traced.attr
     axes = weight.ndim - 2
@@ -122,7 +123,7 @@ def convolution_transposed(builder, traced) -> str:
     return builder.affine(traced.name, traced.operator, [traced.parent], [maps], _channel_bias(traced, axes))
 
 
-def _padding(traced, axes: int) -> tuple[int, ...]:
+def _padding(traced: Traced, axes: int) -> tuple[int, ...]:
     if traced.attr.get("auto_pad", "NOTSET") != "NOTSET":
         raise traced.unsupported(f"auto_pad={traced.attr['auto_pad']!r}; give the padding in numbers")
     pads = tuple(traced.attr.get("pads", [0] * 2 * axes))
@@ -131,12 +132,12 @@ def _padding(traced, axes: int) -> tuple[int, ...]:
     return pads[:axes]
 
 
-def _channel_bias(traced, axes: int) -> Tensor | None:
+def _channel_bias(traced: Traced, axes: int) -> Tensor | None:
     bias = traced.constant(2)
     return None if bias is None else bias.reshape(1, -1, *[1] * axes)
 
 
-def batch_norm(builder, traced) -> str:
+def batch_norm(builder: GraphBuilder, traced: Traced) -> str:
     """Batch norm in eval mode: ``(x - mean) / sqrt(var + epsilon) * weight + bias`` per channel, a diagonal map."""
     if getattr(traced.bound, "training", False):
         raise TrainingModeError(traced.name, "BatchNorm")

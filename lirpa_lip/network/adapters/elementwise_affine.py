@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ShapeError
+from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import ComposedMap, DiagonalMap, FunctionMap, IdentityMap, LinearMap
 
 
@@ -30,7 +31,7 @@ def one_sample(value: Tensor) -> Tensor:
     return value[:1]
 
 
-def widened(builder, parent: str, shape: torch.Size) -> LinearMap:
+def widened(builder: GraphBuilder, parent: str, shape: torch.Size) -> LinearMap:
     """The identity of ``parent``, or its expansion where the output is larger."""
     source = builder.shape(parent)
     if source == shape:
@@ -43,7 +44,7 @@ def widened(builder, parent: str, shape: torch.Size) -> LinearMap:
     return FunctionMap(expand, source, builder.dtype, builder.device, monomial=True, entries_nonnegative=True)
 
 
-def _sum(builder, traced, signs: tuple[int, int]) -> str:
+def _sum(builder: GraphBuilder, traced: Traced, signs: tuple[int, int]) -> str:
     parents, maps, bias = [], [], None
     for index, sign in enumerate(signs):
         parent = traced.parents[index]
@@ -58,7 +59,7 @@ def _sum(builder, traced, signs: tuple[int, int]) -> str:
     return builder.affine(traced.name, traced.operator, parents, maps, bias)
 
 
-def negated(builder, shape: torch.Size) -> DiagonalMap:
+def negated(builder: GraphBuilder, shape: torch.Size) -> DiagonalMap:
     """``x -> -x``."""
     return DiagonalMap(-torch.ones(shape, dtype=builder.dtype, device=builder.device), shape)
 
@@ -68,22 +69,22 @@ def _minus(map_: LinearMap) -> LinearMap:
     return ComposedMap([DiagonalMap(-ones, map_.out_shape), map_])
 
 
-def add(builder, traced) -> str:
+def add(builder: GraphBuilder, traced: Traced) -> str:
     """``x + y``, or ``x`` plus a constant."""
     return _sum(builder, traced, (1, 1))
 
 
-def subtract(builder, traced) -> str:
+def subtract(builder: GraphBuilder, traced: Traced) -> str:
     """``x - y``, or with one of them constant."""
     return _sum(builder, traced, (1, -1))
 
 
-def negate(builder, traced) -> str:
+def negate(builder: GraphBuilder, traced: Traced) -> str:
     """``-x``."""
     return builder.affine(traced.name, traced.operator, [traced.parent], [negated(builder, traced.shape)])
 
 
-def _scaled(builder, traced, parent: str, factor: Tensor) -> str:
+def _scaled(builder: GraphBuilder, traced: Traced, parent: str, factor: Tensor) -> str:
     scale = broadcast_to_sample(factor.to(builder.dtype), traced.shape)
     maps: LinearMap = DiagonalMap(scale, traced.shape)
     if builder.shape(parent) != traced.shape:
@@ -91,7 +92,7 @@ def _scaled(builder, traced, parent: str, factor: Tensor) -> str:
     return builder.affine(traced.name, traced.operator, [parent], [maps])
 
 
-def multiply(builder, traced) -> str:
+def multiply(builder: GraphBuilder, traced: Traced) -> str:
     """``c * x`` for a constant ``c``; products of two varying values are refused unless a known activation."""
     varying = [p for p in traced.parents if p is not None]
     if len(varying) != 1:
@@ -103,7 +104,7 @@ def multiply(builder, traced) -> str:
     return _scaled(builder, traced, varying[0], traced.constant(index))
 
 
-def divide(builder, traced) -> str:
+def divide(builder: GraphBuilder, traced: Traced) -> str:
     """``x / c`` for a constant ``c``."""
     if traced.parents[1] is not None:
         raise traced.unsupported(

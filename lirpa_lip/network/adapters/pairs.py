@@ -8,6 +8,7 @@ is one neuron of an absolute value with uncertain slope, and its bounds are boun
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import SortedInput
 from lirpa_lip.activations.piecewise_linear import clip_half, fold_half
+from lirpa_lip.network.emit import GraphBuilder, Traced
+from lirpa_lip.network.node import Shortcut
 from lirpa_lip.norms.linear_map import FunctionMap, LinearMap, ReshapeMap
 
 
@@ -28,7 +31,9 @@ class PairMap(LinearMap):
 
     structural = True
 
-    def __init__(self, matrix: tuple[float, float, float, float], shape, dtype, device) -> None:
+    def __init__(
+        self, matrix: tuple[float, float, float, float], shape: torch.Size, dtype: torch.dtype, device: torch.device
+    ) -> None:
         self.matrix = matrix
         self.in_shape = self.out_shape = torch.Size(shape)
         self._dtype, self._device = dtype, device
@@ -52,10 +57,10 @@ class PairMap(LinearMap):
         a, b, c, d = self.matrix
         return self._apply(y, a, c, b, d)
 
-    def rebuild(self, shared, per_sample) -> PairMap:
+    def rebuild(self, shared: Callable[[Tensor], Tensor], per_sample: Callable[[Tensor], Tensor]) -> PairMap:
         return self
 
-    def to(self, dtype=None, device=None) -> PairMap:
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> PairMap:
         return PairMap(self.matrix, self.in_shape, dtype or self._dtype, device or self._device)
 
     def abs(self) -> PairMap:
@@ -67,7 +72,7 @@ class PairMap(LinearMap):
         return PairMap((a, b, c, d), self.in_shape, self._dtype, self._device)
 
 
-def rotation(shape, dtype, device) -> PairMap:
+def rotation(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PairMap:
     """``(x, y) -> ((x + y)/√2, (x − y)/√2)``: orthogonal, and its own inverse."""
     h = 1 / math.sqrt(2)
     return PairMap((h, h, h, -h), shape, dtype, device)
@@ -82,7 +87,7 @@ def _sorted_bounds(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _emit_sort(builder, traced, parent: str, prefix: str) -> str:
+def _emit_sort(builder: GraphBuilder, traced: Traced, parent: str, prefix: str) -> str:
     shape = builder.shape(parent)
     turn = rotation(shape, builder.dtype, builder.device)
     rotated = builder.affine(f"{prefix}:rotate", traced.operator, [parent], [turn])
@@ -91,12 +96,12 @@ def _emit_sort(builder, traced, parent: str, prefix: str) -> str:
     return builder.affine(f"{prefix}:sorted", traced.operator, [folded], [turn], shortcut=(parent, _sorted_bounds))
 
 
-def max_min(builder, traced) -> str:
+def max_min(builder: GraphBuilder, traced: Traced) -> str:
     """MaxMin: the first half of the channels holds the maxima, the second half the minima."""
     return _emit_sort(builder, traced, traced.parent, traced.name)
 
 
-def clipped_max_min(builder, traced) -> str:
+def clipped_max_min(builder: GraphBuilder, traced: Traced) -> str:
     """MaxMin, then the maxima clipped from above and the minima from below."""
     sorted_name = _emit_sort(builder, traced, traced.parent, traced.name)
     high, low = (t.squeeze(0) for t in traced.bound.thresholds())
@@ -125,7 +130,9 @@ def _pull_back(fold_centre: Tensor, fold_stable: Tensor, mask: Tensor) -> Tensor
     return torch.cat([x, y], dim=1)
 
 
-def emit_pairwise_maximum(builder, traced, output: str, candidates: str, shape: torch.Size, shortcut) -> str:
+def emit_pairwise_maximum(
+    builder: GraphBuilder, traced: Traced, output: str, candidates: str, shape: torch.Size, shortcut: Shortcut
+) -> str:
     """Maximum over the first axis of ``candidates (count, *rest)`` by rounds of pairwise maxima, then the given shape.
 
     A candidate without a partner goes straight to the next round.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import Tensor
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample, negated, widened
 from lirpa_lip.network.adapters.pairs import emit_pairwise_maximum
+from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import ComposedMap, ConvMap, DiagonalMap, FunctionMap, LinearMap
 
 
-def average_pool(builder, traced) -> str:
+def average_pool(builder: GraphBuilder, traced: Traced) -> str:
     """Average pooling as a convolution per channel with the constant kernel 1 / window size."""
     attr, shape = traced.attr, builder.shape(traced.parent)
     kernel = tuple(attr["kernel_shape"])
@@ -40,51 +42,52 @@ def average_pool(builder, traced) -> str:
 _AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-def _padding(traced, axes: int) -> tuple[int, ...]:
+def _padding(traced: Traced, axes: int) -> tuple[int, ...]:
     pads = tuple(traced.attr.get("pads", [0] * 2 * axes))
     if pads[:axes] != pads[axes:]:
         raise traced.unsupported(f"padding {pads} differs between the two sides of an axis")
     return pads[:axes]
 
 
-def adaptive_average_pool(builder, traced) -> str:
+def adaptive_average_pool(builder: GraphBuilder, traced: Traced) -> str:
     """Adaptive average pooling to a size that does not divide the input's: windows of unequal size."""
     size = tuple(int(n) for n in torch.as_tensor(traced.constant(1)).flatten())
     pool = F.adaptive_avg_pool1d if len(size) == 1 else F.adaptive_avg_pool2d
     return _reduction(builder, traced, partial(pool, output_size=size))
 
 
-def global_average_pool(builder, traced) -> str:
+def global_average_pool(builder: GraphBuilder, traced: Traced) -> str:
     """Mean over all spatial axes, kept with size 1."""
     shape = builder.shape(traced.parent)
     axes = tuple(range(2, len(shape) + 1))
     return _reduction(builder, traced, lambda x: x.mean(axes, keepdim=True))
 
 
-def reduce_mean(builder, traced) -> str:
+def reduce_mean(builder: GraphBuilder, traced: Traced) -> str:
     """Mean over given axes."""
     axes, keep = reduction_axes(builder, traced)
     return _reduction(builder, traced, lambda x: x.mean(axes, keepdim=keep))
 
 
-def reduce_sum(builder, traced) -> str:
+def reduce_sum(builder: GraphBuilder, traced: Traced) -> str:
     """Sum over given axes."""
     axes, keep = reduction_axes(builder, traced)
     return _reduction(builder, traced, lambda x: x.sum(axes, keepdim=keep))
 
 
-def _reduction(builder, traced, fn) -> str:
-    shape = builder.shape(traced.parents[0])
+def _reduction(builder: GraphBuilder, traced: Traced, fn: Callable[[Tensor], Tensor]) -> str:
+    parent = traced.varying(0)
+    shape = builder.shape(parent)
     maps = FunctionMap(fn, shape, builder.dtype, builder.device, entries_nonnegative=True)
-    return builder.affine(traced.name, traced.operator, [traced.parents[0]], [maps])
+    return builder.affine(traced.name, traced.operator, [parent], [maps])
 
 
-def reduction_axes(builder, traced) -> tuple[tuple[int, ...], bool]:
+def reduction_axes(builder: GraphBuilder, traced: Traced) -> tuple[tuple[int, ...], bool]:
     """Axes of a reduction (attribute or constant input) with the batch axis excluded, and whether they are kept."""
     axes = traced.attr.get("axes")
     if axes is None and len(traced.parents) > 1:
         axes = torch.as_tensor(traced.constant(1)).flatten().tolist()
-    ndim = len(builder.shape(traced.parents[0])) + 1
+    ndim = len(builder.shape(traced.varying(0))) + 1
     if axes is None:
         raise traced.unsupported("it reduces over all axes, the batch among them")
     axes = tuple(int(a) % ndim for a in axes)
@@ -93,7 +96,7 @@ def reduction_axes(builder, traced) -> tuple[tuple[int, ...], bool]:
     return axes, bool(traced.attr.get("keepdims", 1))
 
 
-def max_pool(builder, traced) -> str:
+def max_pool(builder: GraphBuilder, traced: Traced) -> str:
     """Max pooling: windows side by side, then a tournament of pairwise maxima.
 
     What a window reads outside the image is replaced by a pixel it reads inside, so the maximum is the same. Windows
@@ -118,12 +121,26 @@ def max_pool(builder, traced) -> str:
     return _largest(builder, traced, windows, out_shape)
 
 
-def window_index(sizes, kernel, strides, padding, dilations, ceil: bool) -> Tensor:
+def window_index(
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilations: Sequence[int],
+    ceil: bool,
+) -> Tensor:
     """Flat position in an image of the given sizes of everything a window reads: (window, *windows flattened)."""
     return _flat_index(_positions(sizes, kernel, strides, padding, dilations, ceil), sizes)
 
 
-def _positions(sizes, kernel, strides, padding, dilations, ceil: bool) -> list[Tensor]:
+def _positions(
+    sizes: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilations: Sequence[int],
+    ceil: bool,
+) -> list[Tensor]:
     axes = zip(sizes, kernel, strides, padding, dilations, strict=False)
     return [_windows(size, k, s, p, d, ceil) for size, k, s, p, d in axes]
 
@@ -151,20 +168,21 @@ def _flat_index(index: list[Tensor], sizes: torch.Size) -> Tensor:
     return total.flatten(0, axes - 1).flatten(1)
 
 
-def reduce_max(builder, traced) -> str:
+def reduce_max(builder: GraphBuilder, traced: Traced) -> str:
     """Maximum over given axes, as a tournament."""
     return _largest(builder, traced, *_candidates(builder, traced, 1))
 
 
-def reduce_min(builder, traced) -> str:
+def reduce_min(builder: GraphBuilder, traced: Traced) -> str:
     """Minimum over given axes: the maximum of the negatives, negated."""
     return _smallest(builder, traced, *_candidates(builder, traced, -1))
 
 
-def _candidates(builder, traced, sign: int) -> tuple[str, torch.Size]:
+def _candidates(builder: GraphBuilder, traced: Traced, sign: int) -> tuple[str, torch.Size]:
     """The values a reduction chooses from, along the first axis, times a sign; and the shape of the result."""
     axes, keep = reduction_axes(builder, traced)
-    shape = builder.shape(traced.parents[0])
+    parent = traced.varying(0)
+    shape = builder.shape(parent)
     others = [a for a in range(1, len(shape) + 1) if a not in axes]
 
     def arrange(x: Tensor) -> Tensor:
@@ -173,35 +191,35 @@ def _candidates(builder, traced, sign: int) -> tuple[str, torch.Size]:
 
     kept = [1 if a in axes else shape[a - 1] for a in range(1, len(shape) + 1) if keep or a not in axes]
     maps = _signed(builder, arrange, shape, sign)
-    name = builder.affine(f"{traced.name}:candidates", traced.operator, [traced.parents[0]], [maps])
+    name = builder.affine(f"{traced.name}:candidates", traced.operator, [parent], [maps])
     return name, torch.Size(kept)
 
 
-def _signed(builder, fn, shape: torch.Size, sign: int):
+def _signed(builder: GraphBuilder, fn: Callable[[Tensor], Tensor], shape: torch.Size, sign: int):
     """A map that moves values, times a sign."""
     like = {"dtype": builder.dtype, "device": builder.device}
     maps = FunctionMap(fn, shape, **like, monomial=True, entries_nonnegative=True)
     return maps if sign > 0 else ComposedMap([negated(builder, maps.out_shape), maps])
 
 
-def maximum(builder, traced) -> str:
+def maximum(builder: GraphBuilder, traced: Traced) -> str:
     """Elementwise maximum of two or more values, some of them constant, if one likes: a clip if all but one are."""
     if sum(p is not None for p in traced.parents) == 1:
         return _clipped(builder, traced, torch.maximum)
     return _largest(builder, traced, *_side_by_side(builder, traced, 1))
 
 
-def minimum(builder, traced) -> str:
+def minimum(builder: GraphBuilder, traced: Traced) -> str:
     """Elementwise minimum: the maximum of the negatives, negated, or a clip."""
     if sum(p is not None for p in traced.parents) == 1:
         return _clipped(builder, traced, torch.minimum)
     return _smallest(builder, traced, *_side_by_side(builder, traced, -1))
 
 
-def _clipped(builder, traced, choose) -> str:
+def _clipped(builder: GraphBuilder, traced: Traced, choose: Callable[[Tensor, Tensor], Tensor]) -> str:
     """The maximum or minimum of one varying value and constants, at any scale of the constants."""
     at = next(i for i, p in enumerate(traced.parents) if p is not None)
-    parent = traced.parents[at]
+    parent = traced.varying(at)
     constants = [traced.constant(i).to(builder.dtype) for i, p in enumerate(traced.parents) if p is None]
     end = constants[0]
     for constant in constants[1:]:
@@ -214,7 +232,7 @@ def _clipped(builder, traced, choose) -> str:
     return builder.activation(traced.name, traced.operator, parent, PiecewiseLinear([end], [below, above], end))
 
 
-def _side_by_side(builder, traced, sign: int) -> tuple[str, torch.Size]:
+def _side_by_side(builder: GraphBuilder, traced: Traced, sign: int) -> tuple[str, torch.Size]:
     """All inputs broadcast to one shape and stacked along a new first axis, times a sign."""
     count = len(traced.parents)
     constants: list[Any] = [
@@ -240,13 +258,13 @@ def _place(x: Tensor, at: int, count: int) -> Tensor:
     return F.pad(x.unsqueeze(1), [0, 0] * (x.ndim - 1) + [at, count - 1 - at])
 
 
-def _largest(builder, traced, candidates: str, shape: torch.Size, name: str | None = None) -> str:
+def _largest(builder: GraphBuilder, traced: Traced, candidates: str, shape: torch.Size, name: str | None = None) -> str:
     def enclose(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         return lower.amax(1).reshape(-1, *shape), upper.amax(1).reshape(-1, *shape)
 
     return emit_pairwise_maximum(builder, traced, name or traced.name, candidates, shape, (candidates, enclose))
 
 
-def _smallest(builder, traced, candidates: str, shape: torch.Size) -> str:
+def _smallest(builder: GraphBuilder, traced: Traced, candidates: str, shape: torch.Size) -> str:
     largest = _largest(builder, traced, candidates, shape, f"{traced.name}:negative")
     return builder.affine(traced.name, traced.operator, [largest], [negated(builder, shape)])

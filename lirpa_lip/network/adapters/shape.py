@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lirpa_lip.network.adapters.elementwise_affine import one_sample, widened
+from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import FunctionMap, ReshapeMap
 
 
-def _moved(builder, traced, fn, parent: str | None = None) -> str:
+def _moved(builder: GraphBuilder, traced: Traced, fn: Callable[[Tensor], Tensor], parent: str | None = None) -> str:
     parent = parent or traced.parent
     maps = FunctionMap(
         fn, builder.shape(parent), builder.dtype, builder.device, monomial=True, entries_nonnegative=True
@@ -22,7 +24,7 @@ def _moved(builder, traced, fn, parent: str | None = None) -> str:
     return builder.affine(traced.name, traced.operator, [parent], [maps])
 
 
-def reshape(builder, traced) -> str:
+def reshape(builder: GraphBuilder, traced: Traced) -> str:
     """Flatten, reshape, squeeze and unsqueeze: the order of a sample's values stays, its shape is as traced."""
     parent = traced.parents[0]
     if parent is None:
@@ -42,7 +44,7 @@ def reshape(builder, traced) -> str:
     return builder.affine(traced.name, traced.operator, [parent], [maps])
 
 
-def _target_shape(traced, source: torch.Size) -> torch.Size:
+def _target_shape(traced: Traced, source: torch.Size) -> torch.Size:
     """A sample's new shape from the operator's constant: unlike the traced shape, no later batch size changes it."""
     target = [int(n) for n in torch.as_tensor(traced.constant(1)).flatten()][1:]
     target = [source[i] if n == 0 and i < len(source) else n for i, n in enumerate(target)]
@@ -51,12 +53,12 @@ def _target_shape(traced, source: torch.Size) -> torch.Size:
     return shape if shape.numel() == source.numel() else traced.shape
 
 
-def identity(builder, traced) -> str:
+def identity(builder: GraphBuilder, traced: Traced) -> str:
     """Dropout in eval mode, casts and the like: nothing happens."""
     return traced.parent
 
 
-def transpose(builder, traced) -> str:
+def transpose(builder: GraphBuilder, traced: Traced) -> str:
     """Permutation of the axes; the batch axis must stay first."""
     order = tuple(traced.attr["perm"])
     if order[0] != 0:
@@ -64,14 +66,14 @@ def transpose(builder, traced) -> str:
     return _moved(builder, traced, partial(torch.permute, dims=order))
 
 
-def _sample_axis(axis: int, ndim: int, traced) -> int:
+def _sample_axis(axis: int, ndim: int, traced: Traced) -> int:
     axis = axis + ndim if axis < 0 else axis
     if axis == 0:
         raise traced.unsupported("it works along the batch axis")
     return axis
 
 
-def slice_(builder, traced) -> str:
+def slice_(builder: GraphBuilder, traced: Traced) -> str:
     """``x[..., start:end:step, ...]`` along some axes; a negative step reads backwards."""
     if traced.parents[0] is None:
         raise traced.unsupported("its first input is constant")
@@ -92,7 +94,7 @@ def slice_(builder, traced) -> str:
     return _moved(builder, traced, cut, traced.parents[0])
 
 
-def gather(builder, traced) -> str:
+def gather(builder: GraphBuilder, traced: Traced) -> str:
     """``x[:, i]`` or ``x[:, [i, j]]``: constant positions along one axis; a single one drops the axis."""
     if traced.parents[0] is None or traced.parents[1] is not None:
         raise traced.unsupported("only the values may depend on the network's input, not the positions")
@@ -107,7 +109,7 @@ def gather(builder, traced) -> str:
     return _moved(builder, traced, pick, traced.parents[0])
 
 
-def expand(builder, traced) -> str:
+def expand(builder: GraphBuilder, traced: Traced) -> str:
     """Repetition along axes of size 1."""
     if traced.parents[0] is None:
         raise traced.unsupported("its first input is constant")
@@ -115,9 +117,9 @@ def expand(builder, traced) -> str:
     return builder.affine(traced.name, traced.operator, [parent], [widened(builder, parent, shape)])
 
 
-def split(builder, traced) -> str:
+def split(builder: GraphBuilder, traced: Traced) -> str:
     """One output of ``split`` or ``chunk``."""
-    shape = builder.shape(traced.parents[0])
+    shape = builder.shape(traced.varying(0))
     axis = _sample_axis(traced.attr.get("axis", 0), len(shape) + 1, traced)
     sizes = traced.attr.get("split")
     sizes = [int(s) for s in (sizes if sizes is not None else torch.as_tensor(traced.constant(1)).tolist())]
@@ -126,7 +128,7 @@ def split(builder, traced) -> str:
     return _moved(builder, traced, lambda x: x.narrow(axis, start, sizes[index]), traced.parents[0])
 
 
-def concatenate(builder, traced) -> str:
+def concatenate(builder: GraphBuilder, traced: Traced) -> str:
     """Concatenation along one axis: each part is padded with zeros to the whole, and the parts add up."""
     axis = _sample_axis(traced.attr["axis"], len(traced.shape) + 1, traced)
     parents, maps, bias, start = [], [], None, 0
@@ -150,7 +152,7 @@ def _embed(x: Tensor, axis: int, start: int, total: int) -> Tensor:
     return F.pad(x, [0, 0] * (x.ndim - 1 - axis) + [start, after])
 
 
-def pad(builder, traced) -> str:
+def pad(builder: GraphBuilder, traced: Traced) -> str:
     """Padding by a constant, which goes into the bias, by the border, or by reflection."""
     pads = traced.attr.get("pads")
     pads = [int(p) for p in (pads if pads is not None else traced.constant(1).tolist())]
@@ -171,19 +173,20 @@ def pad(builder, traced) -> str:
     name = _moved(builder, traced, lambda x: F.pad(x, widths))
     if value:
         node = builder.nodes[name]
+        assert node.maps is not None
         ones = torch.ones(1, *builder.shape(traced.parent), dtype=builder.dtype, device=builder.device)
         return builder.affine(name, traced.operator, node.parents, node.maps, value * (1 - F.pad(ones, widths)))
     return name
 
 
-def resize(builder, traced) -> str:
+def resize(builder: GraphBuilder, traced: Traced) -> str:
     """Upsampling by constant factors, nearest or bilinear."""
-    mode, parent = traced.attr.get("mode", "nearest"), traced.parents[0]
+    mode, parent = traced.attr.get("mode", "nearest"), traced.varying(0)
     shape, names = builder.shape(parent), {1: "linear", 2: "bilinear", 3: "trilinear"}
     axes = len(shape) - 1
     where = traced.attr.get("coordinate_transformation_mode", "half_pixel")
     plain = mode == "nearest" or (mode == "linear" and axes in names and where in ("half_pixel", "align_corners"))
-    if not plain or parent is None:
+    if not plain:
         raise traced.unsupported(f"mode {mode!r} with {where!r} coordinates in {axes} dimensions")
     options = _resize_target(traced, shape[1:])
     if mode == "nearest":
@@ -194,7 +197,7 @@ def resize(builder, traced) -> str:
     return builder.affine(traced.name, traced.operator, [parent], [maps])
 
 
-def upsample_aligned(builder, traced) -> str:
+def upsample_aligned(builder: GraphBuilder, traced: Traced) -> str:
     """Bilinear upsampling with ``align_corners``, to the traced size or by constant factors."""
     size, factors = traced.constant(1), traced.constant(3)
     corners = bool(traced.constant(2))
@@ -206,7 +209,7 @@ def upsample_aligned(builder, traced) -> str:
     return builder.affine(traced.name, traced.operator, [traced.parent], [maps])
 
 
-def _resize_target(traced, size: torch.Size) -> dict:
+def _resize_target(traced: Traced, size: torch.Size) -> dict:
     """``size=`` where it is given or a whole number, else ``scale_factor=``, which also decides what is read where."""
     count = len(traced.parents)
     sizes = traced.constant(3) if count > 3 else None

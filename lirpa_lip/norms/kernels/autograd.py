@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -29,13 +31,13 @@ class _MaskedMatmul(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, mask_in: Tensor | None, mask_out: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, mask_in: Tensor | None, mask_out: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight, mask_in, mask_out)
         return backend(x.device).masked_matmul(x, weight, mask_in, mask_out)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mask_in, mask_out = ctx.saved_tensors
         wants = ctx.needs_input_grad
         product = backend(x.device).masked_matmul

@@ -167,7 +167,7 @@ def _wanted(graph: Any, depends: Dependence, made: dict[str, Any]) -> list[Any]:
     return list(wanted.values())
 
 
-def _program(value: Any, constant: list[Any], made: dict[str, Any], places: dict[str, int], live) -> Folded | None:
+def _program(value: Any, constant: list[Any], made: dict[str, Any], places: dict[str, int], live: Any) -> Folded | None:
     """How ``value`` is computed; ``None`` if no parameter enters, or an operator has no function."""
     folded = Folded("", result=value.debugName())
     needed, pending = set(), [value.debugName()]
