@@ -199,6 +199,10 @@ def power(exponent: float) -> Activation:
 
     if exponent in (0, 1):
         return PiecewiseLinear([0.0], [exponent, exponent], 1.0 - exponent)
+    if exponent == 2:
+        return square()
+    if exponent == -0.5:
+        return reciprocal_root()
     if whole and exponent < 0:
         return Curved(fn, derivative, True if even else "right", "±")
     if whole and even:

@@ -7,6 +7,7 @@ scale of the two, and the tangent at the centre is exact: s₀² − d₀² diff
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -14,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lirpa_lip.activations import curved
-from lirpa_lip.network.adapters.elementwise_affine import widened
+from lirpa_lip.network.adapters.affine import matmul
+from lirpa_lip.network.adapters.elementwise_affine import divide_by_constant, scale, scale_by, widened
 from lirpa_lip.network.adapters.pairs import rotation
 from lirpa_lip.norms.linear_map import ComposedMap, DiagonalMap, FunctionMap, LinearMap
 
@@ -32,27 +34,37 @@ def product(builder, traced, first: str, second: str, shape: torch.Size) -> str:
     if first == second:
         return square(builder, traced, first)
     maps = [widened(builder, parent, shape) for parent in (first, second)]
-    return emit_products(builder, traced, (first, second), maps, _Sum(shape, ()))
+    return emit_products(builder, traced, (first, second), maps, Total(shape))
 
 
-class _Sum:
-    """What is done with the products: a sum over some axes, ``(batch, *shape) -> (batch, *out)``."""
+class Total:
+    """The sum of products over some axes: of ``(batch, *shape)`` those at ``axes``, counted with the batch."""
 
-    def __init__(self, shape: torch.Size, axes: tuple[int, ...]) -> None:
-        self.shape, self.axes = shape, axes
+    def __init__(self, shape: torch.Size, axes: tuple[int, ...] = ()) -> None:
+        self.axes = axes
+        self.terms = math.prod(shape[axis - 1] for axis in axes)
 
     def __call__(self, x: Tensor) -> Tensor:
         return x.sum(self.axes) if self.axes else x
 
-    @property
-    def terms(self) -> int:
-        count = 1
-        for axis in self.axes:
-            count *= self.shape[axis - 1]
-        return count
+    def of_pairs(self, x: Tensor) -> Tensor:
+        """Of ``(batch, 2, *shape)`` over the pairs as well."""
+        return self(x.sum(1))
+
+    def enclose(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        """Exact bounds of the sums from bounds of the factors, rounded outwards; of a point its value."""
+        if lower is upper:
+            value = self(lower[:, 0] * lower[:, 1])
+            return value, value
+        (lx, ly), (ux, uy) = lower.unbind(1), upper.unbind(1)
+        ends = torch.stack([zero_times(a, b) for a in (lx, ux) for b in (ly, uy)])
+        low, high = self(ends.amin(0)), self(ends.amax(0))
+        info = torch.finfo(low.dtype)
+        slack = (self.terms + 2) * (info.eps * self(ends.detach().abs().amax(0)) + info.tiny)
+        return low - slack, high + slack
 
 
-def emit_products(builder, traced, parents: tuple[str, str], maps: list[LinearMap], total: _Sum) -> str:
+def emit_products(builder, traced, parents: tuple[str, str], maps: list[LinearMap], total: Total) -> str:
     """``Σ (A x)(B y)``, entry by entry and summed over some axes, for maps A and B that place the factors."""
     shape = maps[0].out_shape
     if shape.numel() > MOST_PAIRS:
@@ -64,20 +76,11 @@ def emit_products(builder, traced, parents: tuple[str, str], maps: list[LinearMa
     turn = rotation(builder.shape(pairs), builder.dtype, builder.device)
     rotated = builder.affine(f"{traced.name}:rotate", traced.operator, [pairs], [turn])
     squares = builder.activation(f"{traced.name}:squares", traced.operator, rotated, curved.square())
-    halves = [
-        _scaled(builder, FunctionMap(partial(_part, at=i, total=total), builder.shape(squares), **like,
-                                     monomial=not total.axes, entries_nonnegative=True), factor)
-        for i, factor in ((0, 0.5), (1, -0.5))
-    ]  # fmt: skip
-    enclose = partial(_enclose, total=total)
-    return builder.affine(
-        traced.name, traced.operator, [squares, squares], halves, shortcut=(pairs, enclose)
-    )
-
-
-def _scaled(builder, map_: LinearMap, factor: float) -> LinearMap:
-    scale = torch.full(map_.out_shape, factor, dtype=builder.dtype, device=builder.device)
-    return ComposedMap([DiagonalMap(scale, map_.out_shape), map_])
+    signs = torch.tensor([0.5, -0.5], dtype=builder.dtype, device=builder.device)
+    signs = signs.reshape(2, *[1] * len(shape)).expand(2, *shape)
+    summed = FunctionMap(total.of_pairs, builder.shape(squares), **like, entries_nonnegative=True)
+    out = ComposedMap([summed, DiagonalMap(signs, builder.shape(squares))])
+    return builder.affine(traced.name, traced.operator, [squares], [out], shortcut=(pairs, total.enclose))
 
 
 def _place(x: Tensor, at: int) -> Tensor:
@@ -85,23 +88,57 @@ def _place(x: Tensor, at: int) -> Tensor:
     return F.pad(x.unsqueeze(1), [0, 0] * (x.ndim - 1) + [at, 1 - at])
 
 
-def _part(x: Tensor, at: int, total: _Sum) -> Tensor:
-    return total(x[:, at])
-
-
-def _enclose(lower: Tensor, upper: Tensor, total: _Sum) -> tuple[Tensor, Tensor]:
-    """Exact bounds of the sums of products from bounds of their factors, rounded outwards; of a point its value."""
-    if lower is upper:
-        value = total(lower[:, 0] * lower[:, 1])
-        return value, value
-    (lx, ly), (ux, uy) = lower.unbind(1), upper.unbind(1)
-    ends = torch.stack([zero_times(a, b) for a in (lx, ux) for b in (ly, uy)])
-    low, high = total(ends.amin(0)), total(ends.amax(0))
-    slack = (total.terms + 2) * torch.finfo(low.dtype).eps * total(ends.detach().abs().amax(0))
-    tiny = total.terms * torch.finfo(low.dtype).tiny
-    return low - slack - tiny, high + slack + tiny
-
-
 def zero_times(a: Tensor, b: Tensor) -> Tensor:
     """``a b`` with 0 · inf = 0: bounds of a product with a factor that is exactly 0."""
     return torch.where((a == 0) | (b == 0), 0.0, a * b)
+
+
+def multiply(builder, traced) -> str:
+    """``x * y``, ``x²``, or ``c * x`` for a constant ``c``."""
+    first, second = traced.parents
+    if first is None or second is None:
+        return scale(builder, traced)
+    shape = torch.broadcast_shapes((1, *builder.shape(first)), (1, *builder.shape(second)))[1:]
+    return product(builder, traced, first, second, shape)
+
+
+def divide(builder, traced) -> str:
+    """``x / c``, ``c / y`` or ``x / y``: a product with the reciprocal, and by a square root with ``1/√y``."""
+    above, below = traced.parents
+    if below is None:
+        return divide_by_constant(builder, traced)
+    node = builder.nodes[below]
+    record = curved.reciprocal()
+    if node.operator == "BoundSqrt" and node.activation is not None:
+        below, record = node.parents[0], curved.reciprocal_root()
+    inverse = builder.activation(f"{traced.name}:reciprocal", traced.operator, below, record)
+    if above is None:
+        return scale_by(builder, traced, inverse, traced.constant(0))
+    shape = torch.broadcast_shapes((1, *builder.shape(above)), (1, *builder.shape(inverse)))[1:]
+    return product(builder, traced, above, inverse, shape)
+
+
+def matrix_product(builder, traced) -> str:
+    """``X Y`` for two matrices that vary, one of them a constant, or batches of such."""
+    first, second = traced.parents
+    if first is None or second is None:
+        return matmul(builder, traced)
+    left, right = builder.shape(first), builder.shape(second)
+    if len(left) < 2 or len(right) < 2:
+        raise traced.unsupported("of two varying factors each must be a matrix, behind the batch axis")
+    lead = torch.broadcast_shapes(left[:-2], right[:-2])
+    shape = torch.Size([*lead, left[-2], left[-1], right[-1]])
+    places = (
+        partial(_spread, shape=shape, axis=-1),
+        partial(_spread, shape=shape, axis=-3),
+    )
+    like = {"dtype": builder.dtype, "device": builder.device, "monomial": True, "entries_nonnegative": True}
+    maps: list[LinearMap] = [FunctionMap(fn, builder.shape(p), **like) for fn, p in zip(places, (first, second))]
+    return emit_products(builder, traced, (first, second), maps, Total(shape, (len(shape) - 1,)))
+
+
+def _spread(x: Tensor, shape: torch.Size, axis: int) -> Tensor:
+    """Matrices repeated along a new axis, and along the leading axes of ``shape``."""
+    x = x.unsqueeze(axis)
+    missing = len(shape) + 1 - x.ndim
+    return x.reshape(x.shape[0], *[1] * missing, *x.shape[1:]).expand(x.shape[0], *shape)
