@@ -61,6 +61,19 @@ def test_imports(path):
         assert "triton" not in roots
 
 
+def kind_tests(source: str, name: str) -> list[int]:
+    """Lines that ask whether something is of a class."""
+    asked = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call) and len(node.args) == 2]
+    asked = [node for node in asked if isinstance(node.func, ast.Name) and node.func.id == "isinstance"]
+    return [node.lineno for node in asked if name in ast.unparse(node.args[1])]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_an_activation_is_asked_for_what_it_knows_and_not_for_its_kind(path):
+    if unit_of(path) != "activations" and path != PACKAGE / "losses" / "graph_bound.py":
+        assert kind_tests(path.read_text(encoding="utf-8"), "PiecewiseLinear") == []
+
+
 def circles(graph: dict[str, set[str]]) -> list[str]:
     """Files that import themselves by way of others."""
 
@@ -91,3 +104,4 @@ def test_the_rules_can_fail():
     )
     assert {"lirpa_lip.cli", "lirpa_lip.norms.lanczos", "triton.language"} <= imports
     assert upward_violations("norms", imports) == ["cli"]
+    assert kind_tests("isinstance(f, (Smooth, PiecewiseLinear))\nPiecewiseLinear()", "PiecewiseLinear") == [1]

@@ -14,45 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lirpa_lip.activations.enclosing_lines import Lines, best_lines, deviation_by_cells
+from lirpa_lip.activations.slopes import SlopeRange
+
 #: One for all neurons, or a tensor that broadcasts to ``(batch, *shape)``.
 Number = float | Tensor
-
-
-@dataclass(frozen=True)
-class SlopeRange:
-    """Interval ``[low, high]`` that holds every slope of an activation on a pre-activation interval.
-
-    ``low`` and ``high`` have the shape of the pre-activation, ``(batch, *shape)``. ``low = high = 0`` means the neuron
-    is eliminated (constant), ``low = high`` that it is linear there ("stable").
-    """
-
-    low: Tensor
-    high: Tensor
-
-    @property
-    def centre(self) -> Tensor:
-        """Midpoint ``C`` of the range."""
-        return (self.low + self.high) / 2
-
-    @property
-    def radius(self) -> Tensor:
-        """Half width ``R`` of the range; zero on stable neurons."""
-        return (self.high - self.low) / 2
-
-    @property
-    def magnitude(self) -> Tensor:
-        """Largest absolute slope ``S``; for ReLU the 0/1 mask of the product bound."""
-        return torch.maximum(self.low.abs(), self.high.abs())
-
-    @property
-    def stable(self) -> Tensor:
-        """Boolean mask of neurons that are linear on the interval."""
-        return self.low == self.high
-
-    @property
-    def eliminated(self) -> Tensor:
-        """Boolean mask of neurons that are constant on the interval."""
-        return (self.low == 0) & (self.high == 0)
 
 
 @dataclass(frozen=True)
@@ -77,9 +43,11 @@ class Activation(ABC):
 
     Attributes:
         value_slack: how far PyTorch's own function departs from ``f``, beyond rounding.
+        piecewise_linear: values are products and sums, and so are their rounding errors.
     """
 
     value_slack: float = 0.0
+    piecewise_linear: bool = False
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:
@@ -103,6 +71,46 @@ class Activation(ABC):
         By the mean value theorem the slope range is always valid; subclasses do better where they can.
         """
         return self.slope_range(lower, upper)
+
+    def clarke_range(self, lower: Tensor, upper: Tensor, after: Tensor, before: Tensor) -> SlopeRange:
+        """Range of Clarke slopes on the closed ``[lower, upper]``, itself inside ``[after, before]``.
+
+        A *split* restricts a pre-activation to a closed half line that ends at a split point. On the half line of a
+        kink at t the slope is that of its own side alone: a point with z = t lies in both halves, so that the two
+        children together hold the whole Clarke set there, and neither needs both slopes. The ends of *computed*
+        intervals are different: nothing is on the other side of them, so at a kink which is such an end both slopes
+        count.
+
+        Args:
+            lower, upper: bounds of the pre-activation.
+            after, before: split points, ``∓inf`` where there is no split.
+        """
+        return self.slope_range(lower, upper, closed=True)
+
+    def split_point(self, lower: Tensor, upper: Tensor, after: Tensor, before: Tensor) -> Tensor:
+        """Where to split each neuron, between the split points it has already; NaN for nowhere."""
+        return torch.where(upper > lower, (lower + upper) / 2, torch.nan)
+
+    def lines(self, lower: Tensor, upper: Tensor, slopes: SlopeRange) -> Lines:
+        """A line below and a line above ``f`` on ``[lower, upper]``, for slopes of `clarke_range`."""
+        return best_lines(self, lower, upper, slopes)
+
+    def line_deviation(
+        self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange
+    ) -> tuple[Tensor, Tensor]:
+        """`deviation_range` for `lines`, of one step rather than many: as tight as values at a few points make it."""
+        return deviation_by_cells(self, slope, anchor, lower, upper)
+
+    def slope_at(self, z: Tensor) -> SlopeRange:
+        """The slope at points, a range where it is ambiguous: at a kink, and next to one as far as rounding matters."""
+        slopes = self.slope_range(z, z, closed=True)
+        doubtful = slopes.radius > 1e-6 * (1 + slopes.magnitude)
+        centre = slopes.centre
+        return SlopeRange(torch.where(doubtful, slopes.low, centre), torch.where(doubtful, slopes.high, centre))
+
+    def smoothed_slope(self, z: Tensor, scale: Tensor) -> Tensor:
+        """The slope with every kink replaced by a sigmoid of a scale, which has a derivative in ``z``; no bound."""
+        return self.slope_range(z, z).centre
 
     def deviation_range(
         self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import Activation, Piece, SlopeRange
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
-from lirpa_lip.activations.planes import Plane, Relaxation, ratio
+from lirpa_lip.activations.planes import Plane, Relaxation, Relaxations, ratio
 from lirpa_lip.activations.smooth import Smooth
 
 #: Where tangents touch: near the lower end, in the middle, near the upper end.
@@ -126,7 +126,7 @@ class Curved(Activation):
             found += [Piece(least, zero, start, stop), Piece(most, zero, start, stop)]
         return found
 
-    def lines(self, lower: Tensor, upper: Tensor) -> tuple[Relaxation, Relaxation, Relaxation]:
+    def relaxations(self, lower: Tensor, upper: Tensor) -> Relaxations:
         """Tightest at the lower end, in the middle, at the upper end, for a finite interval inside the domain."""
         low_value, high_value = self.fn(lower), self.fn(upper)
         finite = torch.isfinite(low_value) & torch.isfinite(high_value)
@@ -150,10 +150,10 @@ class Curved(Activation):
                 keeps = finite & (steep != 0)
                 sides.append(Plane((torch.where(keeps, steep, 0.0),), torch.where(keeps, offset, level)))
             found.append(Relaxation(*sides))
-        return tuple(found)  # type: ignore[return-value]
+        return Relaxations(*found)
 
     def _through(
-        self, slope: Tensor, points: Sequence[Tensor], finite: Tensor
+        self, slope: Tensor, points: Sequence[tuple[Tensor, Tensor]], finite: Tensor
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """(slope, offset) of the line on which all points lie, moved down, and moved up, by what rounding may do."""
         offsets = torch.stack([torch.where(finite, value, 0.0) - slope * z for z, value in points])
@@ -266,9 +266,9 @@ class Step(Activation):
         jumps = (self.fn(lower) != self.fn(upper)) | closed
         return SlopeRange(torch.zeros_like(lower), torch.where(jumps, torch.inf, 0.0).to(lower))
 
-    def lines(self, lower: Tensor, upper: Tensor) -> tuple[Relaxation, Relaxation, Relaxation]:
+    def relaxations(self, lower: Tensor, upper: Tensor) -> Relaxations:
         """Constants: the ends of the range."""
         zero = torch.zeros_like(lower)
         low, high = self.interval(lower, upper)
         relaxation = Relaxation(Plane((zero,), low), Plane((zero,), high))
-        return relaxation, relaxation, relaxation
+        return Relaxations(*[relaxation] * 3)

@@ -21,7 +21,7 @@ from torch import Tensor
 from lirpa_lip.activations.base import Activation, Number
 from lirpa_lip.activations.curved import Curved, Step
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
-from lirpa_lip.activations.planes import Plane, Relaxation, ratio, where
+from lirpa_lip.activations.planes import Plane, Relaxation, Relaxations, ratio, where
 from lirpa_lip.activations.smooth import Smooth
 
 #: Pieces of equal length a smooth activation's interval is cut into.
@@ -32,13 +32,13 @@ _INSIDE = 1 / 64
 _FAR = 1e30
 
 
-def relaxations(activation: Activation, lower: Tensor, upper: Tensor) -> tuple[Relaxation, Relaxation, Relaxation]:
+def relaxations(activation: Activation, lower: Tensor, upper: Tensor) -> Relaxations:
     """Lines below and above ``f`` on ``[lower, upper]``: tightest at the lower end, in the middle, at the upper end.
 
     An interval that is not finite gets constant lines, which are infinite where ``f`` is unbounded on it.
     """
     if isinstance(activation, (Curved, Step)):
-        return activation.lines(lower, upper)
+        return activation.relaxations(lower, upper)
     finite = torch.isfinite(lower) & torch.isfinite(upper)
     low, high = torch.where(finite, lower, 0.0), torch.where(finite, upper, 0.0)
     points = _cuts(activation, low, high)
@@ -51,13 +51,15 @@ def relaxations(activation: Activation, lower: Tensor, upper: Tensor) -> tuple[R
     above = _tightest([-s for s in candidates], points, [-v for v in values], mirrored, places)
     level_low, level_high = _levels(activation, lower, upper, finite)
     zero = torch.zeros_like(low)
-    return tuple(
-        Relaxation(
-            where(finite, b, Plane((zero,), level_low)),
-            where(finite, Plane((-a.slopes[0],), -a.bias), Plane((zero,), level_high)),
+    return Relaxations(
+        *(
+            Relaxation(
+                where(finite, b, Plane((zero,), level_low)),
+                where(finite, Plane((-a.slopes[0],), -a.bias), Plane((zero,), level_high)),
+            )
+            for b, a in zip(below, above, strict=True)
         )
-        for b, a in zip(below, above, strict=True)
-    )  # type: ignore[return-value]
+    )
 
 
 def blend_three(first: Plane, middle: Plane, last: Plane, mix: Tensor) -> Plane:

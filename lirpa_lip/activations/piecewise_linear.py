@@ -11,6 +11,9 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import Activation, Number, Piece, SlopeRange
 
+#: Distance to a kink, relative to the pre-activation's size, below which the slope counts as ambiguous.
+_KINK = 1e-9
+
 
 class PiecewiseLinear(Activation):
     """Continuous ``f``: slopes between ascending knots, and the value at the first of them.
@@ -29,6 +32,8 @@ class PiecewiseLinear(Activation):
             raise ValueError("a piecewise linear function has one slope more than it has knots, and at least one knot.")
         self.knots, self.slopes, self.at_first_knot = tuple(knots), tuple(slopes), at_first_knot
         self.intercepts = _intercepts(self.knots, self.slopes, at_first_knot)
+
+    piecewise_linear = True
 
     def parameters(self) -> tuple[Tensor, ...]:
         return tuple(t for t in (*self.knots, *self.slopes) if isinstance(t, Tensor))
@@ -91,6 +96,55 @@ class PiecewiseLinear(Activation):
         low, high = torch.maximum(low, whole.low), torch.minimum(high, whole.high)
         exact = whole.stable
         return SlopeRange(torch.where(exact, whole.low, low), torch.where(exact, whole.high, high))
+
+    def clarke_range(self, lower: Tensor, upper: Tensor, after: Tensor, before: Tensor) -> SlopeRange:
+        knots, slopes = self._detached(lower)
+        low, high = torch.full_like(lower, torch.inf), torch.full_like(lower, -torch.inf)
+        for i, slope in enumerate(slopes):
+            here = torch.ones_like(lower, dtype=torch.bool)
+            if i > 0:
+                here &= (knots[i - 1] <= upper) & (knots[i - 1] < before)
+            if i < len(knots):
+                here &= (knots[i] >= lower) & (knots[i] > after)
+            if 0 < i < len(knots):
+                here &= knots[i - 1] < knots[i]
+            low = torch.where(here, torch.minimum(low, slope), low)
+            high = torch.where(here, torch.maximum(high, slope), high)
+        # an empty interval belongs to an empty domain; any finite slopes will do
+        gone = low > high
+        return SlopeRange(low.masked_fill(gone, 0.0), high.masked_fill(gone, 0.0))
+
+    def split_point(self, lower: Tensor, upper: Tensor, after: Tensor, before: Tensor) -> Tensor:
+        """The kink nearest the middle."""
+        middle = (lower + upper) / 2
+        best, distance = torch.full_like(lower, torch.nan), torch.full_like(lower, torch.inf)
+        for knot in self._detached(lower)[0]:
+            inside = (knot >= lower) & (knot <= upper) & (knot > after) & (knot < before)
+            away = torch.where(inside, (knot - middle).abs(), torch.inf)
+            best, distance = torch.where(away < distance, knot, best), torch.minimum(away, distance)
+        return best
+
+    def line_deviation(
+        self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange
+    ) -> tuple[Tensor, Tensor]:
+        return self.deviation_range(slope, anchor, lower, upper, slopes)
+
+    def slope_at(self, z: Tensor) -> SlopeRange:
+        room, infinite = _KINK * (1 + z.abs()), torch.full_like(z, torch.inf)
+        return self.clarke_range(z - room, z + room, -infinite, infinite)
+
+    def smoothed_slope(self, z: Tensor, scale: Tensor) -> Tensor:
+        knots, slopes = self._detached(z)
+        total = slopes[0]
+        for knot, before, after in zip(knots, slopes, slopes[1:]):
+            total = total + (after - before) * torch.sigmoid((z - knot) * scale)
+        return total
+
+    def _detached(self, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        def full(value: Number) -> Tensor:
+            return torch.as_tensor(value, dtype=like.dtype, device=like.device).detach().expand_as(like)
+
+        return [full(k) for k in self.knots], [full(s) for s in self.slopes]
 
     def deviation_range(self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange):
         """Exact: the deviation from a line is piecewise linear too, extreme at end points and kinks."""

@@ -30,6 +30,14 @@ class Relaxation(NamedTuple):
     upper: Plane
 
 
+class Relaxations(NamedTuple):
+    """Of those there are, the relaxation that is tightest at the lower end, in the middle, at the upper end."""
+
+    lower_end: Relaxation
+    middle: Relaxation
+    upper_end: Relaxation
+
+
 def ratio(rise: Tensor, run: Tensor, at_zero: float) -> Tensor:
     """rise / run, and ``at_zero`` where run = 0, with finite derivatives in both cases."""
     positive = run > 0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.activations.base import SlopeRange
-from lirpa_lip.activations.clarke_slopes import Lines, clarke_slopes, lines
+from lirpa_lip.activations.enclosing_lines import Lines
 from lirpa_lip.errors import DomainError, NonFiniteError
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import node_interval
@@ -90,8 +90,8 @@ def forward_bounds(
             reason = node.activation.outside(lower, upper)
             if reason:
                 raise DomainError(node.name, node.operator, reason)
-            slopes[node.name] = clarke_slopes(node.activation, lower, upper, after, before)
-            found[node.name] = lines(node.activation, lower, upper, slopes[node.name])
+            slopes[node.name] = node.activation.clarke_range(lower, upper, after, before)
+            found[node.name] = node.activation.lines(lower, upper, slopes[node.name])
         slack = affine_slack(node, intervals)
         interval = node_interval(node, intervals, slack)
         interval = widened(node, interval) if slack is None else interval
@@ -134,7 +134,7 @@ def _tighten(
     for reader in graph.activations:
         if reader.parents[0] == node.name:
             assert reader.activation is not None
-            slopes = clarke_slopes(reader.activation, lower, upper, after, before)
+            slopes = reader.activation.clarke_range(lower, upper, after, before)
             open_ |= slopes.low < slopes.high
     index, valid = most_open(open_.flatten(1))
     if index.shape[1] == 0:

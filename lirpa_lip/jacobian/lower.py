@@ -13,17 +13,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import Activation
-from lirpa_lip.activations.clarke_slopes import clarke_slopes
-from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.jacobian.forward import Forward
 from lirpa_lip.local.linearised import pull_back
 from lirpa_lip.network.graph import NetworkGraph, affine_value
 from lirpa_lip.regions.input_set import InputSet
 from lirpa_lip.regions.region import safe_norm
 
-#: Distance to a kink, relative to the pre-activation's size, below which a point is not trusted.
-_TOLERANCE = 1e-9
 #: Share of the terms of a tangent below which it is what their rounding left.
 _STILL = 1e-12
 #: Most elements of a batch of rows.
@@ -49,8 +44,8 @@ def point_slopes(graph: NetworkGraph, x: Tensor) -> tuple[dict[str, Tensor], Ten
             moves[node.name] = sum(m.forward(moves[p]) for m, p in zip(node.maps, node.parents))
         elif node.activation is not None:
             z, move = values[node.parents[0]], moves[node.parents[0]]
-            slope, sharp = _slope_at(node.activation, z)
-            sharp = sharp & (move != 0)
+            here = node.activation.slope_at(z)
+            slope, sharp = here.centre, ~here.stable & (move != 0)
             if bool(sharp.any()):
                 good &= ~(sharp & (move.abs() > _STILL * _summed(graph, node.parents[0], moves))).flatten(1).any(1)
             slopes[node.name] = slope
@@ -64,17 +59,6 @@ def _summed(graph: NetworkGraph, name: str, moves: Mapping[str, Tensor]) -> Tens
     if node.maps is None:
         return moves[name].abs()
     return sum(m.abs().forward(moves[p].abs()) for m, p in zip(node.maps, node.parents))
-
-
-def _slope_at(activation: Activation, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The slope, and where it is ambiguous."""
-    if not isinstance(activation, PiecewiseLinear):
-        slopes = activation.slope_range(z, z, closed=True)
-        return slopes.centre, slopes.radius > 1e-6 * (1 + slopes.magnitude)
-    room = _TOLERANCE * (1 + z.abs())
-    infinite = torch.full_like(z, torch.inf)
-    slopes = clarke_slopes(activation, z - room, z + room, -infinite, infinite)
-    return slopes.centre, slopes.low < slopes.high
 
 
 @torch.no_grad()
@@ -215,7 +199,7 @@ def _smooth_gradient(
             assert node.activation is not None
             lower, upper = (t.repeat_interleave(count, dim=0) for t in forward.intervals[node.parents[0]])
             scale = sharpness / (upper - lower).clamp(min=1e-12)
-            slopes[node.name] = _smooth_slope(node.activation, values[node.parents[0]], scale)
+            slopes[node.name] = node.activation.smoothed_slope(values[node.parents[0]], scale)
         rows = seed if whole else seed.flatten(0, 1).unsqueeze(1)
         cotangent = rows.flatten(0, 1)
         spread = {n: t.repeat_interleave(rows.shape[1], dim=0) for n, t in slopes.items()}
@@ -226,16 +210,3 @@ def _smooth_gradient(
         objective = _norms(jacobian, norm, whole).sum()
         (gradient,) = torch.autograd.grad(objective, point, allow_unused=True)
     return torch.zeros_like(x) if gradient is None else torch.nan_to_num(gradient).reshape(x.shape)
-
-
-def _smooth_slope(activation: Activation, z: Tensor, scale: Tensor) -> Tensor:
-    if not isinstance(activation, PiecewiseLinear):
-        return activation.slope_range(z, z).centre
-    total = torch.as_tensor(activation.slopes[0], dtype=z.dtype, device=z.device).expand_as(z)
-    for i, knot in enumerate(activation.knots):
-        knot, before, after = (
-            torch.as_tensor(t, dtype=z.dtype, device=z.device).detach()
-            for t in (knot, activation.slopes[i], activation.slopes[i + 1])
-        )
-        total = total + (after - before) * torch.sigmoid((z - knot) * scale)
-    return total

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.activations.base import Activation
-from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.network.adapters.pairs import PairMap
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.node import Interval, Node
@@ -162,7 +161,7 @@ def _activation_error(activation: Activation, interval: Interval, error: Tensor,
     slope = activation.slope_range(low, high).magnitude
     ends = activation.interval(low, high)
     value = torch.maximum(ends[0].abs(), ends[1].abs())
-    if isinstance(activation, PiecewiseLinear):
+    if activation.piecewise_linear:
         own = value + slope * torch.maximum(low.abs(), high.abs())
     else:
         size = torch.maximum(low.abs(), high.abs()).clamp(max=1e4)  # where every known one is flat, linear or infinite

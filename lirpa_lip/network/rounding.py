@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.network.adapters.pairs import PairMap
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.node import Interval, Node
@@ -136,7 +135,7 @@ class NodeErrors:
         assert node.activation is not None
         size = torch.maximum(after[0].abs(), after[1].abs())
         reach = self._size(node.parents[0], before)
-        steepest = steepest if isinstance(node.activation, PiecewiseLinear) else steepest.clamp(min=1)
+        steepest = steepest if node.activation.piecewise_linear else steepest.clamp(min=1)
         rounded = _FEW * unit(self.graph.dtype) * (size + steepest * reach)
         self.rounded[node.name] = rounded
         if node.name == self.graph.output or node.name in self._read_by_activations:

@@ -1,7 +1,7 @@
 """Branch and bound over the slopes of open activations: best first, in batches, valid whenever it is stopped.
 
 A domain is split at a kink into two closed halves, which together hold every Clarke Jacobian of the whole (see
-`clarke_slopes`), so the largest bound among a problem's waiting and finished domains is always a bound for the
+`Activation.clarke_range`), so the largest bound among a problem's waiting and finished domains is always one for the
 problem. Nothing is thrown away without a proof that it holds no point.
 
 Source: Shi et al., NeurIPS 2022, section 3.4, with re-bounding of pre-activations and proofs of infeasibility added.

@@ -21,7 +21,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.clarke_slopes import split_point
 from lirpa_lip.jacobian.backward import Backward
 from lirpa_lip.jacobian.forward import Forward
 from lirpa_lip.network.graph import NetworkGraph
@@ -43,7 +42,7 @@ def choices(
         assert node.activation is not None
         parent = node.parents[0]
         slopes, (lower, upper) = forward.slopes[node.name], forward.intervals[parent]
-        point = split_point(node.activation, lower, upper, *forward.split(parent))
+        point = node.activation.split_point(lower, upper, *forward.split(parent))
         tangent = trace[node.name][:, :, 0].abs()
         score = _score(heuristic, tangent, slopes.high - slopes.low, *result.cotangents[node.name]).sum(1)
         usable = (slopes.low < slopes.high) & torch.isfinite(point)

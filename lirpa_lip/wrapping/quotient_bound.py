@@ -48,7 +48,7 @@ class BoundDiv(Bound):
         self._check(*y)
         x_low, x_high, y_low, y_high = torch.broadcast_tensors(*x, *y)
         low, high = 1 / y_high, 1 / y_low
-        _, line, _ = reciprocal().lines(y_low, y_high)
+        _, line, _ = reciprocal().relaxations(y_low, y_high)
         middle = (x_low + x_high) / 2, (low + high) / 2
         below = _steeper(middle, (low, x_low, -x_low * low), (high, x_high, -x_high * high), 1)
         above = _steeper(middle, (high, x_low, -x_low * high), (low, x_high, -x_high * low), -1)

@@ -12,7 +12,6 @@ from torch import nn
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.activations import smooth
 from lirpa_lip.activations.base import SlopeRange
-from lirpa_lip.activations.clarke_slopes import clarke_slopes, lines
 from lirpa_lip.activations.piecewise_linear import clip, leaky_relu, relu
 from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm as Ball
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError, UnknownMethodError, UnsupportedNormError
@@ -178,7 +177,7 @@ def test_by_hand_one_neuron():
 @pytest.mark.parametrize("ends", [(-1.0, 0.0), (0.0, 1.0), (0.0, 0.0)])
 def test_a_kink_exactly_at_the_end_of_the_region_counts_both_slopes(ends):
     """relu on [−1, 0], [0, 1] and {0}: the Clarke derivative at 0 is [0, 1]; 2 relu(x) − 2x takes it to −2 … 0."""
-    slopes = clarke_slopes(relu(), *(torch.tensor([[e]]) for e in (*ends, -math.inf, math.inf)))
+    slopes = relu().clarke_range(*(torch.tensor([[e]]) for e in (*ends, -math.inf, math.inf)))
     assert (slopes.low, slopes.high) == (0.0, 1.0)
 
     class Net(nn.Module):
@@ -200,12 +199,12 @@ def test_a_kink_exactly_at_the_end_of_the_region_counts_both_slopes(ends):
 
 def test_a_split_at_a_kink_keeps_one_slope_on_each_side():
     zero, inf = torch.zeros(1, 1), torch.full((1, 1), math.inf)
-    above = clarke_slopes(relu(), zero, zero + 1, zero, inf)
-    below = clarke_slopes(relu(), zero - 1, zero, -inf, zero)
+    above = relu().clarke_range(zero, zero + 1, zero, inf)
+    below = relu().clarke_range(zero - 1, zero, -inf, zero)
     assert (above.low, above.high, below.low, below.high) == (1.0, 1.0, 0.0, 0.0)
-    pieces = clarke_slopes(clip(-1.0, 1.0), zero - 1, zero + 2, zero - 1, inf)
+    pieces = clip(-1.0, 1.0).clarke_range(zero - 1, zero + 2, zero - 1, inf)
     assert (pieces.low, pieces.high) == (0.0, 1.0)
-    assert clarke_slopes(clip(-1.0, 1.0), zero - 1, zero, zero - 1, zero).low == 1.0
+    assert clip(-1.0, 1.0).clarke_range(zero - 1, zero, zero - 1, zero).low == 1.0
 
 
 def test_lower_bounds_ignore_choices_of_slope_at_kinks_that_no_nearby_point_has():
@@ -252,7 +251,7 @@ def test_lines_enclose_the_activation(f):
     lower = torch.randn(1, 200, dtype=torch.float64)
     upper = lower + 3 * torch.rand(1, 200, dtype=torch.float64) * (torch.rand(1, 200) > 0.1)
     infinite = torch.full_like(lower, math.inf)
-    line = lines(f, lower, upper, clarke_slopes(f, lower, upper, -infinite, infinite))
+    line = f.lines(lower, upper, f.clarke_range(lower, upper, -infinite, infinite))
     for share in torch.linspace(0, 1, 101, dtype=torch.float64):
         z = lower + share * (upper - lower)
         assert (line.low_slope * z + line.low_offset <= f.value(z)).all()
