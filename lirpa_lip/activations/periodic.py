@@ -10,8 +10,8 @@ from torch import Tensor
 from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.activations.smooth import Smooth
 
-#: Rounding units by which an extreme point may be missed.
-_NEAR = 16
+#: Rounding units by which an extreme point may be missed, or a value be off.
+_NEAR = 4
 
 
 class Wave(Smooth):
@@ -35,10 +35,10 @@ class Wave(Smooth):
     def _range(self, quarters: int, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         fn = (torch.sin, torch.cos, lambda z: -torch.sin(z), lambda z: -torch.cos(z))[quarters % 4]
         ends = torch.stack([fn(lower), fn(upper)])
-        # the sine of a rounded number is off by its rounding; far away nothing is known but [-1, 1]
-        slack = _NEAR * torch.finfo(lower.dtype).eps * (1 + torch.maximum(lower.abs(), upper.abs()))
-        top = _holds(math.pi / 2 * (1 - quarters), lower - slack, upper + slack)
-        bottom = _holds(math.pi / 2 * (-1 - quarters), lower - slack, upper + slack)
+        slack = _NEAR * torch.finfo(lower.dtype).eps
+        near = slack * (4 + torch.maximum(lower.abs(), upper.abs()))  # points are rounded numbers
+        top = _holds(math.pi / 2 * (1 - quarters), lower - near, upper + near)
+        bottom = _holds(math.pi / 2 * (-1 - quarters), lower - near, upper + near)
         low = torch.where(bottom, -1.0, (ends.amin(0) - slack).clamp(min=-1.0))
         return low, torch.where(top, 1.0, (ends.amax(0) + slack).clamp(max=1.0))
 

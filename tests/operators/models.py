@@ -257,7 +257,7 @@ ROWS: dict[str, Row] = {
     "negative power": Row(around(lambda x: (x.abs() + 0.5) ** -2)),
     "softsign": Row(around(F.softsign)),
     "mish": Row(around(F.mish)),
-    "log sigmoid": Row(around(F.logsigmoid)),
+    "log sigmoid": Row(around(lambda x: F.logsigmoid(x) + 0.7)),
     "gelu by tanh": Row(around(nn.GELU("tanh"))),
     # products of two values that vary
     "product": Row(around(lambda x: x[:, :2] * torch.tanh(x[:, 2:]))),
@@ -265,7 +265,7 @@ ROWS: dict[str, Row] = {
     "product of a value with its function": Row(around(lambda x: x * x.relu())),
     "quotient": Row(around(lambda x: x[:, :2] / (x[:, 2:].abs() + 0.5))),
     "quotient by a root": Row(around(lambda x: x / torch.sqrt((x * x).sum(1, keepdim=True) + 0.1))),
-    "matrix product of two values": Row(around(lambda x: x @ x.transpose(2, 3))),
+    "matrix product of two values": Row(around(lambda x: x[:, :, 1:] @ x[:, :, :4].transpose(2, 3))),
     "attention": Row(Attention, (3, 4)),
     "layer norm": Row(around(nn.LayerNorm(4, eps=0.1))),
     "softmax": Row(around(lambda x: torch.softmax(3 * x, 1))),

@@ -84,7 +84,7 @@ def negate(builder: GraphBuilder, traced: Traced) -> str:
     return builder.affine(traced.name, traced.operator, [traced.parent], [negated(builder, traced.shape)])
 
 
-def scale_by(builder, traced, parent: str, factor: Tensor) -> str:
+def scale_by(builder: GraphBuilder, traced: Traced, parent: str, factor: Tensor) -> str:
     """A value times a constant, broadcast against each other."""
     shape = torch.broadcast_shapes((1, *builder.shape(parent)), factor.shape)[1:]
     spread = broadcast_to_sample(factor.to(builder.dtype), shape)
@@ -94,12 +94,12 @@ def scale_by(builder, traced, parent: str, factor: Tensor) -> str:
     return builder.affine(traced.name, traced.operator, [parent], [maps])
 
 
-def scale(builder, traced) -> str:
+def scale(builder: GraphBuilder, traced: Traced) -> str:
     """``c * x`` for a constant ``c``."""
     index = 0 if traced.parents[0] is None else 1
     return scale_by(builder, traced, traced.parents[1 - index], traced.constant(index))
 
 
-def divide_by_constant(builder, traced) -> str:
+def divide_by_constant(builder: GraphBuilder, traced: Traced) -> str:
     """``x / c`` for a constant ``c``."""
     return scale_by(builder, traced, traced.parent, 1 / traced.constant(1).to(builder.dtype))

@@ -8,6 +8,7 @@ scale of the two, and the tangent at the centre is exact: s₀² − d₀² diff
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -18,18 +19,20 @@ from lirpa_lip.activations import curved
 from lirpa_lip.network.adapters.affine import matmul
 from lirpa_lip.network.adapters.elementwise_affine import divide_by_constant, scale, scale_by, widened
 from lirpa_lip.network.adapters.pairs import rotation
+from lirpa_lip.network.adapters.softmax import emit_softmax, softmax_in_parts
+from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import ComposedMap, DiagonalMap, FunctionMap, LinearMap
 
 #: Most pairs that one operator may multiply: a product of larger matrices would not fit into memory as a graph.
 MOST_PAIRS = 1 << 20
 
 
-def square(builder, traced, parent: str) -> str:
+def square(builder: GraphBuilder, traced: Traced, parent: str) -> str:
     """``x²``."""
     return builder.activation(traced.name, traced.operator, parent, curved.square())
 
 
-def product(builder, traced, first: str, second: str, shape: torch.Size) -> str:
+def product(builder: GraphBuilder, traced: Traced, first: str, second: str, shape: torch.Size) -> str:
     """``x * y``, broadcast to ``shape``."""
     if first == second:
         return square(builder, traced, first)
@@ -64,7 +67,7 @@ class Total:
         return low - slack, high + slack
 
 
-def emit_products(builder, traced, parents: tuple[str, str], maps: list[LinearMap], total: Total) -> str:
+def emit_products(builder: GraphBuilder, traced: Traced, parents: tuple[str, str], maps: list[LinearMap], total: Total) -> str:
     """``Σ (A x)(B y)``, entry by entry and summed over some axes, for maps A and B that place the factors."""
     shape = maps[0].out_shape
     if shape.numel() > MOST_PAIRS:
@@ -75,6 +78,7 @@ def emit_products(builder, traced, parents: tuple[str, str], maps: list[LinearMa
     pairs = builder.affine(f"{traced.name}:pairs", traced.operator, parents, into)
     turn = rotation(builder.shape(pairs), builder.dtype, builder.device)
     rotated = builder.affine(f"{traced.name}:rotate", traced.operator, [pairs], [turn])
+    builder.add(replace(builder.nodes[rotated], factors=True))
     squares = builder.activation(f"{traced.name}:squares", traced.operator, rotated, curved.square())
     signs = torch.tensor([0.5, -0.5], dtype=builder.dtype, device=builder.device)
     signs = signs.reshape(2, *[1] * len(shape)).expand(2, *shape)
@@ -93,7 +97,7 @@ def zero_times(a: Tensor, b: Tensor) -> Tensor:
     return torch.where((a == 0) | (b == 0), 0.0, a * b)
 
 
-def multiply(builder, traced) -> str:
+def multiply(builder: GraphBuilder, traced: Traced) -> str:
     """``x * y``, ``x²``, or ``c * x`` for a constant ``c``."""
     first, second = traced.parents
     if first is None or second is None:
@@ -102,11 +106,14 @@ def multiply(builder, traced) -> str:
     return product(builder, traced, first, second, shape)
 
 
-def divide(builder, traced) -> str:
+def divide(builder: GraphBuilder, traced: Traced) -> str:
     """``x / c``, ``c / y`` or ``x / y``: a product with the reciprocal, and by a square root with ``1/√y``."""
     above, below = traced.parents
     if below is None:
         return divide_by_constant(builder, traced)
+    parts = None if above is None else softmax_in_parts(builder, above, below)
+    if parts is not None:
+        return emit_softmax(builder, traced, *parts)
     node = builder.nodes[below]
     record = curved.reciprocal()
     if node.operator == "BoundSqrt" and node.activation is not None:
@@ -118,7 +125,7 @@ def divide(builder, traced) -> str:
     return product(builder, traced, above, inverse, shape)
 
 
-def matrix_product(builder, traced) -> str:
+def matrix_product(builder: GraphBuilder, traced: Traced) -> str:
     """``X Y`` for two matrices that vary, one of them a constant, or batches of such."""
     first, second = traced.parents
     if first is None or second is None:

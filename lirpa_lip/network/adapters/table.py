@@ -6,7 +6,7 @@ To support another operator write an adapter and add its row here (docs/extendin
 
 from __future__ import annotations
 
-from lirpa_lip.network.adapters import activations, affine, elementwise_affine, pairs, pooling, products, shape
+from lirpa_lip.network.adapters import activations, affine, elementwise_affine, pairs, pooling, products, shape, softmax
 
 ADAPTERS = {
     # affine
@@ -70,6 +70,10 @@ ADAPTERS = {
     "BoundSiLU": activations.SILU,
     "BoundGelu": activations.GELU,
     "BoundClippedRelu": activations.clipped_relu,
+    # log-sum-exp
+    "BoundSoftmax": softmax.softmax,
+    "BoundLogSoftmax": softmax.log_softmax,
+    "BoundReduceLogSumExp": softmax.log_sum_exp,
     # sorting
     "BoundMaxMin": pairs.max_min,
     "BoundClippedMaxMin": pairs.clipped_max_min,
