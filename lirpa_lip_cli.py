@@ -18,6 +18,7 @@ import click
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("lirpa_lip.cli.train:train", "Train a network with a certified loss."),
     "certify": ("lirpa_lip.cli.certify:certify", "Certify a trained network on a data set."),
+    "verify": ("lirpa_lip.cli.verify:verify", "Verify a network file: a property, or every input of a data set."),
     "lipschitz": ("lirpa_lip.cli.lipschitz:lipschitz", "Local Lipschitz bounds of a network."),
     "compare": ("lirpa_lip.cli.compare:compare", "Compare bounds on the same network and data."),
     "monotonicity": ("lirpa_lip.cli.monotonicity:monotonicity", "Monotone inputs of a network."),

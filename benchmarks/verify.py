@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from lirpa_lip.comparison import METHODS, make_method
 from lirpa_lip.margin import certified, margin_specification
 from lirpa_lip.regions.region import safe_norm
+from lirpa_lip.results import weakest
 from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
 
 COLUMNS = (
@@ -111,7 +112,7 @@ def gradient_violations(case: Case, method, images: int = 4) -> int:
 def measure(case: Case, name: str, batch_size: int, limit: float, steps: int) -> dict:
     """The row of one method."""
     method = make_method(name, case.model, case.x[:1], steps)
-    wall, processor, verdicts, worst, broken, kinds = [], [], [], [], 0, set()
+    wall, processor, verdicts, worst, broken, worths = [], [], [], [], 0, []
     began = time.process_time()
     for start in range(0, len(case.x), batch_size):
         batch = slice(start, min(start + batch_size, len(case.x)))
@@ -123,12 +124,12 @@ def measure(case: Case, name: str, batch_size: int, limit: float, steps: int) ->
         verdicts.append(certified(bounds.lower) & case.correct[batch])
         worst.append(bounds.lower.amin(1))
         broken += case.violations(bounds.lower, batch)
-        kinds.add((bounds.certificate, bounds.failure_probability))
+        worths.append(bounds.worth)
         if time.process_time() - began > limit:
             break
     broken += gradient_violations(case, method)
     seen = torch.cat(verdicts)
-    weakest = max(kinds)  # "probabilistic" after "deterministic", the larger delta after the smaller
+    kind, delta = weakest(worths)
     return {
         "images": len(seen),
         **case.describe(len(seen)),
@@ -136,8 +137,8 @@ def measure(case: Case, name: str, batch_size: int, limit: float, steps: int) ->
         "mean_worst_margin": f"{float(torch.cat(worst).mean()):.4f}",
         "seconds_per_image": f"{median(wall):.4g}",
         "cpu_seconds_per_image": f"{median(processor):.4g}",
-        "certificate": weakest[0],
-        "delta": weakest[1],
+        "certificate": kind,
+        "delta": delta,
         "samples_checked": len(case.points) * len(seen),
         "violations": broken,
         "note": "" if len(seen) == len(case.x) else f"stopped after {limit:g} s of processor time",

@@ -1,6 +1,7 @@
 """Valid, tight and fast local Lipschitz bounds for auto_LiRPA."""
 
 import sys
+from importlib import import_module
 
 try:  # before anything imports auto_LiRPA
     from lirpa_lip.autolirpa import compat as _compat  # noqa: F401
@@ -34,13 +35,16 @@ __all__ = [
     "nn",
     "register",
     "unregister",
+    "verify",
 ]
 
 
 def __getattr__(name: str) -> object:
-    """`certify` comes with its first use: what it takes to certify need not be imported to bound."""
+    """`certify` and `verify` come with their first use: what they take need not be imported to bound."""
     if name == "certify":
         from lirpa_lip.certifying import certify
 
         return certify
+    if name == "verify":
+        return import_module("lirpa_lip.verify")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -95,13 +95,13 @@ def _compute_bounds(bounded: Any, inherited: Callable, args: tuple, kwargs: dict
     if not (want_lower or want_upper):
         raise ConfigError("at least one of bound_lower and bound_upper must be True.")
     _check_mode(bounded)
-    wanted = (want_lower, want_upper, call.get("decision_thresh"))
+    wanted = {"want_lower": want_lower, "want_upper": want_upper, "threshold": call.get("decision_thresh")}
     x = ordinary(call.get("x"))
     c = ordinary(check_rows(call.get("C"), check_input(bounded, x)))
-    bounds = local_lip_bounds(bounded, x, c, name, *wanted)
-    object.__setattr__(bounded, "last_certificate", bounds[2:4])
-    object.__setattr__(bounded, "last_seed", bounds[4])
-    return bounds[:2]
+    bounds = local_lip_bounds(bounded, x, c, name, **wanted)
+    object.__setattr__(bounded, "last_certificate", bounds.worth)
+    object.__setattr__(bounded, "last_seed", bounds.seed)
+    return bounds.lower, bounds.upper
 
 
 def _explicit_boxes(x: Any) -> Any:
@@ -152,7 +152,7 @@ def _local_lipschitz(
 ) -> LipschitzResult:
     object.__setattr__(bounded, "last_certificate", None)
     found = _constants(bounded, ordinary(x), c, method, norm, options)
-    object.__setattr__(bounded, "last_certificate", (found.certificate, found.failure_probability))
+    object.__setattr__(bounded, "last_certificate", found.worth)
     return found
 
 
@@ -273,7 +273,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         All are for one input in an ℓ₂ ball, ``x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``, and
         return ``(lower, upper)``, each ``(batch, specs)``, with ``None`` for what ``bound_lower=False`` or
         ``bound_upper=False`` leaves out. They hold as the certificate kind says, which is afterwards in
-        ``last_certificate`` as ``(kind, failure probability)``, ``None`` after auto_LiRPA's own methods;
+        ``last_certificate`` (`lirpa_lip.results.Certificate`), ``None`` after auto_LiRPA's own methods;
         ``LocalLipConfig(seed=bounded.last_seed)`` repeats the run.
 
         Raises:

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from lirpa_lip.errors import NonFiniteError, ShapeError, TrainingModeError
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE
+from lirpa_lip.results import Certificate, Kind
 from lirpa_lip.training.certifiers import Certifier, make_certifier
 from lirpa_lip.training.epsilon import parse_epsilon
 from lirpa_lip.training.rows import reaches
 
 
 @dataclass(frozen=True)
-class Certificate:
+class Certified:
     """What is known of one sample.
 
     Attributes:
@@ -25,17 +26,24 @@ class Certificate:
         prediction, label: classes; ``label`` is the prediction where no labels were given.
         radius: largest radius known to be safe for the prediction, right or wrong; −inf where not even the sample
             itself is (a tie).
-        kind: ``"deterministic"``, or ``"probabilistic"``: all that is said of this sample holds with probability of
-            at least ``1 − delta`` over the solver's own random starts.
-        delta: failure probability, 0.0 for a deterministic certificate.
+        worth: the certificate of all that is said of this sample; also as ``kind`` and ``delta``.
     """
 
     certified: bool
     prediction: int
     label: int
     radius: float
-    kind: str
-    delta: float
+    worth: Certificate
+
+    @property
+    def kind(self) -> Kind:
+        """``"deterministic"`` or ``"probabilistic"``."""
+        return self.worth.kind
+
+    @property
+    def delta(self) -> float:
+        """Failure probability, 0.0 for a deterministic certificate."""
+        return self.worth.delta
 
 
 def certify(
@@ -51,7 +59,7 @@ def certify(
     image_box: tuple[float, float] | None = None,
     inference: str | None = None,
     batch_size: int = 10,
-) -> list[Certificate]:
+) -> list[Certified]:
     """Certifies that a classifier's predictions stay the same on ℓ₂ balls.
 
         for c in lirpa_lip.certify(model, images, labels, eps="36/255"):
@@ -86,7 +94,7 @@ def certify(
         wide = copy.deepcopy(model).double()
         options = (certificate, delta, radius_steps, image_box, inference)
         certifier: Certifier | None = None
-        found: list[Certificate] = []
+        found: list[Certified] = []
         for place in range(0, len(x), batch_size):
             images = x[place : place + batch_size].double()
             with torch.no_grad():
@@ -97,8 +105,7 @@ def certify(
             columns = (predictions.tolist(), labels.tolist(), verdict.radius.tolist())
             for prediction, label, radius in zip(*columns):
                 certified = prediction == label and reaches(radius, exact)
-                worth = (verdict.kind, verdict.failure_probability)
-                found.append(Certificate(certified, prediction, label, radius, *worth))
+                found.append(Certified(certified, prediction, label, radius, verdict.worth))
     return found
 
 

@@ -24,17 +24,16 @@ from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.propagate import planned_norms
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.region import Region
-from lirpa_lip.results import LipschitzResult
+from lirpa_lip.results import DETERMINISTIC, Certificate, Certified, LipschitzResult
 from lirpa_lip.search.bounds import prepare_region
 
 
 @dataclass(frozen=True)
-class Bounds:
+class Bounds(Certified):
     """Lower bounds ``(batch, specs)`` of ``C f``, and what they are worth."""
 
     lower: Tensor
-    certificate: str = "deterministic"
-    failure_probability: float = 0.0
+    worth: Certificate = DETERMINISTIC
 
 
 class Lirpa:
@@ -69,7 +68,7 @@ class Local:
     def lower(self, x: Tensor, c: Tensor, eps: float) -> Bounds:
         call = dict(C=c, method=self.name, bound_upper=False, decision_thresh=0.0)
         lower, _ = self.bounded.compute_bounds(x=(ball(x, eps),), **call)
-        return Bounds(lower, *self.bounded.last_certificate)
+        return Bounds(lower, self.bounded.last_certificate)
 
     def lipschitz(self, x: Tensor, c: Tensor, eps: float) -> LipschitzResult | None:
         if self.name not in CONSTANT_METHODS:
@@ -99,7 +98,7 @@ class Global:
         else:
             reach = region.eps.unsqueeze(1) * global_lipschitz(graph, c, self.layers, self.composed)
             lower = centre_rows(graph, region, c) - reach
-        return Bounds(-outward_upper(-lower, dtype), self.norm.certificate, self.norm.failure_probability)
+        return Bounds(-outward_upper(-lower, dtype), self.norm.worth)
 
     def lipschitz(self, x: Tensor, c: Tensor, eps: float) -> LipschitzResult | None:
         if self.steps:
@@ -107,7 +106,7 @@ class Global:
         graph, _, dtype = prepare(self.bounded, ball(x, eps), self.config)
         value = global_lipschitz(graph, c.to(graph.dtype), self.layers, self.composed)
         upper = outward_upper(value, dtype)
-        return LipschitzResult(upper, torch.zeros_like(upper), self.norm.certificate, self.norm.failure_probability)
+        return LipschitzResult(upper, torch.zeros_like(upper), self.norm.worth)
 
 
 class MeanValue:

@@ -16,6 +16,7 @@ from lirpa_lip.cli.tables import CERTIFIED, EPS, WORTH, Column, say, show_table
 from lirpa_lip.cli.terminal import option, refuse_foreign
 from lirpa_lip.errors import ConfigError, LirpaLipError, UnknownMethodError
 from lirpa_lip.ranges import COUNT, PROBABILITY, SEED
+from lirpa_lip.results import weakest
 
 _DEFAULT = "ibp,crown-ibp,crown,global-product,local-product,local-lip,local-lip-crown"
 
@@ -179,7 +180,7 @@ def _measured(method: Any, model: Any, x: Any, labels: Any, eps: float, batch_si
 
     from lirpa_lip.margin import certified, margin_specification
 
-    verdicts, constants, stable, seconds, kinds = [], [], [], 0.0, set()
+    verdicts, constants, stable, seconds, worths = [], [], [], 0.0, []
     for images, right in zip(x.split(batch_size), labels.split(batch_size)):
         logits = model(images)
         rows = margin_specification(right, logits.shape[1], images.dtype)
@@ -187,20 +188,20 @@ def _measured(method: Any, model: Any, x: Any, labels: Any, eps: float, batch_si
         bounds = method.lower(images, rows, eps)
         seconds += time.perf_counter() - start
         verdicts.append(certified(bounds.lower) & (logits.argmax(1) == right))
-        kinds.add((bounds.certificate, bounds.failure_probability))
+        worths.append(bounds.worth)
         margins = torch.einsum("bso,bo->bs", rows, logits)
         found = method.lipschitz(images, rows, eps)
         if found is not None:
             constants.append(found.upper.gather(1, margins.argmin(1, keepdim=True)))
             if found.stable is not None and found.neurons:
                 stable.append(found.stable.float() / found.neurons)
-    certificate, delta = max(kinds)  # "probabilistic" after "deterministic", the larger delta after the smaller
+    kind, delta = weakest(worths)
     return {
         "certified": float(torch.cat(verdicts).float().mean()),
         "lipschitz": float(torch.cat(constants).mean()) if constants else None,
         "stable": float(torch.cat(stable).mean()) if stable else None,
         "seconds_per_sample": seconds / len(x),
-        "certificate": certificate,
+        "certificate": kind,
         "delta": delta,
     }
 

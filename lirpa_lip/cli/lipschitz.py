@@ -19,6 +19,7 @@ from lirpa_lip.cli.tables import WORTH, Column, Table, say
 from lirpa_lip.cli.terminal import begins_with, option, refuse_foreign
 from lirpa_lip.methods import names_at
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE
+from lirpa_lip.results import Certificate, weakest
 
 _NORMS = {"inf": math.inf, "2": 2, "1": 1}
 _LOCAL = names_at("local_lipschitz", "local")
@@ -32,7 +33,6 @@ _COLUMNS = (
     *WORTH,
     Column("seconds", "s", ".1f"),
 )
-_KINDS = ("deterministic", "probabilistic", "estimate")  # from the strongest to the weakest
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,13 @@ class Constant:
     method: str
     upper: float
     lower: float
-    certificate: str
-    delta: float
+    worth: Certificate
     seconds: float
 
     def cells(self) -> tuple[str | int | float | None, ...]:
         gap = self.upper / self.lower if self.lower > 0 else None
         head = (self.sample, self.method, self.upper, self.lower, gap)
-        return (*head, self.certificate, self.delta, round(self.seconds, 3))
+        return (*head, *self.worth, round(self.seconds, 3))
 
 
 @click.command()
@@ -138,8 +137,7 @@ def means(found: list[Constant]) -> list[tuple[str | int | float | None, ...]]:
     for method in dict.fromkeys(c.method for c in found):
         mine = [c for c in found if c.method == method]
         upper, lower, seconds = (sum(getattr(c, n) for c in mine) / len(mine) for n in ("upper", "lower", "seconds"))
-        kind = max((c.certificate for c in mine), key=_KINDS.index)
-        rows.append(Constant(-1, method, upper, lower, kind, max(c.delta for c in mine), seconds).cells())
+        rows.append(Constant(-1, method, upper, lower, weakest(c.worth for c in mine), seconds).cells())
     return rows
 
 
@@ -197,7 +195,7 @@ def bound_sample(
         save_states(kept, {**states, key: result.details["state"]})
     name = f"{method} + BaB" if "state" in result.details else method
     upper, lower = (float(t.detach().max()) for t in (result.upper, result.lower))
-    return Constant(index, name, upper, lower, result.certificate, result.failure_probability, seconds)
+    return Constant(index, name, upper, lower, result.worth, seconds)
 
 
 def reporter(console: Any, index: int) -> Any:

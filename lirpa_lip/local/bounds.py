@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import auto_LiRPA
@@ -24,7 +24,7 @@ from lirpa_lip.network.balance import balanced
 from lirpa_lip.network.graph import NetworkGraph, build_graph, model_dtype
 from lirpa_lip.network.intervals import Interval, intersect, linear_bound_rounding, lirpa_intervals
 from lirpa_lip.regions.region import Region
-from lirpa_lip.results import LipschitzResult
+from lirpa_lip.results import Certificate, Certified, LipschitzResult
 from lirpa_lip.trust.gate import check_graph
 from lirpa_lip.trust.inherited import check_overlap
 from lirpa_lip.trust.model import current_model
@@ -35,16 +35,33 @@ METHODS = names_at("compute_bounds", "local")
 CONSTANT_METHODS = names_at("local_lipschitz", "local")
 
 
+@dataclass(frozen=True)
+class OutputBounds(Certified):
+    """Bounds of ``C f`` over a region.
+
+    Attributes:
+        lower, upper: ``(batch, specs)``, or ``None`` where they were not wanted.
+        worth: of both together.
+        seed: that repeats the run.
+    """
+
+    lower: Tensor | None
+    upper: Tensor | None
+    worth: Certificate
+    seed: int
+
+
 def local_lip_bounds(
     bounded: Any,
     x: Any,
     c: Tensor | None,
     method: str,
+    *,
     want_lower: bool = True,
     want_upper: bool = True,
     threshold: float | Tensor | None = None,
-) -> tuple[Tensor | None, Tensor | None, str, float, int]:
-    """Bounds of ``C f`` over the region: ``(lower, upper)``, each ``(batch, specs)``, certificate kind, delta and seed.
+) -> OutputBounds:
+    """Bounds of ``C f`` over the region.
 
     A bound that is not wanted is ``None`` and costs nothing. Lower bounds are not optimised beyond ``threshold``.
     """
@@ -75,7 +92,7 @@ def local_lip_bounds(
     if config.inference is not None:
         lower = None if lower is None else -outward_upper(inference - lower.to(inference.dtype), dtype)
         upper = None if upper is None else outward_upper(inference + upper.to(inference.dtype), dtype)
-    return lower, upper, norm.certificate, norm.failure_probability, norm.seed
+    return OutputBounds(lower, upper, norm.worth, norm.seed)
 
 
 def _threshold(threshold: float | Tensor, rows: Tensor) -> Tensor:
@@ -112,8 +129,7 @@ def local_lip_constants(bounded: Any, x: Any, c: Tensor | None, method: str) -> 
     return LipschitzResult(
         upper=outward_upper(upper, dtype),
         lower=-outward_upper(-sampled_rates(graph, region, rows, layers, seed=norm.seed), dtype).clamp(max=0),
-        certificate=norm.certificate,
-        failure_probability=norm.failure_probability,
+        worth=norm.worth,
         stable=stable,
         eliminated=eliminated,
         neurons=sum(layer.lower[0].numel() for layer in layers.values()),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +11,7 @@ from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.draw import fresh_seed, next_seed
 from lirpa_lip.norms.linear_map import LinearMap
+from lirpa_lip.results import Certificate, Kind, weaker
 
 #: Operations per sample for a deterministic norm where compositions, which mostly have none, enter too; and the
 #: tolerance from which on these do not count: near norms by iteration are dear as well.
@@ -42,7 +42,7 @@ class NormBudget:
         self.config, self.planned = config, max(1, planned)
         self.seed = fresh_seed() if config.seed is None else config.seed
         self.calls = 0
-        self._kinds: set[str] = set()
+        self._kind: Kind = "deterministic"
 
     def __call__(self, map_: LinearMap, mask_in: Tensor | None = None, mask_out: Tensor | None = None) -> Tensor:
         """``‖diag(mask_out) A diag(mask_in)‖₂``, ``(batch,)``: an upper bound, or an estimate if asked for."""
@@ -65,21 +65,14 @@ class NormBudget:
             rtol=self.config.norm_tolerance,
             **options,
         )
-        self._kinds.add(result.certificate)
+        self._kind = weaker(self._kind, result.certificate)
         # an eliminated neighbourhood has norm 0 whatever else happens; NaN must not pass as a bound
         return torch.where(torch.isnan(result.upper), torch.inf, result.upper)
 
     @property
-    def certificate(self) -> Literal["deterministic", "probabilistic", "estimate"]:
-        """The weakest kind among the answers so far."""
-        if "estimate" in self._kinds:
-            return "estimate"
-        return "probabilistic" if "probabilistic" in self._kinds else "deterministic"
-
-    @property
-    def failure_probability(self) -> float:
-        """Probability, at most, that some answer is no upper bound: 0, ``delta``, or NaN for estimates."""
-        return {"estimate": math.nan, "probabilistic": self.config.delta, "deterministic": 0.0}[self.certificate]
+    def worth(self) -> Certificate:
+        """Of all answers so far together: the weakest kind, and the whole budget's δ where that is probabilistic."""
+        return Certificate.of(self._kind, self.config.delta)
 
 
 @torch.no_grad()

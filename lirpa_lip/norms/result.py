@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Certificate = Literal["deterministic", "probabilistic", "estimate"]
+from lirpa_lip.results import Kind
 
 
 class Want(Enum):
@@ -40,7 +39,7 @@ class NormResult:
 
     lower: Tensor
     upper: Tensor
-    certificate: Certificate
+    certificate: Kind
     failure_probability: float
     iterations: int
     left: Tensor | None = None

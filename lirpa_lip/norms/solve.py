@@ -22,11 +22,12 @@ from lirpa_lip.norms.powers import outward, times_power
 from lirpa_lip.norms.probabilistic import probabilistic
 from lirpa_lip.norms.problem import Problem, prepare
 from lirpa_lip.norms.reduce import active_counts
-from lirpa_lip.norms.result import Certificate, NormResult, Want, combined
+from lirpa_lip.norms.result import NormResult, Want, combined
 from lirpa_lip.norms.schur import schur_bound
 from lirpa_lip.norms.simplify import simplify
 from lirpa_lip.norms.start import SharedStart
 from lirpa_lip.precision import true_float32
+from lirpa_lip.results import Kind
 
 CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
 
@@ -53,7 +54,7 @@ class Settings:
 class Solver:
     """A method: what its answer is worth, the function that finds it, and the exponents it takes as they are given."""
 
-    certificate: Certificate
+    certificate: Kind
     run: Callable[[Problem, Settings], NormResult]
     given: int | None = None
 

@@ -23,7 +23,7 @@ from lirpa_lip.network.intervals import lirpa_intervals
 from lirpa_lip.precision import rounded_up
 from lirpa_lip.regions.input_set import InputSet
 from lirpa_lip.regions.region import box_ends
-from lirpa_lip.results import LipschitzResult
+from lirpa_lip.results import DETERMINISTIC, LipschitzResult
 from lirpa_lip.search.constants import clarke_lipschitz
 from lirpa_lip.trust.gate import check_graph
 from lirpa_lip.trust.model import current_model
@@ -54,8 +54,7 @@ def jacobian_constants_of(
     return LipschitzResult(
         upper=outward(upper, upper, dtype)[1],
         lower=outward(lower, lower, dtype)[0].clamp(min=0),
-        certificate="deterministic",
-        failure_probability=0.0,
+        worth=DETERMINISTIC,
         stable=stable,
         eliminated=eliminated,
         neurons=sum(s.low[0].numel() for s in slopes),

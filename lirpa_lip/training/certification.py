@@ -20,6 +20,7 @@ from lirpa_lip.errors import CheckpointError, ConfigError
 from lirpa_lip.methods import current_name
 from lirpa_lip.norms.draw import fresh_seed, seeds_of
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, check_delta
+from lirpa_lip.results import weakest
 from lirpa_lip.training.attack import survives_pgd
 from lirpa_lip.training.certifiers import Certifier, Verdict, make_certifier
 from lirpa_lip.training.epsilon import parse_epsilons, rounded_up
@@ -129,7 +130,7 @@ class _Work:
         survived = self._attacked(images, labels, indices.tolist(), self.eps)
         rows = [
             Row(
-                *(index, label, prediction, margin, radius, verdict.kind, verdict.failure_probability),
+                *(index, label, prediction, margin, radius, *verdict.worth),
                 {name: s[place] for name, s in survived.items()},
                 *(failed, digests[place], tuple(self.eps.values())),
             )
@@ -193,8 +194,7 @@ def _joined(row: Row, verdict: Verdict | None, place: int) -> Row:
         return row
     radius = max(row.radius, verdict.radius[place].item())
     tried = [value for value in (row.failed, verdict.failed[place].item()) if value > radius]
-    kind = "probabilistic" if "probabilistic" in (row.certificate, verdict.kind) else row.certificate
-    delta = row.delta + verdict.failure_probability
+    kind, delta = row.worth.both(verdict.worth)
     return replace(row, radius=radius, failed=min(tried, default=float("inf")), certificate=kind, delta=delta)
 
 
@@ -212,12 +212,12 @@ def summarise(rows: Iterable[Row], settings: CertifySettings) -> dict[str, Any]:
         }
         for name, value in parse_epsilons(settings.eps).items()
     ]
-    kinds = sorted({r.certificate for r in rows})
+    worth = weakest(row.worth for row in rows)
     return {
         "samples": count,
         "clean": sum(r.prediction == r.label for r in rows) / count,
-        "certificate": "probabilistic" if "probabilistic" in kinds else kinds[0],
-        "delta_per_sample": max(r.delta for r in rows),
+        "certificate": worth.kind,
+        "delta_per_sample": worth.delta,
         "table": table,
         "settings": asdict(settings),
     }

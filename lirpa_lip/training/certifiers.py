@@ -15,6 +15,7 @@ from lirpa_lip.errors import CertificateError, ConfigError
 from lirpa_lip.margin import margin_specification
 from lirpa_lip.methods import METHODS, current_name, names_at
 from lirpa_lip.ranges import check_delta
+from lirpa_lip.results import Certificate, Certified, Kind, weaker
 from lirpa_lip.training.epsilon import rounded_up
 from lirpa_lip.training.radius_search import Brackets
 
@@ -26,20 +27,23 @@ _ROWS = 2000
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(Certified):
     """Of a batch.
 
     Attributes:
         radius: (batch,) float64; every ball of at most that radius (closed) is safe; −inf where none is known to be.
         failed: (batch,) float64; the smallest radius that was tried in vain, inf for none. Of what lies between the
             two nothing is known.
-        kind, failure_probability: what all of it is worth, per sample.
+        worth: the certificate of all of it, per sample.
     """
 
     radius: Tensor
     failed: Tensor
-    kind: str
-    failure_probability: float
+    worth: Certificate
+
+    @property
+    def kind(self) -> Kind:
+        return self.worth.kind
 
 
 class Certifier(Protocol):
@@ -108,9 +112,8 @@ class GlobalCertifier:
         rows = margin_specification(predictions, logits.shape[1], x.dtype)
         size = max(1, _ROWS // rows.shape[1])
         parts = [self._radius(*part) for part in zip(x.split(size), logits.split(size), rows.split(size))]
-        norm = self.method.norm
         radius = torch.cat(parts)
-        return Verdict(radius, _after(radius), norm.certificate, norm.failure_probability)
+        return Verdict(radius, _after(radius), self.method.norm.worth)
 
     def _radius(self, x: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         margins = torch.einsum("bso,bo->bs", rows, logits)
@@ -157,12 +160,12 @@ class LocalCertifier:
         self._verdicts = 0
         self._bounded: BoundedModule | None = None
         self._global: list[GlobalCertifier] = []
-        self._kinds: set[str] = set()
+        self._kind: Kind = "deterministic"
 
     @torch.no_grad()
     def __call__(self, x: Tensor, predictions: Tensor, eps: list[Fraction]) -> Verdict:
         self.prepare(len(eps))
-        self._kinds = set()
+        self._kind = "deterministic"
         logits = self.model(x)
         rows = margin_specification(predictions, logits.shape[1], x.dtype)
         margins = torch.einsum("bso,bo->bs", rows, logits).amin(dim=1)
@@ -178,10 +181,8 @@ class LocalCertifier:
             self._try(x, rows, found, guess, (guess > found.safe) & (guess < found.failed))
         for verdict in known:
             if bool(((verdict.radius > 0) & (found.safe == verdict.radius)).any()):
-                self._kinds.add(verdict.kind)  # the radius of one of them rests on it
-        probabilistic = "probabilistic" in self._kinds
-        kind = "probabilistic" if probabilistic else "deterministic"
-        return Verdict(found.safe, found.failed, kind, self.delta if probabilistic else 0.0)
+                self._kind = weaker(self._kind, verdict.kind)  # the radius of one of them rests on it
+        return Verdict(found.safe, found.failed, Certificate.of(self._kind, self.delta))
 
     def prepare(self, radii: int) -> None:
         verdicts = radii + self.radius_steps + len(self.floors)
@@ -214,5 +215,5 @@ class LocalCertifier:
             x=(ball,), C=rows, method=self._method, bound_upper=False, decision_thresh=threshold
         )
         if self.is_local:
-            self._kinds.add(self._bounded.last_certificate[0])
+            self._kind = weaker(self._kind, self._bounded.last_certificate.kind)
         return torch.where(lower.isnan(), -torch.inf, lower).amin(dim=1)  # NaN and ties are not verified

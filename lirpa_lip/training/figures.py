@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lirpa_lip.results import weakest
 from lirpa_lip.training.certification import Row
 
 _KNOWN = 0.02
@@ -35,10 +36,10 @@ def known_curve(rows: Sequence[Row], points: int = 200) -> tuple[list[float], li
 
 def worth_of(rows: Sequence[Row]) -> str:
     """How many samples, and the weakest kind among their certificates."""
-    kinds = [row.certificate for row in rows if row.certificate]
-    deltas = [row.delta for row in rows if row.certificate == "probabilistic"]
-    kind = max(kinds, key=("deterministic", "probabilistic", "estimate").index, default="nothing certified")
-    return f"n = {len(rows)}, {kind}" + (f", δ ≤ {max(deltas):.1g} each" if deltas else "")
+    if not rows:
+        return "n = 0, nothing certified"
+    worth = weakest(row.worth for row in rows)
+    return f"n = {len(rows)}, {worth.kind}" + (f", δ ≤ {worth.delta:.1g} each" if worth.delta else "")
 
 
 def draw_certified_accuracy(

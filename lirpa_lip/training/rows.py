@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lirpa_lip.errors import CheckpointError
+from lirpa_lip.results import KINDS, Certificate, Kind
 from lirpa_lip.training.epsilon import parse_epsilon
 
 FIELDS = ("index", "label", "prediction", "margin", "radius", "certificate", "delta")
@@ -36,12 +37,16 @@ class Row:
     prediction: int
     margin: float
     radius: float
-    certificate: str
+    certificate: Kind
     delta: float
     pgd: dict[str, bool]
     failed: float = float("inf")
     sample: str = ""
     eps: tuple[Fraction, ...] = ()
+
+    @property
+    def worth(self) -> Certificate:
+        return Certificate(self.certificate, self.delta)
 
     def certified(self, eps: Fraction) -> bool:
         """Right, and known to stay so on the closed ball: ``radius`` is compared with the exact number."""
@@ -172,6 +177,7 @@ def _row(record: dict[str, str]) -> Row:
     pgd = {name: value == "1" for name, value in attacked.items() if value != ""}
     index, label, prediction = (int(record[name]) for name in ("index", "label", "prediction"))
     margin, radius, delta = (float(record[name]) for name in ("margin", "radius", "delta"))
+    kind = KINDS[KINDS.index(record["certificate"])]  # type: ignore[arg-type]
     kept = (float(record.get("failed") or "inf"), record.get("sample") or "")
     eps = tuple(parse_epsilon(name) for name in attacked)
-    return Row(index, label, prediction, margin, radius, record["certificate"], delta, pgd, *kept, eps)
+    return Row(index, label, prediction, margin, radius, kind, delta, pgd, *kept, eps)

@@ -68,11 +68,11 @@ class FileSource:
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         paths = [self.paths[i] for i in indices.tolist()]
         with ThreadPoolExecutor(max_workers=8) as pool:
-            images = list(pool.map(lambda path: _read_image(path, self.size), paths))
+            images = list(pool.map(lambda path: read_image(path, self.size), paths))
         return torch.stack(images).float() / 255.0, self.labels[indices]
 
 
-def _read_image(path: Path, size: int) -> Tensor:
+def read_image(path: Path, size: int) -> Tensor:
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -374,7 +374,7 @@ def test_a_kind_is_that_of_the_samples_at_hand(network, data):
     """Not of samples that were certified before them."""
     model, x = network.double(), data.images[:4].double()
     certifier = make_certifier("ibp", model, x[:1])
-    certifier._kinds.add("probabilistic")
+    certifier._kind = "probabilistic"
     assert certifier(x, model(x).argmax(1), [Fraction(1, 100)]).kind == "deterministic"
 
 

@@ -1,0 +1,22 @@
+"""The network of a run of ``lirpa-lip train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
+from lirpa_lip.training.run_state import model_from
+from lirpa_lip.verify.network import Network, network_of
+
+
+def read_run(path: Path, arch: str | None, trust_arch: bool) -> Network:
+    """The trained network of a run's folder, or of one of its checkpoints.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        UntrustedCodeError: it names code that is not trusted.
+    """
+    found = find_checkpoint(path)
+    loaded = load_checkpoint(found)
+    model = model_from(loaded, arch, trust_arch)
+    return network_of(model, loaded.state["data"]["shape"], name=f"{path} ({found.name})")

@@ -1,0 +1,44 @@
+"""Exact numbers of decimal text as floating point ones, rounded in the direction that keeps a claim true."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+from lirpa_lip.errors import DataError
+
+
+def exact(text: str) -> Fraction:
+    """The number that a decimal text stands for, digit by digit.
+
+    Raises:
+        DataError: it is no finite number.
+    """
+    try:
+        return Fraction(text.strip())
+    except (ValueError, ZeroDivisionError) as error:
+        raise DataError(f"{text!r} is no finite number; write it as 0.5, 1e-3 or 24/255.") from error
+
+
+def above(value: Fraction, kind: type[np.floating] = np.float64) -> float:
+    """A number of a type that is at least ``value``; the smallest, or (rounded twice) the one after it."""
+    near = kind(_nearest(value))
+    while not math.isinf(near) and Fraction(float(near)) < value:
+        near = np.nextafter(near, kind(math.inf))
+    return float(near)
+
+
+def below(value: Fraction, kind: type[np.floating] = np.float64) -> float:
+    """A number of a type that is at most ``value``; the largest, or the one before it."""
+    return -above(-value, kind)
+
+
+def _nearest(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise DataError(
+            f"a number of some {len(str(abs(value.numerator)))} digits exceeds what floats hold."
+        ) from error

@@ -1,0 +1,57 @@
+"""No wrong verdict on small networks that a mixed integer programme decides; a broken bound would be seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import exact
+import numpy as np
+import pytest
+import torch
+
+from lirpa_lip.verify import cascade
+from lirpa_lip.verify.settings import VerifySettings
+
+SETTINGS = VerifySettings(time_limit=5, restarts=3, pgd_steps=40)
+
+
+def test_no_verdict_is_wrong():
+    found = [exact.compare(seed, SETTINGS) for seed in range(24)]
+    assert not [pair for pair in found if exact.is_wrong(*pair)]
+    statuses = [status for status, _ in found]
+    assert statuses.count("certified") >= 5 and statuses.count("refuted") >= 5
+    assert statuses.count("open") <= 6
+
+
+@pytest.mark.parametrize("name", ["local_bounds", "crown_bounds"])
+def test_a_broken_bound_is_seen(monkeypatch, name):
+    """Bounds that are too good by a fifth of their distance from what was seen make wrong verdicts."""
+    right = getattr(cascade, name)
+
+    def broken(*arguments, **options):
+        found = right(*arguments, **options)
+        return replace(found, lower=found.lower + 0.3)
+
+    monkeypatch.setattr(cascade, name, broken)
+    quick = replace(SETTINGS, pgd_steps=0, restarts=0)  # otherwise the attack, which comes first, hides many
+    assert any(exact.is_wrong(*exact.compare(seed, quick)) for seed in range(24))
+
+
+def test_the_programme_is_right():
+    """On a grid of inputs nothing is further inside a case than it says, and somewhere nearly as far."""
+    for seed in range(10):
+        rng = np.random.RandomState(seed)
+        model = exact.random_network(rng)
+        claim = exact.random_property(rng, model)
+        for case in claim.cases:
+            x = case.region.sample(4000, torch.Generator().manual_seed(1))
+            y = model(x).detach().double().numpy()
+            sides = []
+            for row in case.rows:
+                c = np.zeros(y.shape[1])
+                for index, value in row.coefficients:
+                    c[index] = float(value)
+                sides.append(float(row.bound) - y @ c)
+            seen = np.min(sides, axis=0).max()
+            found = exact.slack(model, case)
+            assert seen <= found + 1e-5 and found <= seen + 0.5 * (1 + abs(found))
