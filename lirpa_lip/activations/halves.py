@@ -28,7 +28,7 @@ class Halves(Activation):
         return torch.cat([p[0] for p in parts], dim=1), torch.cat([p[1] for p in parts], dim=1)
 
     def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
-        return _joined([f.slope_range(*ends, closed) for f, ends in self._each(lower, upper)])
+        return _joined([f.slope_range(low, high, closed) for f, (low, high) in self._each(lower, upper)])
 
     def secant_range(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
         return _joined([f.secant_range(*ends) for f, ends in self._each(anchor, lower, upper)])

@@ -1,8 +1,8 @@
 """Scales of the factors of products, shifted from one to the other so that both move alike over a region.
 
-A product is x y = (s² − d²)/2 with s = (t x + y/t)/√2 and d = (t x − y/t)/√2 for any t > 0. What is left of it beside its
-tangent is bounded by (t w_x + w_y/t)²/4 for factors that move by up to w_x and w_y: at t² = w_y/w_x that is w_x w_y, the
-bound of a product of two such moves. The scales are powers of two, which round nothing; any are valid.
+A product is x y = (s² − d²)/2 with s = (t x + y/t)/√2 and d = (t x − y/t)/√2 for any t > 0. What is left of it beside
+its tangent is bounded by (t w_x + w_y/t)²/4 for factors that move by up to w_x and w_y: at t² = w_y/w_x that is
+w_x w_y, the bound of a product of two such moves. The scales are powers of two, which round nothing; any are valid.
 """
 
 from __future__ import annotations

@@ -269,6 +269,8 @@ ROWS: dict[str, Row] = {
     "attention": Row(Attention, (3, 4)),
     "layer norm": Row(around(nn.LayerNorm(4, eps=0.1))),
     "softmax": Row(around(lambda x: torch.softmax(3 * x, 1))),
+    "log softmax": Row(around(lambda x: torch.log_softmax(3 * x, 1) + 1)),
+    "log sum exp": Row(around(lambda x: torch.logsumexp(3 * x, (2, 3)))),
     "clipped relu": Row(around(ClippedReLU((4, 5, 4), threshold=0.3))),
     # sorting
     "maxmin": Row(around(MaxMin())),

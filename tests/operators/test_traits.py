@@ -66,8 +66,11 @@ ACTIVATIONS: dict[str, Row] = {
     "log sigmoid": Row(smooth.log_sigmoid(), F.logsigmoid),
     "log cosh": Row(smooth.log_cosh(), lambda z: 2**0.5 * torch.log(2 * torch.cosh(z / 2**0.5)), (0,), 400),
     "mish": Row(smooth.mish(), F.mish, (smooth.MISH_MINIMUM, *smooth.MISH_INFLECTIONS)),
-    "gelu by tanh": Row(smooth.gelu_tanh(), lambda z: F.gelu(z, approximate="tanh"),
-                        (smooth.GELU_TANH_MINIMUM, -smooth.GELU_TANH_INFLECTION, smooth.GELU_TANH_INFLECTION)),
+    "gelu by tanh": Row(
+        smooth.gelu_tanh(),
+        lambda z: F.gelu(z, approximate="tanh"),
+        (smooth.GELU_TANH_MINIMUM, -smooth.GELU_TANH_INFLECTION, smooth.GELU_TANH_INFLECTION),
+    ),
     "sine": Row(periodic.sine(), torch.sin, (-math.pi / 2, 0, math.pi / 2, 3 * math.pi), 50),
     "cosine": Row(periodic.cosine(), torch.cos, (-math.pi / 2, 0, math.pi / 2, 3 * math.pi), 50),
     "square": Row(curved.square(), torch.square, (0,), 1e3),

@@ -97,7 +97,9 @@ def scale_by(builder: GraphBuilder, traced: Traced, parent: str, factor: Tensor)
 def scale(builder: GraphBuilder, traced: Traced) -> str:
     """``c * x`` for a constant ``c``."""
     index = 0 if traced.parents[0] is None else 1
-    return scale_by(builder, traced, traced.parents[1 - index], traced.constant(index))
+    parent = traced.parents[1 - index]
+    assert parent is not None
+    return scale_by(builder, traced, parent, traced.constant(index))
 
 
 def divide_by_constant(builder: GraphBuilder, traced: Traced) -> str:

@@ -101,9 +101,7 @@ def _soft_pair(x: Tensor) -> Tensor:
     return torch.cat([torch.logaddexp(first, second), -torch.logaddexp(-first, -second)], dim=1)
 
 
-def _emit_sort(
-    builder: GraphBuilder, traced: Traced, parent: str, prefix: str, soft: Activation | None = None
-) -> str:
+def _emit_sort(builder: GraphBuilder, traced: Traced, parent: str, prefix: str, soft: Activation | None = None) -> str:
     shape = builder.shape(parent)
     turn = rotation(shape, builder.dtype, builder.device)
     rotated = builder.affine(f"{prefix}:rotate", traced.operator, [parent], [turn])

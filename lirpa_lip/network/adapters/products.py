@@ -67,13 +67,17 @@ class Total:
         return low - slack, high + slack
 
 
-def emit_products(builder: GraphBuilder, traced: Traced, parents: tuple[str, str], maps: list[LinearMap], total: Total) -> str:
+def emit_products(
+    builder: GraphBuilder, traced: Traced, parents: tuple[str, str], maps: list[LinearMap], total: Total
+) -> str:
     """``Σ (A x)(B y)``, entry by entry and summed over some axes, for maps A and B that place the factors."""
     shape = maps[0].out_shape
     if shape.numel() > MOST_PAIRS:
         raise traced.unsupported(f"it takes {shape.numel()} products of varying values, and {MOST_PAIRS} are the most")
     like = {"dtype": builder.dtype, "device": builder.device}
-    places = [FunctionMap(partial(_place, at=i), shape, **like, monomial=True, entries_nonnegative=True) for i in (0, 1)]
+    places = [
+        FunctionMap(partial(_place, at=i), shape, **like, monomial=True, entries_nonnegative=True) for i in (0, 1)
+    ]
     into: list[LinearMap] = [ComposedMap([place, map_]) for place, map_ in zip(places, maps, strict=True)]
     pairs = builder.affine(f"{traced.name}:pairs", traced.operator, parents, into)
     turn = rotation(builder.shape(pairs), builder.dtype, builder.device)
