@@ -108,10 +108,14 @@ class Region:
         flat = direction.flatten(2)
         if self.low is None or ball_only:
             return safe_norm(flat) * self.eps.unsqueeze(1)
+        return box_ball_support(flat, *self._offsets(), self.eps)
+
+    def _offsets(self) -> tuple[Tensor, Tensor]:
+        """Ends of the enclosing box from the centre, rounded outward, ``(batch, n)``."""
         low, high = (end - self.centre for end in self.interval())
         # a difference that is 0 is exact
         low, high = torch.where(low == 0, low, next_below(low)), torch.where(high == 0, high, next_above(high))
-        return box_ball_support(flat, low.flatten(1), high.flatten(1), self.eps)
+        return low.flatten(1), high.flatten(1)
 
 
 def box_ends(
@@ -192,6 +196,23 @@ def box_ball_support(direction: Tensor, low: Tensor, high: Tensor, radius: Tenso
         multiplier = 1 / (2 * scale)
     dual = (direction * e - multiplier.unsqueeze(-1) * e.square()).sum(-1) + multiplier * safe_square(radius)
     return torch.minimum(torch.minimum(ball, box), torch.where(torch.isfinite(dual), dual, ball))
+
+
+@torch.no_grad()
+def support_point(region: Region, direction: Tensor) -> Tensor:
+    """Where ``direction · (x − centre)`` is about largest on the region of one sample, ``(rows, *shape)``.
+
+    A point to evaluate the network at, in the region up to rounding; no bound rests on it.
+    """
+    flat, eps = direction.flatten(1).unsqueeze(0), region.eps.reshape(1, 1)
+    if region.low is None:
+        size = safe_norm(flat).unsqueeze(-1)
+        step = flat / size.clamp(min=torch.finfo(flat.dtype).tiny) * eps.unsqueeze(-1)
+    else:
+        low, high = (end.unsqueeze(1) for end in region._offsets())
+        step = _clipped(flat * _scale(flat, low, high, eps).unsqueeze(-1), low, high)
+    x = region.centre + step.reshape(direction.shape)
+    return x if region.low is None else torch.minimum(torch.maximum(x, region.low), region.high)
 
 
 def safe_square(x: Tensor) -> Tensor:
