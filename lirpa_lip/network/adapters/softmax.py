@@ -1,8 +1,9 @@
 """Adapters of log-sum-exp, log-softmax and softmax: a tournament of pairs, like a maximum, with a smooth ``|·|``.
 
-With s = (x + y)/√2 and d = (x − y)/√2, log(eˣ + eʸ) = (s + g(d))/√2 for g(d) = √2 log(2 cosh(d/√2)), whose slope lies in
-[−1, 1]: the maximum's rotation with a rounded corner. So no exponential of a large number occurs, no sum in a divisor,
-and softmax is exp(x − LSE(x)), whose argument is never positive. Subtracting anything from all entries changes nothing.
+With s = (x + y)/√2 and d = (x − y)/√2, log(eˣ + eʸ) = (s + g(d))/√2 for g(d) = √2 log(2 cosh(d/√2)), whose slope lies
+in [−1, 1]: the maximum's rotation with a rounded corner. So no exponential of a large number occurs, no sum in a
+divisor, and softmax is exp(x − LSE(x)), whose argument is never positive. Subtracting anything from all entries changes
+nothing.
 """
 
 from __future__ import annotations
