@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import Activation, SlopeRange
+from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.errors import DomainError
 from lirpa_lip.local.composed import composed_rate
 from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.layers import Gain, Layer, Layers, safe_sqrt, zero_safe_product
@@ -140,7 +141,7 @@ class Propagation:
         parent, activation = node.parents[0], node.activation
         assert activation is not None
         anchor = self.values[parent]
-        (lower, upper), slopes, whole = self._slopes(activation, anchor, self.intervals[parent])
+        (lower, upper), slopes, whole = self._slopes(node, anchor, self.intervals[parent])
         gains = self._gains(parent, slopes.magnitude)
         live_rate, norms = self._live_rate(node, slopes.magnitude, gains)
         open_rate = live_rate
@@ -164,10 +165,19 @@ class Propagation:
         self.intervals[node.name] = after
 
     def _slopes(
-        self, activation: Activation, anchor: Tensor, interval: Interval
+        self, node: Node, anchor: Tensor, interval: Interval
     ) -> tuple[Interval, SlopeRange, SlopeRange | None]:
-        """The interval with the anchor, slopes on it, and the slopes between any two points where they were taken."""
+        """The interval with the anchor, slopes on it, and the slopes between any two points where they were taken.
+
+        Raises:
+            DomainError: the activation is not defined on the interval.
+        """
+        activation = node.activation
+        assert activation is not None
         lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
+        reason = activation.outside(lower, upper)
+        if reason:
+            raise DomainError(node.name, node.operator, reason)
         if self.anchored:
             return (lower, upper), activation.secant_range(anchor, lower, upper), None
         slopes = activation.slope_range(lower, upper)

@@ -160,10 +160,10 @@ class _TrainingPass(Propagation):
         return zero_safe_product(torch.as_tensor(layer.peak).to(layer.live_rate), self.region.eps * layer.live_rate)
 
     def _slopes(
-        self, activation: Activation, anchor: Tensor, interval: Interval
+        self, node: Node, anchor: Tensor, interval: Interval
     ) -> tuple[Interval, SlopeRange, SlopeRange | None]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradients):
-            return super()._slopes(activation, anchor, interval)
+            return super()._slopes(node, anchor, interval)
 
     def _slopes_and_root(
         self, node: Node, activation: Activation, anchor: Tensor
@@ -171,7 +171,7 @@ class _TrainingPass(Propagation):
         """The interval, slopes on it, and ``S^½``; of a product bound the steepest slope alone is wanted."""
         interval = self.intervals[node.parents[0]]
         if self.config.bound != "product" or not self.anchored or node.name in self.inner_folds:
-            interval, slopes, _ = self._slopes(activation, anchor, interval)
+            interval, slopes, _ = self._slopes(node, anchor, interval)
             with torch.no_grad():
                 return interval, slopes, None if activation.steep else slopes.magnitude.sqrt()
         with torch.no_grad():

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import SortedInput
+from lirpa_lip.activations.base import Activation, SortedInput
 from lirpa_lip.activations.piecewise_linear import clip_half, fold_half
 from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.network.node import Shortcut
@@ -101,14 +101,35 @@ def _sorted(pairs: Tensor) -> Tensor:
     return torch.cat([torch.maximum(x, y), torch.minimum(x, y)], dim=1)
 
 
-def emit_sort(builder: GraphBuilder, operator: str, parent: str, prefix: str) -> str:
-    """Emits MaxMin of ``parent``; the names of its nodes begin with the prefix."""
+def _soft_bounds(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of (log(eˣ + eʸ), −log(e⁻ˣ + e⁻ʸ)), both monotone, rounded outwards; of a point its value."""
+    low = _soft_pair(lower)
+    if lower is upper:
+        return low, low
+    high, slack = _soft_pair(upper), 16 * torch.finfo(lower.dtype).eps
+    return low - slack * (1 + low.abs()), high + slack * (1 + high.abs())
+
+
+def _soft_pair(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=1)
+    return torch.cat([torch.logaddexp(first, second), -torch.logaddexp(-first, -second)], dim=1)
+
+
+def emit_sort(
+    builder: GraphBuilder, operator: str, parent: str, prefix: str, soft: Activation | None = None
+) -> str:
+    """Emits MaxMin of ``parent``; the names of its nodes begin with the prefix.
+
+    Args:
+        soft: a smooth fold, of soft maxima and minima; None for the absolute value.
+    """
     shape = builder.shape(parent)
     turn = rotation(shape, builder.dtype, builder.device)
     rotated = builder.affine(f"{prefix}:rotate", operator, [parent], [turn])
-    fold = fold_half(shape, builder.dtype, builder.device)
+    fold = fold_half(shape, builder.dtype, builder.device) if soft is None else soft
     folded = builder.activation(f"{prefix}:fold", operator, rotated, fold)
-    return builder.affine(f"{prefix}:sorted", operator, [folded], [turn], shortcut=(parent, _sorted_bounds))
+    own = _sorted_bounds if soft is None else _soft_bounds
+    return builder.affine(f"{prefix}:sorted", operator, [folded], [turn], shortcut=(parent, own))
 
 
 def emit_clipped_sort(
@@ -152,11 +173,13 @@ def _pull_back(fold_centre: Tensor, fold_stable: Tensor, mask: Tensor) -> Tensor
 
 
 def emit_pairwise_maximum(
-    builder: GraphBuilder, traced: Traced, output: str, candidates: str, shape: torch.Size, shortcut: Shortcut
-) -> str:
+    builder: GraphBuilder, traced: Traced, output: str, candidates: str, shape: torch.Size, shortcut: Shortcut,
+    soft: Activation | None = None,
+) -> str:  # fmt: skip
     """Maximum over the first axis of ``candidates (count, *rest)`` by rounds of pairwise maxima, then the given shape.
 
-    A candidate without a partner goes straight to the next round.
+    A candidate without a partner goes straight to the next round. With ``soft`` in place of the identity and ``|·|`` it
+    is a maximum of another kind: log-sum-exp.
     """
     round_, name = 0, candidates
     while builder.shape(name)[0] > 1:
@@ -168,7 +191,7 @@ def emit_pairwise_maximum(
         if count % 2:
             cut = FunctionMap(partial(_narrow, length=even), builder.shape(name), **like)
             paired = builder.affine(f"{prefix}:pairs", traced.operator, [name], [cut])
-        ordered = emit_sort(builder, traced.operator, paired, prefix)
+        ordered = emit_sort(builder, traced.operator, paired, prefix, soft)
         winners = FunctionMap(partial(_narrow, length=even // 2), builder.shape(ordered), **like)
         parents, maps = [ordered], [winners]
         if count % 2:
