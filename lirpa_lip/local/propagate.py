@@ -164,9 +164,7 @@ class Propagation:
             after = after[0] - slack, after[1] + slack
         self.intervals[node.name] = after
 
-    def _slopes(
-        self, node: Node, anchor: Tensor, interval: Interval
-    ) -> tuple[Interval, SlopeRange, SlopeRange | None]:
+    def _slopes(self, node: Node, anchor: Tensor, interval: Interval) -> tuple[Interval, SlopeRange, SlopeRange | None]:
         """The interval with the anchor, slopes on it, and the slopes between any two points where they were taken.
 
         Raises:
@@ -175,9 +173,7 @@ class Propagation:
         activation = node.activation
         assert activation is not None
         lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
-        reason = activation.outside(lower, upper)
-        if reason:
-            raise DomainError(node.name, node.operator, reason)
+        check_domain(node, (lower, upper))
         if self.anchored:
             return (lower, upper), activation.secant_range(anchor, lower, upper), None
         slopes = activation.slope_range(lower, upper)
@@ -247,6 +243,13 @@ class Propagation:
             # Frobenius norms grow too fast in deep networks; these norms were planned for
             error = torch.minimum(error, total(product_norms(self.graph, node, magnitude, self.layers, self.norm)))
         return error
+
+
+def check_domain(node: Node, interval: Interval) -> None:
+    """Raises `DomainError` where an activation is not defined on the whole interval of its input."""
+    reason = "" if node.activation is None else node.activation.outside(*interval)
+    if reason:
+        raise DomainError(node.name, node.operator, reason)
 
 
 def _tighten(

@@ -26,7 +26,7 @@ from lirpa_lip.local.composed import composed_rate
 from lirpa_lip.local.layers import Layer, Layers, zero_safe_product
 from lirpa_lip.local.norm_budget import JointNorm
 from lirpa_lip.local.product import local_rows, masked_norms, rate_of
-from lirpa_lip.local.propagate import Propagation
+from lirpa_lip.local.propagate import Propagation, check_domain
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import Interval, node_interval
 from lirpa_lip.network.node import affine_value, own_interval
@@ -159,9 +159,7 @@ class _TrainingPass(Propagation):
         assert isinstance(layer, HeldLayer)
         return zero_safe_product(torch.as_tensor(layer.peak).to(layer.live_rate), self.region.eps * layer.live_rate)
 
-    def _slopes(
-        self, node: Node, anchor: Tensor, interval: Interval
-    ) -> tuple[Interval, SlopeRange, SlopeRange | None]:
+    def _slopes(self, node: Node, anchor: Tensor, interval: Interval) -> tuple[Interval, SlopeRange, SlopeRange | None]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.gradients):
             return super()._slopes(node, anchor, interval)
 
@@ -174,6 +172,7 @@ class _TrainingPass(Propagation):
             interval, slopes, _ = self._slopes(node, anchor, interval)
             with torch.no_grad():
                 return interval, slopes, None if activation.steep else slopes.magnitude.sqrt()
+        check_domain(node, interval)
         with torch.no_grad():
             steepest = activation.steepest_secant(anchor, *interval)
             return interval, SlopeRange(-steepest, steepest), steepest.sqrt()

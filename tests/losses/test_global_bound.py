@@ -7,7 +7,7 @@ import torch
 from loss_networks import SHAPE, dense_product, small_network, worst_rate
 from torch import nn
 
-from lirpa_lip.errors import UnknownMethodError, UnsupportedOperatorError
+from lirpa_lip.errors import UnknownMethodError
 from lirpa_lip.losses import LipschitzBound, make_bound
 from lirpa_lip.losses.global_bound import GlobalBound
 from lirpa_lip.network.sequential import SequentialReader
@@ -94,8 +94,6 @@ def test_errors():
         make_bound("nonsense", small_network(), X)
     with pytest.raises(UnknownMethodError, match="deterministic"):
         GlobalBound(small_network(), X, "sure")
-    with pytest.raises(UnsupportedOperatorError, match="softmax"):
-        GlobalBound(nn.Sequential(nn.Flatten(), nn.Linear(72, 5), nn.Softmax(1), nn.Linear(5, 5)).double(), X)
 
 
 def test_networks_that_are_not_sequential_are_traced():

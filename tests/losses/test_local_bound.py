@@ -8,7 +8,7 @@ from loss_networks import SHAPE, dense_product, points_in_ball, small_network, w
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
-from lirpa_lip.errors import ConfigError
+from lirpa_lip.errors import ConfigError, DomainError
 from lirpa_lip.local.layers import Layers
 from lirpa_lip.local.training_pass import feature_node, training_pass
 from lirpa_lip.losses import make_bound
@@ -220,6 +220,18 @@ def test_general_graphs(name: str):
     assert bound.read.is_traced
     assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in (model.first.weight, model.last.weight))
     assert (worst_rate(model, X, LABELS, 0.2) <= bound.eval()(X, 0.2, LABELS).pair_lipschitz * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("name", ["local-product", "local-lip"])
+def test_outside_a_domain_nothing_is_bounded(name: str):
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :5].sqrt()
+
+    bound = make_bound(name, Root().eval(), X + 1)
+    assert (worst_rate(Root(), X + 1, LABELS, 0.5) <= bound(X + 1, 0.5, LABELS).pair_lipschitz * 1.01).all()
+    with pytest.raises(DomainError):
+        bound(X + 1, 5.0, LABELS)
 
 
 @pytest.mark.parametrize("name", ["local-product", "local-lip"])

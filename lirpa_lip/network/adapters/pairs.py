@@ -115,9 +115,7 @@ def _soft_pair(x: Tensor) -> Tensor:
     return torch.cat([torch.logaddexp(first, second), -torch.logaddexp(-first, -second)], dim=1)
 
 
-def emit_sort(
-    builder: GraphBuilder, operator: str, parent: str, prefix: str, soft: Activation | None = None
-) -> str:
+def emit_sort(builder: GraphBuilder, operator: str, parent: str, prefix: str, soft: Activation | None = None) -> str:
     """Emits MaxMin of ``parent``; the names of its nodes begin with the prefix.
 
     Args:
