@@ -36,7 +36,7 @@ def certified_pairs(
     Raises:
         LirpaLipError: the model cannot be traced, or is in training mode and depends on that.
     """
-    bounded = BoundedModule(model, torch.zeros_like(x[:1]), bound_opts={"local_lip": config})
+    bounded = BoundedModule(model, x[:1].detach().clone(), bound_opts={"local_lip": config})
     graph, region, dtype = prepare(bounded, ball(x, eps), config)  # type: ignore[arg-type]
     norm = NormBudget(config, planned_norms(graph, config))
     layers = propagate(graph, region, config, norm)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from lirpa_lip.errors import UnsupportedOperatorError
@@ -26,7 +25,7 @@ class ModelReader:
             from lirpa_lip.bounded_module import BoundedModule  # imports auto_LiRPA: seconds that few need
 
             self._sequential = None
-            self._bounded = BoundedModule(model, torch.zeros_like(sample[:1]))
+            self._bounded = BoundedModule(model, sample[:1].detach().clone())
 
     @property
     def is_traced(self) -> bool:
