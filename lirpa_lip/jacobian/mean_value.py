@@ -19,13 +19,13 @@ from lirpa_lip.jacobian.forward import Interval, forward_bounds
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import absolute_sizes, total_gamma
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 
 
 @torch.no_grad()
 def mean_value_bounds(
     graph: NetworkGraph,
-    inputs: InputSet,
+    inputs: Region,
     seed: Tensor,
     method: str = "clarke-jacobian",
     options: ClarkeOptions | None = None,
@@ -46,7 +46,7 @@ def mean_value_bounds(
     low, high = (t.flatten(2) for t in found.backward.cotangents[graph.input])
     centre = inputs.centre
     value = (graph.values(centre)[graph.output].flatten(1).unsqueeze(1) * seed.flatten(2)).sum(-1)
-    down, up = ((end - centre).flatten(1).unsqueeze(1) for end in (inputs.low, inputs.high))
+    down, up = ((end - centre).flatten(1).unsqueeze(1) for end in inputs.interval())
     most = torch.maximum(torch.maximum(low * down, low * up), torch.maximum(high * down, high * up)).sum(-1)
     least = torch.minimum(torch.minimum(low * down, low * up), torch.minimum(high * down, high * up)).sum(-1)
     if inputs.radius is not None:

@@ -23,7 +23,7 @@ from lirpa_lip.jacobian.constants import Bounds
 from lirpa_lip.jacobian.forward import Forward
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 from lirpa_lip.search.domains import Domain, Evaluator
 from lirpa_lip.search.objectives import Objective, Problem, RowNorm, WholeNorm
 
@@ -195,8 +195,8 @@ def start(
         s, rows = problem.sample, list(problem.rows)
         intervals = {n: tuple(t[s : s + 1] for t in pair) for n, pair in forward.intervals.items()}
         bounds = {n: tuple(t[s : s + 1, rows] for t in pair) for n, pair in cotangents.items()}
-        box = (evaluator.inputs.low[s : s + 1], evaluator.inputs.high[s : s + 1])
-        roots.append(Domain(k, upper[k], (), *box, intervals, bounds))
+        low, high = (t[s : s + 1] for t in evaluator.inputs.interval())
+        roots.append(Domain(k, upper[k], (), low, high, intervals, bounds))
     waiting: list[Domain] = []
     for k in range(0, len(roots), 8):
         answers, values = evaluator(roots[k : k + 8])
@@ -208,10 +208,10 @@ def start(
     return State(fingerprint, waiting, [-math.inf] * len(roots), lower)
 
 
-def fingerprint(graph: NetworkGraph, inputs: InputSet, seed: Tensor, *settings: object) -> str:
+def fingerprint(graph: NetworkGraph, inputs: Region, seed: Tensor, *settings: object) -> str:
     """What a state must agree on to be resumed: network, region, specification and settings."""
     digest = hashlib.sha256(repr((settings, inputs.radius is None)).encode())
-    tensors = [inputs.low, inputs.high, inputs.centre, seed, *([] if inputs.radius is None else [inputs.radius])]
+    tensors = [*inputs.interval(), inputs.centre, seed, *([] if inputs.radius is None else [inputs.radius])]
     for node in graph:
         digest.update(f"{node.name} {node.operator} {node.parents}".encode())
         tensors += [t for m in node.maps or () for t in m.tensors()] + ([] if node.bias is None else [node.bias])
@@ -228,7 +228,7 @@ class BranchAndBound:
     """Branch and bound for the constants of `clarke.clarke_lipschitz`, whose arguments these are."""
 
     def __init__(
-        self, graph: NetworkGraph, inputs: InputSet, seed: Tensor, whole: bool, norm: float, options: ClarkeOptions
+        self, graph: NetworkGraph, inputs: Region, seed: Tensor, whole: bool, norm: float, options: ClarkeOptions
     ) -> None:
         batch, rows = seed.shape[:2]
         self.shape = (batch,) if whole else (batch, rows)

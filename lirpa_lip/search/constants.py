@@ -11,16 +11,16 @@ from torch import Tensor
 from lirpa_lip.errors import UnknownMethodError
 from lirpa_lip.jacobian.constants import METHODS, check_norm, jacobian_constants
 from lirpa_lip.jacobian.forward import Interval, forward_bounds
-from lirpa_lip.jacobian.lower import lower_bounds
 from lirpa_lip.jacobian.options import ClarkeOptions
+from lirpa_lip.local.lower import Effort, lower_bounds
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 
 
 @torch.no_grad()
 def clarke_lipschitz(
     graph: NetworkGraph,
-    inputs: InputSet,
+    inputs: Region,
     seed: Tensor,
     whole: bool,
     method: str = "clarke-jacobian",
@@ -47,7 +47,8 @@ def clarke_lipschitz(
     norm, options = check_norm(norm), options or ClarkeOptions()
     forward = forward_bounds(graph, inputs, prior_intervals=prior_intervals, crown=options.intermediate != "ibp")
     found = jacobian_constants(graph, forward, seed, method, norm, options)
-    lower, _ = lower_bounds(graph, inputs, seed, norm, whole, forward, options.samples, options.steps)
+    effort = Effort(options.samples, options.steps, intervals=forward.intervals)
+    lower = lower_bounds(graph, inputs, seed, norm, whole=whole, effort=effort)
     details: dict = {"bounds": {name: (b.whole if whole else b.rows) for name, b in found.items()}}
     upper = details["bounds"][method]
     if method == "clarke-jacobian" and (options.time_limit > 0 or options.resume is not None):
