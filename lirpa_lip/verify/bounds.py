@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 
 import torch
@@ -40,23 +42,33 @@ def local_bounds(
 
 
 def crown_bounds(network: Network, region: InputRegion, c: Tensor, d: Tensor, method: str, steps: int) -> Bounded:
-    """CROWN over the box that encloses the region, in float64 and less what its rounding can have taken.
+    """CROWN over the box that encloses the region.
 
     Args:
         method: ``"crown"``, or ``"alpha-crown"`` with ``steps`` of descent.
     """
+    lower = crown_on_boxes(network, *enclosing_box(region), c, d, method, steps)
+    return Bounded(lower[0], "deterministic", 0.0)
+
+
+def crown_on_boxes(
+    network: Network, low: Tensor, high: Tensor, c: Tensor, d: Tensor, method: str = "crown", steps: int = 0
+) -> Tensor:
+    """Lower bounds ``(batch, rows)`` of ``C f + d`` on boxes ``(batch, *shape)``, in float64 and less what rounding can
+    have taken from them.
+    """
     bounded = network.bounded(LocalLipConfig(), steps)
-    low, high = enclosing_box(region)
     x = in_region((low / 2 + high / 2), PerturbationLpNorm(norm=float("inf"), eps=0.0, x_L=low, x_U=high))
     graph = network_graph(bounded, torch.float64)
-    optimised = method == "alpha-crown"
-    with torch.set_grad_enabled(optimised):
-        lower, _ = bounded.compute_bounds(x=(x,), C=c.unsqueeze(0), method=method, bound_upper=False)
+    rows = c.expand(len(low), *c.shape)
+    # auto_LiRPA tells of its optimiser on standard output, which is for verdicts
+    with torch.set_grad_enabled(method == "alpha-crown"), redirect_stdout(io.StringIO()):
+        lower, _ = bounded.compute_bounds(x=(x,), C=rows, method=method, bound_upper=False)
     with torch.no_grad():
         given = lirpa_intervals(bounded, graph, (low, high))
         error = linear_bound_rounding(graph, (low, high), given)[graph.output].flatten(1)
-        slack = (c.abs() * error).sum(1) * (1 + 1e-6)
-    return Bounded(_plus(lower.detach().flatten() - slack, d), "deterministic", 0.0)
+        slack = (rows.abs() * error.unsqueeze(1)).sum(2) * (1 + 1e-6)
+    return _plus(lower.detach().flatten(1) - slack, d)
 
 
 def enclosing_box(region: InputRegion) -> tuple[Tensor, Tensor]:

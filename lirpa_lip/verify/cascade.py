@@ -16,6 +16,7 @@ from lirpa_lip.training.sampling import derived_seed
 from lirpa_lip.verify.attack import attack
 from lirpa_lip.verify.bounds import Bounded, crown_bounds, local_bounds
 from lirpa_lip.verify.input_region import InputRegion
+from lirpa_lip.verify.input_splitting import DIMENSIONS, free_dimensions, split_inputs
 from lirpa_lip.verify.network import Network
 from lirpa_lip.verify.properties import Case, Margins, Property, margins_of
 from lirpa_lip.verify.records import Verdict
@@ -33,12 +34,14 @@ class _Group:
 
     Attributes:
         lower: ``(rows,)``, the best bound of each row so far.
+        case_lower: ``(cases,)``, bounds of cases that rest on more than one row.
         upper: the least margin seen.
     """
 
     cases: tuple[Case, ...]
     margins: Margins
     lower: Tensor
+    case_lower: Tensor
     upper: float = math.inf
 
     @property
@@ -49,8 +52,13 @@ class _Group:
         self.lower[rows] = torch.maximum(self.lower[rows], lower.to(self.lower))
 
     @property
+    def per_case(self) -> Tensor:
+        """``(cases,)``, the best bound of each case's margin."""
+        return torch.maximum(self.margins.per_case(self.lower), self.case_lower)
+
+    @property
     def open_cases(self) -> Tensor:
-        return ~(self.margins.per_case(self.lower) > 0)
+        return ~(self.per_case > 0)
 
     @property
     def open_rows(self) -> Tensor:
@@ -59,7 +67,7 @@ class _Group:
 
     @property
     def least(self) -> float:
-        return float(self.margins.per_case(self.lower).min())
+        return float(self.per_case.min())
 
 
 @dataclass
@@ -132,7 +140,8 @@ def _grouped(claim: Property, outputs: int) -> list[_Group]:
     groups = []
     for cases in regions.values():
         margins = margins_of(cases, outputs)
-        groups.append(_Group(tuple(cases), margins, torch.full_like(margins.d, -math.inf)))
+        unknown = torch.full((len(cases),), -math.inf, dtype=torch.float64)
+        groups.append(_Group(tuple(cases), margins, torch.full_like(margins.d, -math.inf), unknown))
     return groups
 
 
@@ -152,6 +161,8 @@ def _stages(work: _Work, index: int) -> Iterator[Stage]:
         yield "alpha-crown", _crown("alpha-crown", settings.optimize)
     if settings.pgd_steps and settings.restarts:
         yield "attack", _attack(settings.pgd_steps, settings.restarts, seed + 1)
+    if settings.branch and boxes:
+        yield "input-splitting", _split_inputs
 
 
 def _attack(steps: int, restarts: int, seed: int) -> Callable[[_Work], None]:
@@ -166,6 +177,23 @@ def _attack(steps: int, restarts: int, seed: int) -> Callable[[_Work], None]:
                 return
 
     return run
+
+
+def _split_inputs(work: _Work) -> None:
+    """Half of the time that is left, in equal parts for every region of few dimensions."""
+    small = [group for group in work.left if free_dimensions(group.region) <= DIMENSIONS]
+    for place, group in enumerate(small):
+        now = time.monotonic()
+        share = (work.deadline - now) / 2 / (len(small) - place)
+        if not math.isfinite(share):
+            return  # without a time limit there would be no end
+        places = group.open_cases.nonzero().squeeze(1)
+        cases = tuple(group.cases[k] for k in places.tolist())
+        found = split_inputs(work.network, cases, margins_of(cases, work.network.outputs), now + share)
+        group.case_lower[places] = torch.maximum(group.case_lower[places], found.lower)
+        if found.counterexample is not None:
+            work.counterexample, work.output = found.counterexample, found.output
+            return
 
 
 def _local(method: str, config: LocalLipConfig) -> Callable[[_Work], None]:
