@@ -75,7 +75,7 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
     rows = []
     for j in chosen:
         for k, (verdict, low, high) in enumerate(
-            certify_feature(net, x, j, options["reach"], options["eps"], options["time_limit"])
+            certify_feature(net, x, j, options["reach"], options["eps"], time_limit=options["time_limit"])
         ):
             counts[table.features[j]][verdict] += 1
             rows.append((int(held[k]), table.features[j], verdict, low, high))
@@ -115,7 +115,7 @@ def _columns(names: tuple[str, ...], wanted: str | None) -> list[int]:
 
 
 def certify_feature(
-    net: Any, x: Any, feature: int, reach: float, eps: float, time_limit: float
+    net: Any, x: Any, feature: int, reach: float, eps: float, *, time_limit: float
 ) -> list[tuple[str, float, float]]:
     """Per sample the verdict on one feature and the certified bounds of its slope."""
     import torch

@@ -29,6 +29,7 @@ def mean_value_bounds(
     seed: Tensor,
     method: str = "clarke-jacobian",
     options: ClarkeOptions | None = None,
+    *,
     prior_intervals: Mapping[str, Interval] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Bounds of ``C f(x)`` over the region, ``(batch, rows)`` each.
@@ -40,7 +41,7 @@ def mean_value_bounds(
     options = options or ClarkeOptions()
     forward = forward_bounds(graph, inputs, prior_intervals=prior_intervals, crown=options.intermediate != "ibp")
     norm = math.inf if inputs.radius is None else 2
-    found = jacobian_constants(graph, forward, seed, method, norm, options)[method]
+    found = jacobian_constants(graph, forward, seed, method, norm, options=options)[method]
     if found.backward is None:
         raise ConfigError(f"method={method!r} bounds no Jacobian entries, which the mean-value form needs.")
     low, high = (t.flatten(2) for t in found.backward.cotangents[graph.input])

@@ -78,13 +78,13 @@ def local_lip_bounds(
         inference = inference_error(graph, rows, layers, config, dtype)
         # what rounding may take must be reached as well
         limit = None if limit is None else limit - inference
-        below = output_upper(graph, region, -rows, layers, config, limit) if want_lower else None
+        below = output_upper(graph, region, -rows, layers, config, threshold=limit) if want_lower else None
         above = output_upper(graph, region, rows, layers, config) if want_upper else None
     lower = None if below is None else -outward_upper(below, dtype)
     upper = None if above is None else outward_upper(above, dtype)
     if crown != (None, None):
         with torch.no_grad():
-            check_overlap(graph, region.centre, rows, (lower, upper), crown, dtype)
+            check_overlap(graph, region.centre, rows, (lower, upper), crown, dtype=dtype)
         lower = None if lower is None else torch.maximum(lower, -outward_upper(-crown[0], dtype))
         upper = None if upper is None else torch.minimum(upper, outward_upper(crown[1], dtype))
         if lower is not None and upper is not None:

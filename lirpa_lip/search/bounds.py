@@ -26,7 +26,7 @@ JACOBIAN_METHODS = METHODS
 
 
 def jacobian_constants_of(
-    bounded: Any, x: Any, c: Tensor | None, method: str, norm: float, options: Mapping
+    bounded: Any, x: Any, c: Tensor | None, method: str, norm: float, *, options: Mapping
 ) -> LipschitzResult:
     """Constants of the rows of ``C f``, or of f for ``C=None``, over the closed region of ``x``.
 
@@ -38,7 +38,9 @@ def jacobian_constants_of(
     rows = check_specification(c, len(inputs), graph)
     seed = rows.reshape(*rows.shape[:2], *graph[graph.output].shape).detach()
     prior = alpha_crown_intervals(bounded, x, graph, inputs) if settings.intermediate == "alpha-crown" else {}
-    upper, lower, details = clarke_lipschitz(graph, inputs, seed, c is None, method, norm, settings, prior)
+    upper, lower, details = clarke_lipschitz(
+        graph, inputs, seed, c is None, method, norm=norm, options=settings, prior_intervals=prior
+    )
     slopes = details.pop("slopes").values()
     stable, eliminated = (
         sum((getattr(s, kind).flatten(1).sum(1) for s in slopes), torch.zeros(len(inputs), dtype=torch.long))

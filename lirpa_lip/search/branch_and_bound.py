@@ -14,6 +14,7 @@ import heapq
 import math
 import time
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -187,7 +188,13 @@ def _worst(pair: list[Domain | None]) -> tuple[float, float]:
 
 
 def start(
-    evaluator: Evaluator, forward: Forward, cotangents: dict, upper: list[float], lower: list[float], fingerprint: str
+    evaluator: Evaluator,
+    forward: Forward,
+    cotangents: dict,
+    upper: list[float],
+    lower: list[float],
+    *,
+    fingerprint: str,
 ) -> State:
     """The state before any split: one domain for each problem, bounded once more to learn what to split."""
     roots = []
@@ -224,11 +231,19 @@ def fingerprint(graph: NetworkGraph, inputs: Region, seed: Tensor, *settings: ob
     return digest.hexdigest()
 
 
+class Tightened(NamedTuple):
+    """Bounds that branch and bound has ended with, and a report of how it went."""
+
+    upper: Tensor
+    lower: Tensor
+    report: dict
+
+
 class BranchAndBound:
     """Branch and bound for the constants of `clarke.clarke_lipschitz`, whose arguments these are."""
 
     def __init__(
-        self, graph: NetworkGraph, inputs: Region, seed: Tensor, whole: bool, norm: float, options: ClarkeOptions
+        self, graph: NetworkGraph, inputs: Region, seed: Tensor, whole: bool, norm: float, *, options: ClarkeOptions
     ) -> None:
         batch, rows = seed.shape[:2]
         self.shape = (batch,) if whole else (batch, rows)
@@ -244,7 +259,7 @@ class BranchAndBound:
         self.options = options
         self.key = fingerprint(graph, inputs, seed, whole, norm)
 
-    def run(self, forward: Forward, bounds: Bounds, upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, dict]:
+    def run(self, forward: Forward, bounds: Bounds, upper: Tensor, lower: Tensor) -> Tightened:
         """Tighter upper and lower bounds, and a report; ``bounds`` are those of the root."""
         problems = self.evaluator.problems
         if self.options.resume is not None:
@@ -258,7 +273,7 @@ class BranchAndBound:
             first = [float(bounds.whole[p.sample] if matrix else bounds.rows[p.sample, p.rows[0]]) for p in problems]
             assert bounds.backward is not None
             cotangents = bounds.backward.cotangents
-            state = start(self.evaluator, forward, cotangents, first, lower.flatten().tolist(), self.key)
+            state = start(self.evaluator, forward, cotangents, first, lower.flatten().tolist(), fingerprint=self.key)
         self.evaluator.infeasible = state.infeasible
         search = Search(self.evaluator, lower.numel(), self.options, state)
         state = search.run()
@@ -274,4 +289,4 @@ class BranchAndBound:
             "seconds": state.seconds,
         }
         least = torch.minimum(found.to(upper), upper)
-        return least, torch.maximum(last.lower.reshape(self.shape).to(lower), lower), report
+        return Tightened(least, torch.maximum(last.lower.reshape(self.shape).to(lower), lower), report)

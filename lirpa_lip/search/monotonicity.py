@@ -70,6 +70,7 @@ def monotone_features(
     seed: Tensor,
     features: Sequence[int] | None = None,
     options: ClarkeOptions | None = None,
+    *,
     prior_intervals: Mapping[str, Interval] | None = None,
 ) -> Monotonicity:
     """Bounds of ``∂(C f)/∂x_j`` over a closed region for each feature j.
@@ -147,7 +148,7 @@ def _search(
     first = [float(upper[p]) if q.sign > 0 else -float(lower[p]) for p, q in zip(places, problems)]
     best = [float(seen_high[p]) if q.sign > 0 else -float(seen_low[p]) for p, q in zip(places, problems)]
     cotangents = dict(result.cotangents)
-    state = start(evaluator, forward, cotangents, first, best, "monotonicity")
+    state = start(evaluator, forward, cotangents, first, best, fingerprint="monotonicity")
     search = Search(evaluator, len(problems), replace(options, heuristic="gap", progress=None), state)
     last = search.progress(search.run().waiting)
     for place, problem, high, low in zip(places, problems, last.upper.tolist(), last.lower.tolist()):

@@ -131,7 +131,7 @@ def _pull_back(fold_centre: Tensor, fold_stable: Tensor, mask: Tensor) -> Tensor
 
 
 def emit_pairwise_maximum(
-    builder: GraphBuilder, traced: Traced, output: str, candidates: str, shape: torch.Size, shortcut: Shortcut
+    builder: GraphBuilder, traced: Traced, output: str, candidates: str, shape: torch.Size, *, shortcut: Shortcut
 ) -> str:
     """Maximum over the first axis of ``candidates (count, *rest)`` by rounds of pairwise maxima, then the given shape.
 
