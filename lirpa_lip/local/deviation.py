@@ -114,14 +114,23 @@ class Deviation:
     ) -> Tensor:
         """The search with free slopes for the rows at ``index``, a sample and a row each, ``(len(index),)``."""
         sample, _ = index
+        layers = self._reached(target)
+        slopes = {name: line[index] for name, line in self.lines(target, rows, start).items()}
+        return FreeSlopes(self.graph, layers, self.region, sample).upper(target, rows[index], slopes, steps, goal)
+
+    def _reached(self, target: str) -> Layers:
         reached = set(self.graph.ancestors(target))
         layers = Layers({name: layer for name, layer in self.layers.items() if name in reached})
         layers.slack = self.layers.slack
+        return layers
+
+    def lines(self, target: str, rows: Tensor, start: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Slopes of all neurons before ``target``, ``(batch, specs, neurons)``, from those of the open ones."""
         slopes = {}
-        for name, layer in layers.items():
+        for name, layer in self._reached(target).items():
             line = layer.slopes.centre.detach().flatten(1).unsqueeze(1).expand(-1, rows.shape[1], -1)
-            slopes[name] = (self.open[name].scatter(line, start[name].detach()) if name in start else line)[index]
-        return FreeSlopes(self.graph, layers, self.region, sample).upper(target, rows[index], slopes, steps, goal)
+            slopes[name] = self.open[name].scatter(line, start[name].detach()) if name in start else line
+        return slopes
 
     def evaluate(
         self, target: str, rows: Tensor, slopes: Mapping[str, Pair | Tensor], ball_only: bool = False

@@ -45,15 +45,24 @@ def _paths(graph: NetworkGraph, source: str, target: str) -> list[list[LinearMap
 
 
 def pull_back(
-    graph: NetworkGraph, target: str, cotangent: Tensor, slopes: Slopes | SlopeRule, visit: Visit | None = None
+    graph: NetworkGraph,
+    target: str,
+    cotangent: Tensor,
+    slopes: Slopes | SlopeRule,
+    visit: Visit | None = None,
+    *,
+    entering: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Cotangents ``(batch, *shape)`` at the input and at every activation's *output*, for one at ``target``.
 
     An activation with slopes passes its cotangent on, scaled; one without ends the walk there. A rule chooses slopes
     once an activation's cotangent is complete.
+
+    Args:
+        entering: cotangents of other nodes before ``target``, which are added to what arrives there.
     """
     rule = slopes if callable(slopes) else (lambda name, value: slopes.get(name))
-    pending = {target: cotangent}
+    pending = {**(entering or {}), target: cotangent}
     collected: dict[str, Tensor] = {}
     for name in reversed(graph.ancestors(target)):
         if name not in pending:

@@ -324,6 +324,23 @@ def box_ball_support(direction: Tensor, low: Tensor, high: Tensor, radius: Tenso
     return torch.minimum(torch.minimum(ball, box), torch.where(torch.isfinite(dual), dual, ball))
 
 
+@torch.no_grad()
+def support_point(region: Region, direction: Tensor) -> Tensor:
+    """Where ``direction · (x − centre)`` is about largest on the region of one sample, ``(rows, *shape)``.
+
+    A point to evaluate the network at, in the region up to rounding; no bound rests on it.
+    """
+    flat, eps = direction.flatten(1).unsqueeze(0), region.eps.reshape(1, 1)
+    if region.low is None:
+        size = safe_norm(flat).unsqueeze(-1)
+        step = flat / size.clamp(min=torch.finfo(flat.dtype).tiny) * eps.unsqueeze(-1)
+    else:
+        low, high = (end.unsqueeze(1) for end in region._offsets())
+        step = _clipped(flat * _scale(flat, low, high, eps).unsqueeze(-1), low, high)
+    x = region.centre + step.reshape(direction.shape)
+    return x if region.low is None else torch.minimum(torch.maximum(x, region.low), region.high)
+
+
 def safe_square(x: Tensor) -> Tensor:
     """Squares of which none is zero but that of zero."""
     return torch.where(x == 0, torch.zeros_like(x), x.square().clamp(min=torch.finfo(x.dtype).tiny))

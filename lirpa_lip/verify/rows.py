@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import CheckpointError
+from lirpa_lip.norms.draw import fresh_seed
 from lirpa_lip.training.rows import explained, write_first
 from lirpa_lip.verify.records import Verdict
 
@@ -69,8 +70,12 @@ def read_entries(folder: Path) -> dict[int, Entry]:
     return dict(sorted(found.items()))
 
 
-def claim(folder: Path, mine: dict[str, Any]) -> None:
+def claim(folder: Path, mine: dict[str, Any]) -> int:
     """Writes what the folder's lines belong to, or checks that it is the same.
+
+    Returns:
+        The seed of the norms' random starts: from the system's entropy when the folder is first used, so that neither
+        network nor data can have been made for it, and kept.
 
     Raises:
         CheckpointError: the folder holds verdicts of another network, property, setting or version.
@@ -78,18 +83,22 @@ def claim(folder: Path, mine: dict[str, Any]) -> None:
     with explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
     path = folder / "verify.json"
-    write_first(path, json.dumps(mine, indent=1))
+    write_first(path, json.dumps({**mine, "seed": fresh_seed()}, indent=1))  # of several processes the first decides
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
         differing = [
             f"{name} was {there.get(name)!r}, is {value!r}" for name, value in mine.items() if there.get(name) != value
         ]
-    except (ValueError, AttributeError) as error:
+        seed = int(there.get("seed", -1))
+    except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} cannot be read ({error!r}); choose another --out.") from error
     if differing:
         raise CheckpointError(
             f"{folder} holds verdicts of something else ({'; '.join(differing)}); choose another --out."
         )
+    if seed < 0:
+        raise CheckpointError(f"{path} holds no seed; choose another --out.")
+    return seed
 
 
 def _to_json(entry: Entry) -> dict[str, Any]:

@@ -17,18 +17,23 @@ import numpy as np
 import torch
 
 from lirpa_lip.errors import CheckpointError, DataError
+from lirpa_lip.norms.draw import seeds_of
 from lirpa_lip.training.rows import explained, write_whole
+from lirpa_lip.training.sampling import derived_seed
 from lirpa_lip.training.versions import versions
 from lirpa_lip.verify import rows
 from lirpa_lip.verify.cascade import decide_property
 from lirpa_lip.verify.data import Samples
 from lirpa_lip.verify.input_region import InputRegion
 from lirpa_lip.verify.network import Network
+from lirpa_lip.verify.properties import Property
 from lirpa_lip.verify.question import Question
 from lirpa_lip.verify.radius import search_radius
+from lirpa_lip.verify.records import Verdict
 from lirpa_lip.verify.rows import Entry
 from lirpa_lip.verify.settings import VerifySettings
 
+_NOTHING = Verdict("open", "unknown", -math.inf, math.inf)
 #: Columns of ``verdicts.csv``.
 FIELDS = (
     *("index", "label", "prediction", "status", "word", "lower", "upper", "gap", "certificate", "delta", "decided_by"),
@@ -61,7 +66,7 @@ def verify_shard(
     Raises:
         CheckpointError: the folder holds verdicts of something else, or of other samples, or is full.
     """
-    rows.claim(folder, identity(network, question, settings))
+    seed = rows.claim(folder, identity(network, question, settings))
     known = rows.read_entries(folder)
     for index in range(rank, len(samples), processes):
         label = None if samples.labels is None else int(samples.labels[index])
@@ -75,16 +80,21 @@ def verify_shard(
                 )
             continue
         claim = question.claim(network, region, label, str(index))
-        if question.radius is None:
-            entry = Entry(index, sample, decide_property(network, claim, settings, index))
-        else:
-            half = replace(settings, delta=settings.delta / 2)  # the search takes the other half
-            verdict = decide_property(network, claim, half, index)
-            found = search_radius(network, claim, question, verdict, half, index)
-            verdict = replace(verdict, certificate=found.certificate, delta=found.delta)
-            entry = Entry(index, sample, verdict, found.certified, found.refuted)
+        with seeds_of(derived_seed("verify", seed, index)):
+            entry = _decided(network, claim, question, settings, Entry(index, sample, _NOTHING))
         rows.append(folder, f"verdicts-{rank}-of-{processes}", entry)
         progress(entry)
+
+
+def _decided(network: Network, claim: Property, question: Question, settings: VerifySettings, entry: Entry) -> Entry:
+    """The entry with its verdict, and with its radius where that is asked for."""
+    if question.radius is None:
+        return replace(entry, verdict=decide_property(network, claim, settings, entry.index))
+    half = replace(settings, delta=settings.delta / 2)  # the search takes the other half
+    verdict = decide_property(network, claim, half, entry.index)
+    found = search_radius(network, claim, question, verdict, half, entry.index)
+    verdict = replace(verdict, certificate=found.certificate, delta=found.delta)
+    return replace(entry, verdict=verdict, radius=found.certified, radius_failed=found.refuted)
 
 
 def _digest(region: InputRegion, label: int | None) -> str:

@@ -1,0 +1,348 @@
+"""Rows bounded on parts of a region that splits of neurons have cut out: one Lagrangian over ball, box and half-spaces.
+
+A part is what is left of the region where some pre-activations are known to lie on one side of a kink, ``z_i >= k`` or
+``z_i <= k``. Each such half-space has a multiplier β >= 0 of its own, as in β-CROWN (Wang et al., NeurIPS 2021), here
+under ℓ₂: its row ``±β e_i`` joins what is pulled back through the layers before it, and ``±β (z_i − k) >= 0`` is what
+the layer itself gains. With slopes g the row that leaves an activation's input is ``G = c g + b``, b = ±β, and a layer
+of deviations t = z − z₀ adds at most
+
+    λ (Lip(S^½ z) eps)² + μ (Lip(R^½ z) eps)²
+        + Σ_i max { c_i (f(z₀_i + t_i) − f(z₀_i)) − G_i t_i − (λ S_i + μ R_i) t_i² :  l_i <= z₀_i + t_i <= u_i }
+
+to it, where ``[l, u]`` is the *cut* interval: on it ``±β (z − k) >= 0``, so that this is at most what the half-space's
+own term gives, and valid for b of any sign and size (b < 0 is the multiplier of the interval's other end). Balls and
+rates are those of the whole region, which hold on its parts; a part takes no norm. By weak duality every choice of
+slopes, b, λ >= 0 and μ >= 0 is a bound; `PartBounds.descend` only looks for a good one. The centre need not lie in the
+part, so that bounds may be negative: a part on which the row stays below its value at the centre, or that is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lirpa_lip.activations.base import Piece
+from lirpa_lip.local.layers import Layer, Layers
+from lirpa_lip.local.linearised import pull_back
+from lirpa_lip.network.graph import NetworkGraph
+from lirpa_lip.network.rounding import RowErrors, positive_slack, widest
+from lirpa_lip.regions.region import Region, safe_square, support_point
+
+#: First step on slopes, on β in units of a layer's rows, and on the logarithms of multipliers; all fall to a fifth.
+_SLOPE_STEP, _OFFSET_STEP, _LOG_STEP, _LAST_STEP = 0.1, 0.1, 0.5, 0.2
+_BETAS = (0.8, 0.99)
+#: Range of the logarithms of multipliers, far inside what float64 holds.
+_LOG_RANGE = 150.0
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Intervals of one activation's pre-activations, a row for each part, ``(parts, neurons)``."""
+
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def empty(self) -> Tensor:
+        """Parts of which the intervals leave nothing, ``(parts,)``."""
+        return (self.lower > self.upper).any(1)
+
+
+@dataclass(frozen=True)
+class Multipliers:
+    """What a bound of each part is made with, by activation.
+
+    Attributes:
+        slopes: g, ``(parts, neurons)``.
+        offsets: b, ``(parts, neurons)``.
+        logs: logarithms of λ and μ, ``(parts, 2)``.
+    """
+
+    slopes: dict[str, Tensor]
+    offsets: dict[str, Tensor]
+    logs: dict[str, Tensor]
+
+    def _tables(self) -> tuple[dict[str, Tensor], ...]:
+        return self.slopes, self.offsets, self.logs
+
+    def select(self, index: Tensor) -> Multipliers:
+        """Those of the parts at ``index``, which may repeat."""
+        return Multipliers(*({name: t[index] for name, t in table.items()} for table in self._tables()))
+
+    def to(self, dtype: torch.dtype) -> Multipliers:
+        """In another precision: any numbers are valid."""
+        return Multipliers(*({name: t.to(dtype) for name, t in table.items()} for table in self._tables()))
+
+    @staticmethod
+    def join(parts: Sequence[Multipliers]) -> Multipliers:
+        """One after another."""
+        tables = zip(*(part._tables() for part in parts))
+        return Multipliers(*({name: torch.cat([t[name] for t in same]) for name in same[0]} for same in tables))
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What a descent found for each part.
+
+    Attributes:
+        upper: the smallest bound on the way, ``(parts,)``.
+        multipliers: the last ones.
+        x: a point of the region for each part that the last bound speaks for, ``(parts, *in)``.
+        gaps: how much each neuron's bound exceeds its value at the pre-activations of x, ``(parts, neurons)``, by
+            activation: together with the slack of balls and half-spaces they are what the bound exceeds the row at x
+            by.
+        strength: ``|c|`` at every neuron, ``(parts, neurons)``.
+    """
+
+    upper: Tensor
+    multipliers: Multipliers
+    x: Tensor
+    gaps: dict[str, Tensor]
+    strength: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Inner:
+    """Maximisers of a layer's neurons: t, ``f(z₀ + t) − f(z₀)`` on the piece's line, and that line's slope."""
+
+    t: Tensor
+    rise: Tensor
+    slope: Tensor
+
+
+class _PartNeurons:
+    """All neurons of one activation on several parts."""
+
+    def __init__(self, layer: Layer, eps: Tensor, cuts: Cuts) -> None:
+        parts, shape = len(cuts.lower), layer.anchor.shape[1:]
+        self.layer = layer
+        anchor = layer.anchor.expand(parts, *shape)
+        lower, upper = (t.reshape(parts, *shape) for t in (cuts.lower, cuts.upper))
+        found = layer.activation.pieces(anchor, lower, upper, layer.slopes)
+        self.pieces = [
+            Piece(*(t.expand(parts, *shape).flatten(1) for t in (p.slope, p.offset, p.low, p.high))) for p in found
+        ]
+        self.present = [piece.low <= piece.high for piece in self.pieces]
+        self.low, self.high = cuts.lower - layer.anchor.flatten(1), cuts.upper - layer.anchor.flatten(1)
+        live, open_ = layer.slopes.magnitude.flatten(1), layer.slopes.radius.flatten(1)
+        # a ball of unknown radius says nothing: no weight, and no cost
+        self.balls = []
+        for weight, reach in ((live, layer.reach(eps)), (open_, layer.inner_reach(eps))):
+            known = bool(torch.isfinite(reach).all())
+            self.balls.append((weight if known else 0 * weight, safe_square(reach) if known else 0 * reach))
+
+    def curvature(self, logs: Tensor) -> tuple[Tensor, Tensor]:
+        """``λ S + μ R`` of every neuron, and what the balls cost, ``(parts,)``."""
+        (live, first), (open_, second) = self.balls
+        multiplier = logs.exp()
+        cost = multiplier[:, 0] * first + multiplier[:, 1] * second
+        return multiplier[:, :1] * live + multiplier[:, 1:] * open_, cost
+
+    @torch.no_grad()
+    def inner(self, c: Tensor, row: Tensor, curvature: Tensor) -> _Inner:
+        """Where the maximum over t is taken, for rows c at the output and G at the input."""
+        curved = curvature > 0
+        half = 0.5 / torch.where(curved, curvature, 1.0)
+        best = torch.full_like(c, -torch.inf)
+        t = rise = slope = torch.zeros_like(c)
+        for piece, present in zip(self.pieces, self.present):
+            rate = c * piece.slope - row
+            at = torch.where(curved, rate * half, torch.where(rate > 0, piece.high, piece.low))
+            at = torch.minimum(torch.maximum(at, piece.low), piece.high)
+            value = rate * at + c * piece.offset - curvature * at.square()
+            better = present & (value > best)
+            best, t = torch.where(better, value, best), torch.where(better, at, t)
+            rise = torch.where(better, piece.slope * at + piece.offset, rise)
+            slope = torch.where(better, piece.slope, slope)
+        return _Inner(t, rise, slope)
+
+    def gaps(self, z: Tensor, c: Tensor, row: Tensor, curvature: Tensor) -> Tensor:
+        """How much the maximum exceeds the value at pre-activations ``z``, moved into the cut interval."""
+        at = self.inner(c, row, curvature)
+        best = c * at.rise - row * at.t - curvature * at.t.square()
+        t = torch.minimum(torch.maximum(z - self.layer.anchor.flatten(1), self.low), self.high)
+        shape = (len(t), *self.layer.anchor.shape[1:])
+        anchor = self.layer.anchor.expand(shape)
+        rise = self.layer.activation.value(anchor + t.reshape(shape)) - self.layer.activation.value(anchor)
+        return (best - (c * rise.flatten(1) - row * t - curvature * t.square())).clamp(min=0)
+
+
+class PartBounds:
+    """Upper bounds of ``vᵀ(z(x) − z(centre))`` over parts of the region of one sample, a row v for each part.
+
+    Args:
+        layers, region: of one sample.
+        target: the node that rows are of.
+    """
+
+    def __init__(self, graph: NetworkGraph, layers: Layers, region: Region, target: str) -> None:
+        reached = set(graph.ancestors(target))
+        self.graph, self.region, self.target = graph, region, target
+        self.layers = {name: layer for name, layer in layers.items() if name in reached}
+        self.slack = layers.slack
+
+    def whole(self, parts: int) -> dict[str, Cuts]:
+        """The region itself, as often as asked for."""
+        return {
+            name: Cuts(*(t.flatten(1).expand(parts, -1) for t in (layer.lower, layer.upper)))
+            for name, layer in self.layers.items()
+        }
+
+    def descend(
+        self,
+        rows: Tensor,
+        cuts: Mapping[str, Cuts],
+        start: Multipliers,
+        steps: int,
+        goal: Tensor,
+        *,
+        rate: float = 1.0,
+    ) -> Descent:
+        """Steps of descent on all multipliers of all parts at once.
+
+        Args:
+            rows: ``(parts, *shape)`` of the target.
+            cuts: of every activation before it; no part may be empty.
+            goal: ``(parts,)``; the search ends once all parts lie below it.
+            rate: of the first step, beside that of a search from rules.
+        """
+        neurons = {name: _PartNeurons(layer, self.region.eps, cuts[name]) for name, layer in self.layers.items()}
+        units = self._units(rows, start.slopes)
+        slopes, logs = ({n: t.clone() for n, t in table.items()} for table in (start.slopes, start.logs))
+        shares = {n: t / units[n] for n, t in start.offsets.items()}
+        tables = ((slopes, _SLOPE_STEP), (shares, _OFFSET_STEP), (logs, _LOG_STEP))
+        groups = [{"params": list(table.values()), "lr": rate * step} for table, step in tables]
+        optimizer = torch.optim.Adam(groups, betas=_BETAS)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, _LAST_STEP ** (1 / max(1, steps - 1)))
+        variables = [t for table, _ in tables for t in table.values()]
+        best = torch.full_like(goal, torch.inf)
+        for _ in range(steps if variables else 0):
+            for t in variables:
+                t.requires_grad_()
+            with torch.enable_grad():
+                value, certified = self._evaluate(rows, neurons, self._of(slopes, shares, logs, units))
+                value.sum().backward(inputs=variables)
+            best = _smaller(best, certified)
+            if bool((best < goal).all()):
+                break
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            self._project(slopes, logs)
+        with torch.no_grad():
+            slopes, shares, logs = ({n: t.detach() for n, t in table.items()} for table in (slopes, shares, logs))
+            found = self._of(slopes, shares, logs, units)
+            return self._answer(rows, neurons, found, best)
+
+    @staticmethod
+    def _of(
+        slopes: dict[str, Tensor], shares: dict[str, Tensor], logs: dict[str, Tensor], units: Mapping[str, Tensor]
+    ) -> Multipliers:
+        return Multipliers(slopes, {n: t * units[n] for n, t in shares.items()}, logs)
+
+    @torch.no_grad()
+    def each_row(self, rows: Tensor, slopes: Mapping[str, Tensor], visit: Callable[[str, Tensor], None]) -> None:
+        """Shows every activation's rows c ``(parts, neurons)``, pulled back through slopes."""
+
+        def rule(name: str, cotangent: Tensor) -> Tensor | None:
+            if name not in slopes:
+                return None
+            visit(name, cotangent.flatten(1))
+            return slopes[name].reshape(cotangent.shape)
+
+        pull_back(self.graph, self.target, rows, rule)
+
+    def _units(self, rows: Tensor, slopes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The size of a layer's rows, in which its β are counted, ``(parts, 1)``."""
+        units = {}
+
+        def visit(name: str, c: Tensor) -> None:
+            size = c.square().mean(1, keepdim=True).sqrt()
+            units[name] = torch.where(size > 0, size, 1.0)
+
+        self.each_row(rows, slopes, visit)
+        return units
+
+    def _evaluate(
+        self, rows: Tensor, neurons: Mapping[str, _PartNeurons], given: Multipliers, trace: _Trace | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The dual, differentiable, and the bound that it gives with all rounding, each ``(parts,)``."""
+        value: Tensor | float = 0.0
+        size: Tensor | float = 0.0
+        entering: dict[str, Tensor] = {}
+        for name, offset in given.offsets.items():
+            layer = self.layers[name]
+            found = offset.reshape(-1, *layer.anchor.shape[1:])
+            entering[layer.parent] = entering[layer.parent] + found if layer.parent in entering else found
+
+        def rule(name: str, cotangent: Tensor) -> Tensor | None:
+            nonlocal value, size
+            if name not in neurons:
+                return None
+            c, slope = cotangent.flatten(1), given.slopes[name]
+            row = c * slope + given.offsets[name]
+            curvature, cost = neurons[name].curvature(given.logs[name])
+            at = neurons[name].inner(c, row, curvature)
+            # the maximisers may be held: each is where its derivative is 0, or at an end
+            value = value + cost + (c * at.rise - row * at.t - curvature * at.t.square()).sum(-1)
+            with torch.no_grad():
+                moved = (c * at.rise).abs() + 2 * (c * at.slope * at.t).abs() + (row * at.t).abs()
+                size = size + cost + (moved + curvature * at.t.square()).sum(-1)
+            if trace is not None:
+                trace.add(name, c, row, curvature)
+            return slope.reshape(cotangent.shape)
+
+        errors = RowErrors(self.slack, 1)
+        collected = pull_back(self.graph, self.target, rows, rule, errors.visit, entering=entering)
+        at_input = collected.get(self.graph.input)
+        if at_input is not None:
+            support = self.region.support(at_input.unsqueeze(0)).squeeze(0)
+            value, size = value + support, size + support.detach()
+            if trace is not None:
+                trace.at_input = at_input
+        value = value + rows.new_zeros(len(rows))
+        lost = positive_slack(2 * widest(self.graph), self.graph.dtype) * size
+        total = errors.total.reshape(-1) if isinstance(errors.total, Tensor) else errors.total
+        return value, (value.detach() + total + lost) * 1.0
+
+    def _answer(self, rows: Tensor, neurons: Mapping[str, _PartNeurons], found: Multipliers, best: Tensor) -> Descent:
+        trace = _Trace()
+        _, certified = self._evaluate(rows, neurons, found, trace)
+        x = self.region.centre.expand(len(rows), *self.region.centre.shape[1:])
+        if trace.at_input is not None:
+            x = support_point(self.region, trace.at_input)
+        values = self.graph.values(x)
+        gaps = {
+            name: neurons[name].gaps(values[self.layers[name].parent].flatten(1), *part)
+            for name, part in trace.parts.items()
+        }
+        strength = {name: part[0].abs() for name, part in trace.parts.items()}
+        return Descent(_smaller(best, certified), found, x, gaps, strength)
+
+    @torch.no_grad()
+    def _project(self, slopes: dict[str, Tensor], logs: dict[str, Tensor]) -> None:
+        for name, slope in slopes.items():
+            found = self.layers[name].slopes
+            low, high = found.low.clamp(max=0).flatten(1), found.high.clamp(min=0).flatten(1)
+            slope.copy_(torch.minimum(torch.maximum(slope, low), high))
+        for log in logs.values():
+            log.clamp_(-_LOG_RANGE, _LOG_RANGE)
+
+
+class _Trace:
+    """Rows of an evaluation: at the input, and c, G and the curvature of every activation."""
+
+    def __init__(self) -> None:
+        self.at_input: Tensor | None = None
+        self.parts: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def add(self, name: str, c: Tensor, row: Tensor, curvature: Tensor) -> None:
+        self.parts[name] = (c, row, curvature)
+
+
+def _smaller(a: Tensor, b: Tensor) -> Tensor:
+    """The minimum that prefers a to NaN."""
+    return torch.where(b < a, b, a)
