@@ -21,6 +21,7 @@ from lirpa_lip.local.propagate import planned_norms, propagate
 from lirpa_lip.local.rate_errors import rate_errors
 from lirpa_lip.local.rows import check_specification, inference_error, output_upper, row_lipschitz, whole_lipschitz
 from lirpa_lip.methods import names_at
+from lirpa_lip.network.balance import balanced
 from lirpa_lip.network.graph import NetworkGraph, build_graph, model_dtype
 from lirpa_lip.network.intervals import Interval, intersect, linear_bound_rounding, lirpa_intervals
 from lirpa_lip.regions.region import Region
@@ -163,7 +164,13 @@ class Prepared(NamedTuple):
     dtype: torch.dtype
 
 
-def prepare(bounded: Any, x: Any, config: LocalLipConfig, **taken: Any) -> Prepared:
+def prepare(bounded: Any, x: Any, config: LocalLipConfig) -> Prepared:
+    """`compared`, with the factors of products balanced over the region."""
+    found = compared(bounded, x, config)
+    return found._replace(graph=_balanced(found.graph, found.region))
+
+
+def compared(bounded: Any, x: Any, config: LocalLipConfig, **taken: Any) -> Prepared:
     """What a computation starts from, once the graph has been compared with the model.
 
     Args:
@@ -181,6 +188,14 @@ def prepare(bounded: Any, x: Any, config: LocalLipConfig, **taken: Any) -> Prepa
     points = region.sample(1, generator_of(bounded, region.centre.device))[:, 0]
     check_graph(bounded, graph, region.centre, points)
     return Prepared(graph, region, own)
+
+
+def _balanced(graph: NetworkGraph, region: Region) -> NetworkGraph:
+    if not any(node.factors for node in graph):
+        return graph
+    generator = torch.Generator(region.centre.device).manual_seed(0)  # any points serve; the same make results repeat
+    with torch.no_grad():
+        return balanced(graph, region.centre, list(region.sample(4, generator).unbind(1)))
 
 
 def _crown(bounded: Any, x: Any, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lirpa_lip.local.point_jacobians import constant_norms, jacobians_at, slope_rows
+from lirpa_lip.local.point_jacobians import as_intervals, constant_norms, jacobians_at, slope_rows
 from lirpa_lip.local.rate_errors import RateErrors
 from lirpa_lip.network.forward_error import forward_error
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.network.intervals import Interval
+from lirpa_lip.network.node import Interval
 from lirpa_lip.network.rounding import positive_slack
 from lirpa_lip.regions.region import Region, safe_norm
 
@@ -101,7 +101,10 @@ class _Search:
         found = []
         for part in x.split(chunk, dim=1):
             rows, unknown = jacobians_at(self.graph, part, self.seed, self.errors)
-            value = constant_norms(rows * moves, self.norm, self.whole) - self._doubt(unknown, rows.shape[-1])
+            # where a slope is known nowhere, neither is the norm
+            known = torch.isfinite(rows).all(-1, keepdim=True).all(1, keepdim=True)
+            rows = torch.where(known, rows * moves, 0.0)
+            value = constant_norms(rows, self.norm, self.whole) - self._doubt(unknown, rows.shape[-1])
             found.append(value.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp(min=0))
         return torch.cat(found, dim=-1)
 
@@ -120,12 +123,13 @@ class _Search:
         graph, batch, dtype = self.graph, len(self.seed), self.seed.dtype
         c = self.seed.flatten(2)
         rows = jacobians_at(graph, self.region.centre.unsqueeze(1), self.seed, self.errors).rows[:, :, 0]
+        rows = rows.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         steps = self._steps(rows * self.region.moves.unsqueeze(1)).reshape(batch, -1, *self.region.shape)
         low, high = (end.unsqueeze(1) for end in self.region.interval())
         middle = self.region.centre.unsqueeze(1)
         ends = [torch.minimum(torch.maximum(middle + sign * steps, low), high) for sign in (1, -1)]
         values = graph.values(torch.cat(ends, dim=1).flatten(0, 1))
-        off = forward_error(graph, values, graph.dtype)[graph.output].reshape(batch, 2, -1, c.shape[2])
+        off = forward_error(graph, as_intervals(values), graph.dtype)[graph.output].reshape(batch, 2, -1, c.shape[2])
         found = values[graph.output].reshape(batch, 2, -1, c.shape[2])
         unknown = off.sum(1) + torch.finfo(dtype).eps * found.abs().sum(1)
         change = found[:, 0] - found[:, 1]
@@ -149,7 +153,7 @@ class _Search:
     def _steps(self, rows: Tensor) -> Tensor:
         """From the centre to an end, ``(batch, specs or 1, n)``: as far as the region goes in the best direction."""
         if self.norm == 2:
-            steep = torch.linalg.svd(rows.nan_to_num(), full_matrices=False).Vh[:, :1] if self.whole else rows
+            steep = torch.linalg.svd(rows, full_matrices=False).Vh[:, :1] if self.whole else rows
         elif self.norm == math.inf:
             at = rows.abs().sum(-1).argmax(1) if self.whole else None
             steep = (rows if at is None else rows[torch.arange(len(rows)), at].unsqueeze(1)).sign()

@@ -19,6 +19,7 @@ from lirpa_lip.local.linearised import pull_back
 from lirpa_lip.local.rate_errors import RateErrors
 from lirpa_lip.network.forward_error import forward_error
 from lirpa_lip.network.graph import NetworkGraph, affine_value
+from lirpa_lip.network.node import Interval
 from lirpa_lip.network.rounding import RowErrors, positive_slack, widest
 from lirpa_lip.regions.region import safe_norm
 
@@ -58,7 +59,7 @@ def _certain(graph: NetworkGraph, x: Tensor, seed: Tensor, errors: RateErrors) -
         return t if len(t) == 1 else t.repeat_interleave(times, dim=0)
 
     values = graph.values(x.flatten(0, 1))
-    off = forward_error(graph, values, graph.dtype)
+    off = forward_error(graph, as_intervals(values), graph.dtype)
     slack, centres = {name: each(t, count) for name, t in errors.slack.items()}, {}
     for node in graph.activations:
         assert node.activation is not None
@@ -72,6 +73,11 @@ def _certain(graph: NetworkGraph, x: Tensor, seed: Tensor, errors: RateErrors) -
     unknown = torch.as_tensor(total).expand(batch * count, specs).reshape(batch, count, specs).transpose(1, 2)
     room = positive_slack(4 * (specs + rows.shape[3]), graph.dtype)
     return PointJacobians(rows, unknown + room * safe_norm(rows))
+
+
+def as_intervals(values: Mapping[str, Tensor]) -> dict[str, Interval]:
+    """Values at points as intervals without width."""
+    return {name: (value, value) for name, value in values.items()}
 
 
 def slope_rows(

@@ -14,7 +14,7 @@ from lirpa_lip.autolirpa.calls import double_input, in_float64
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.jacobian.constants import METHODS, check_norm
 from lirpa_lip.jacobian.options import ClarkeOptions
-from lirpa_lip.local.bounds import Prepared, outward, prepare
+from lirpa_lip.local.bounds import Prepared, compared, outward
 from lirpa_lip.local.rows import check_specification
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.intervals import lirpa_intervals
@@ -60,7 +60,7 @@ def jacobian_constants_of(
 def prepare_region(bounded: Any, x: Any) -> Prepared:
     """The graph in float64, the closed region of ``x``, a ball or a box, and the model's own precision."""
     config = replace(LocalLipConfig.from_options(bounded.bound_opts), precision="float64")
-    found = prepare(bounded, x, config, norms=(math.inf, 2), what="the region of a Jacobian bound")
+    found = compared(bounded, x, config, norms=(math.inf, 2), what="the region of a Jacobian bound")
     return found._replace(region=found.region.detach())
 
 
