@@ -4,6 +4,7 @@
 # make fuzz    N random models, regions and settings against independent oracles (make fuzz N=10000 SEED=1)
 # make lirpa-tests LIRPA=<checkout>   runs auto_LiRPA's own tests with its class and with ours, and explains differences
 # make lint    ruff and mypy
+# make docs    builds the site in docs/_build/html; a warning is an error
 # make smoke   builds wheel and sdist and tries the wheel outside the checkout
 # make test-pythons   runs the tests on every Python 3.10 … 3.14 at hand;  PYTHONS="3.12 3.13" chooses
 # make bench   runs every benchmark (benchmarks/README.md)
@@ -31,7 +32,7 @@ DEPS_STAMP := $(VENV)/.dependencies
 # Threads of one process gain little on small networks, and the test workers would fight over the cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test fuzz lirpa-tests lint smoke test-pythons bench clean
+.PHONY: setup demo test fuzz lirpa-tests lint docs smoke test-pythons bench clean
 setup: $(LIRPA_STAMP) $(DEPS_STAMP)
 
 $(PY):
@@ -79,6 +80,11 @@ lirpa-tests: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+
+# What the site needs is installed here, so that `make setup` stays quick.
+docs: setup
+	@$(PIP) install --no-warn-conflicts -c $(CONSTRAINTS) -e '.[docs]'
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
 smoke: setup
 	$(PY) tests/package/smoke.py

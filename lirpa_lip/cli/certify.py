@@ -152,9 +152,9 @@ def _rows_are_kept(out: Path) -> Iterator[None]:
 
 
 def _report(settings: Any, out: Path, count: int, network: str) -> None:
+    from lirpa_lip.plots.certified_accuracy import draw_certified_accuracy
     from lirpa_lip.training.certification import read_rows, write_merged
     from lirpa_lip.training.epsilon import parse_epsilon
-    from lirpa_lip.training.figures import draw_certified_accuracy
 
     summary = write_merged(out, settings, count)
     title = f"{summary['samples']} samples, clean {summary['clean']:.2%}, bound {settings.bound}"

@@ -138,17 +138,9 @@ def certify_feature(
 
 def draw(counts: dict[str, dict[str, int]], path: Path, title: str) -> None:
     """A stacked bar per feature: the share of samples with each verdict."""
-    from matplotlib.figure import Figure
+    from lirpa_lip.plots import stacked_shares
+    from lirpa_lip.plots.canvas import save
 
-    figure = Figure(figsize=(7.5, 1.4 + 0.32 * len(counts)), layout="constrained")
-    axes = figure.subplots()
-    names = list(counts)[::-1]
-    left = [0.0] * len(names)
-    for verdict, colour in VERDICTS.items():
-        share = [100 * counts[n][verdict] / max(1, sum(counts[n].values())) for n in names]
-        axes.barh(names, share, left=left, color=colour, label=verdict, height=0.75)
-        left = [a + b for a, b in zip(left, share)]
-    axes.set(xlim=(0, 100), xlabel="samples (%)", title=title)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=len(VERDICTS), frameon=False)
-    figure.savefig(path, dpi=150)
+    figure = stacked_shares(counts, VERDICTS, "samples")
+    figure.axes[0].set_title(title)
+    save(figure, path)

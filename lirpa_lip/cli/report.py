@@ -36,9 +36,9 @@ _HEADS = {
 @click.option("--force", is_flag=True, help="Overwrite files in --out that no report wrote.")
 def report(folders: tuple[Path, ...], names: str | None, out: Path, force: bool) -> None:
     """Compare runs: FOLDERS are results of `lirpa-lip certify`, or runs that hold such results."""
+    from lirpa_lip.plots.certified_accuracy import draw_certified_accuracy
     from lirpa_lip.training.certification import read_rows
     from lirpa_lip.training.epsilon import parse_epsilon
-    from lirpa_lip.training.figures import draw_certified_accuracy
 
     found = list(dict.fromkeys(certificate for folder in folders for certificate in certificates_in(folder)))
     labels = names.split(",") if names else short_names(found)

@@ -12,6 +12,7 @@ from torch import nn
 
 from lirpa_lip.errors import CertificateError, CheckpointError, ConfigError, UnknownMethodError
 from lirpa_lip.norms.draw import seeds_of
+from lirpa_lip.plots.certified_accuracy import certified_curve, draw_certified_accuracy, known_curve, unknown_share
 from lirpa_lip.training.attack import survives_pgd
 from lirpa_lip.training.certification import (
     CertifySettings,
@@ -23,7 +24,6 @@ from lirpa_lip.training.certification import (
     write_merged,
 )
 from lirpa_lip.training.certifiers import CERTIFIERS, make_certifier
-from lirpa_lip.training.figures import certified_curve, draw_certified_accuracy, known_curve, unknown_share
 from lirpa_lip.training.models import build_model
 from lirpa_lip.training.sources import Subset, TensorSource
 

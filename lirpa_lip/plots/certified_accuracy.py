@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lirpa_lip.plots.canvas import new_figure, save
 from lirpa_lip.results import weakest
 from lirpa_lip.training.certification import Row
 
@@ -58,12 +59,7 @@ def draw_certified_accuracy(
         pgd: name -> {ε: accuracy under attack}.
         title: which network, on which data.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.5))
+    figure, axes = new_figure((7, 4.5))
     for name, rows in runs.items():
         (line,) = axes.plot(*known_curve(rows), label=f"{name} ({worth_of(rows)})", drawstyle="steps-post")
         radii = sorted({eps for row in rows for eps in row.eps})
@@ -73,9 +69,5 @@ def draw_certified_accuracy(
         axes.plot(list(ceiling), list(ceiling.values()), "x", color=line.get_color())
     axes.set(xlabel="ε, ℓ₂ radius in pixels of [0, 1]", ylabel="certified accuracy (× under PGD)", ylim=(0, 1))
     axes.set_title(title, fontsize=10)
-    axes.grid(alpha=0.3)
     axes.legend()
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    save(figure, path)

@@ -1,0 +1,134 @@
+"""Pages built from the CSV files of benchmarks/results: benchmark tables, and the board of certified networks."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.append(str(ROOT / "benchmarks"))
+
+import tables  # noqa: E402
+from lib.table import read  # noqa: E402
+
+_SHARED = "networks that others trained are looked for in the folder that `LIRPA_LIP_SHARED` names"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One certificate of one network: accuracies in per cent, processor seconds per image, and what repeats it."""
+
+    network: str
+    eps: str
+    images: str
+    clean: float
+    pgd: float
+    method: str
+    certified: float
+    seconds: str
+    kind: str
+    command: str
+
+
+def board() -> list[Entry]:
+    """Every measured row: of given networks from verify.csv, of networks trained here from train_cpu.csv."""
+    return [*_given(read(RESULTS / "verify.csv")), *_trained(read(RESULTS / "train_cpu.csv"))]
+
+
+def _given(rows: list[dict[str, str]]) -> list[Entry]:
+    return [
+        Entry(
+            row["network"],
+            row["eps"],
+            row["images"],
+            100 * float(row["clean"]),
+            100 * float(row["pgd"]),
+            row["method"],
+            100 * float(row["certified"]),
+            f"{float(row['cpu_seconds_per_image']):.2g}",
+            row["certificate"],
+            f"python benchmarks/verify.py --networks {row['network']} --eps {row['eps']} --methods {row['method']}"
+            f" --images {row['images']} --out build/again.csv",
+        )
+        for row in rows
+        if int(row["images"] or 0)
+    ]
+
+
+def _trained(rows: list[dict[str, str]]) -> list[Entry]:
+    entries = []
+    for row in rows:
+        sparsity = "-sparsity" if float(row["sparsity"]) else ""
+        name = f"{row['setting']}-{row['method']}-{row['activation']}{sparsity}-{row['epochs']}"
+        command = (
+            f"python benchmarks/train_cpu.py --only {row['setting']} --epochs {row['epochs']} --seed {row['seed']}"
+            f" --samples {row['samples']} --out build/again.csv"
+        )
+        for key in row:
+            if key.startswith("certified_"):
+                entries.append(
+                    Entry(name, row["setting"].rpartition("-")[2], row["samples"], float(row["clean"]),
+                          float(row["pgd"]), key[10:], float(row[key]), "", row["certificate"], command)
+                )  # fmt: skip
+    return entries
+
+
+def _best(entries: list[Entry]) -> list[Entry]:
+    """Of each network and radius the certificate of most images; at equal shares the one on more images."""
+    groups = dict.fromkeys((e.network, e.eps) for e in entries)
+    return [
+        max((e for e in entries if (e.network, e.eps) == group), key=lambda e: (e.certified, int(e.images)))
+        for group in groups
+    ]
+
+
+def _table(entries: list[Entry], link: bool) -> str:
+    head = ["network", "ε", "images", "clean", "PGD", "certified", "method", "kind", "s per image"]
+    body = [
+        [f"[{e.network}]({e.network}.md)" if link else e.network, e.eps, e.images, f"{e.clean:.1f}", f"{e.pgd:.1f}",
+         f"{e.certified:.1f}", e.method, e.kind, e.seconds]
+        for e in entries
+    ]  # fmt: skip
+    return tables.markdown([head, *body])
+
+
+def write(folder: Path) -> None:
+    """Writes ``board/index.md``, a page per network beside it, and ``benchmarks.md``."""
+    entries = board()
+    names = list(dict.fromkeys(e.network for e in entries))
+    toc = "\n".join(["```{toctree}", ":hidden:", "", *names, "```"])
+    _write(
+        folder / "board" / "index.md",
+        f"# Board of certified networks\n\n{len(names)} networks; accuracies in per cent of the first test images, ε an "
+        "ℓ₂ radius in pixels of [0, 1], seconds of one core. A line shows the method that certifies most; rows of one "
+        "network may stand on different numbers of images, so compare methods on the network's own page. "
+        f"Times are measured where the row comes from `verify.csv`.\n\n{_table(_best(entries), True)}\n\n{toc}\n",
+    )
+    for name in names:
+        here = [e for e in entries if e.network == name]
+        commands = "\n".join(dict.fromkeys(e.command for e in here))
+        _write(
+            folder / "board" / f"{name}.md",
+            f"# {name}\n\n{_table(here, False)}\n\n## Repeat\n\nFrom a checkout ({_SHARED}); training repeats up to "
+            "the machine's rounding, and a command that names a setting trains all its networks:\n\n"
+            f"```sh\n{commands}\n```\n",
+        )
+    rows = read(RESULTS / "verify.csv")
+    parts = ["# Benchmarks", "Built from the CSV files in `benchmarks/results`; `benchmarks/README.md` says what each "
+             "script measures. Certified accuracy in per cent on the images that all columns saw; processor seconds per image."]  # fmt: skip
+    titles = ("Methods", "Beside SDP-CROWN as published (our rendering)", "With the image box and tightened intervals")
+    for title, (methods, timed) in zip(titles, tables.README, strict=True):
+        parts += [f"## {title}", tables.markdown(tables.verification(rows, methods.split(","), timed.split(",")))]
+    parts += ["## Certified training", tables.markdown(tables.training(read(RESULTS / "train_cpu.csv")))]
+    norm_titles = ("Lanczos against power iteration, times", "Certified products over converged ones", "Eliminated neurons",
+                   "Random starts", "Trained weights")  # fmt: skip
+    for title, table in zip(norm_titles, tables.norms(read(RESULTS / "norms.csv")), strict=True):
+        parts += [f"## Norms: {title}", tables.markdown(table)]
+    _write(folder / "benchmarks.md", "\n\n".join(parts) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,52 @@
+"""What figures show is what they were given."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from lirpa_lip.errors import ShapeError
+from lirpa_lip.plots import margin_against_radius, method_comparison, neurons_by_layer, radius_histogram
+from lirpa_lip.plots.canvas import save
+
+
+def test_histogram_counts_every_finite_radius_and_names_the_rest(tmp_path):
+    figure = radius_histogram([0.0, 0.1, 0.3, -math.inf, math.inf], bins=3)
+    (axes,) = figure.axes
+    assert [bar.get_height() for bar in axes.patches] == [1, 1, 1]
+    assert axes.get_title() == "n = 5, without any certified ball: 1, unlimited: 1"
+    save(figure, tmp_path / "new" / "radii.png")
+    assert (tmp_path / "new" / "radii.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("radii", [[], [-math.inf], [0.0]])
+def test_histogram_of_nothing_to_draw(radii):
+    (axes,) = radius_histogram(radii).axes
+    assert sum(bar.get_height() for bar in axes.patches) == sum(r >= 0 for r in radii)
+
+
+def test_dots_are_the_samples_with_a_finite_radius():
+    (axes,) = margin_against_radius([1.0, 2.0, 3.0], [0.5, -math.inf, 0.25]).axes
+    assert axes.lines[0].get_xydata().tolist() == [[1.0, 0.5], [3.0, 0.25]]
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ShapeError, match="2 margins and 1 radii"):
+        margin_against_radius([1.0, 2.0], [0.5])
+    with pytest.raises(ShapeError, match="NaN"):
+        radius_histogram([math.nan])
+
+
+def test_shares_of_a_layer_add_up():
+    (axes,) = neurons_by_layer({"a": {"stable": 1, "open": 2, "eliminated": 1}, "b": {"open": 4}}).axes
+    widths = [[bar.get_width() for bar in group] for group in axes.containers]
+    assert widths == [[0, 25], [100, 50], [0, 25]]  # kinds; from below: b, a
+
+
+def test_bars_of_methods():
+    (axes,) = method_comparison(["x", "y"], [0.5, 0.25], ceiling=0.75, samples=8).axes
+    assert [bar.get_width() for bar in axes.patches] == [50, 25]
+    assert axes.lines[0].get_xdata()[0] == 75 and axes.get_title() == "n = 8"
