@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,13 +33,18 @@ def local_bounds(
 ) -> Bounded:
     """``local-lip`` or ``sdp-crown`` over the ball, cut by the box. A box alone is cut out of the ball around it."""
     bounded = network.bounded(config)
-    centre, radius = region.enclosing()
-    box = {"x_L": region.low, "x_U": region.high} if region.has_box and bool((radius > 0).all()) else {}
-    x = in_region(centre, PerturbationLpNorm(norm=2, eps=radius, **box))
     lower, _ = bounded.compute_bounds(
-        x=(x,), C=c.unsqueeze(0), method=method, bound_upper=False, decision_thresh=-d.unsqueeze(0)
+        x=region_input(region), C=c.unsqueeze(0), method=method, bound_upper=False, decision_thresh=-d.unsqueeze(0)
     )
     return Bounded(_plus(lower.detach()[0], d), *bounded.last_certificate)
+
+
+def region_input(region: InputRegion) -> tuple[Any]:
+    """The region as ℓ₂ methods of ``compute_bounds`` take it: a ball, cut by the box; a box cut out of the ball around
+    it."""
+    centre, radius = region.enclosing()
+    box = {"x_L": region.low, "x_U": region.high} if region.has_box and bool((radius > 0).all()) else {}
+    return (in_region(centre, PerturbationLpNorm(norm=2, eps=radius, **box)),)
 
 
 def crown_bounds(network: Network, region: InputRegion, c: Tensor, d: Tensor, method: str, steps: int) -> Bounded:

@@ -18,6 +18,7 @@ from lirpa_lip.verify.bounds import Bounded, crown_bounds, local_bounds
 from lirpa_lip.verify.input_region import InputRegion
 from lirpa_lip.verify.input_splitting import DIMENSIONS, free_dimensions, split_inputs
 from lirpa_lip.verify.network import Network
+from lirpa_lip.verify.neuron_splitting import branch, searches
 from lirpa_lip.verify.properties import Case, Margins, Property, margins_of
 from lirpa_lip.verify.records import Verdict
 from lirpa_lip.verify.settings import VerifySettings
@@ -163,6 +164,8 @@ def _stages(work: _Work, index: int) -> Iterator[Stage]:
         yield "attack", _attack(settings.pgd_steps, settings.restarts, seed + 1)
     if settings.branch and boxes:
         yield "input-splitting", _split_inputs
+    if settings.branch:
+        yield "branching", _branch
 
 
 def _attack(steps: int, restarts: int, seed: int) -> Callable[[_Work], None]:
@@ -194,6 +197,25 @@ def _split_inputs(work: _Work) -> None:
         if found.counterexample is not None:
             work.counterexample, work.output = found.counterexample, found.output
             return
+
+
+def _branch(work: _Work) -> None:
+    """The time that is left, in equal parts for every region."""
+    left = work.left
+    for place, group in enumerate(left):
+        now = time.monotonic()
+        share = (work.deadline - now) / (len(left) - place)
+        if not math.isfinite(share):
+            return  # without a time limit there would be no end
+        config = work.settings.local(work.settings.optimize, len(work.groups) * searches(group.margins))
+        parts = (group.cases, group.margins, group.open_cases, group.lower)
+        for found in branch(work.network, *parts, config, now + share):
+            group.raise_to(found.rows, found.lower)
+            work.kinds.add(found.worth.kind)
+            work.spent += found.worth.delta
+            if found.counterexample is not None:
+                work.counterexample, work.output = found.counterexample, found.output
+                return
 
 
 def _local(method: str, config: LocalLipConfig) -> Callable[[_Work], None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -240,6 +241,23 @@ def test_cuts_of_the_input_bound_the_region_whenever_they_stop():
         assert before - 0.5 <= found.lower.item() <= 0.02 + 1e-6  # valid however early it stops
         before = found.lower.item()
     assert before > 0 and found.counterexample is None
+
+
+def test_a_case_of_two_rows_on_a_ball():
+    """Neither row excludes it at the bounds' own tightness; branching shows one of them."""
+    model = mlp(4, 16, 16, 2, seed=2)
+    network = network_of(model, (4,))
+    region = InputRegion.around(torch.rand(1, 4), 2, Fraction("0.7"))
+    y = network.values(region.sample(20000, torch.Generator().manual_seed(0))).double()
+    one = Fraction(1)
+    low = OutputRow(((0, one),), Fraction(y[:, 0].min().item() - 0.01))
+    claim = Property((Case(region, (low, OutputRow(((1, one),), Fraction(10)))),))
+    quick = VerifySettings(optimize=0, branch=False)
+    assert decide_property(network, claim, quick).status == "open"
+    verdict = decide_property(network, claim, replace(quick, branch=True, time_limit=40))
+    assert verdict.status == "certified" and verdict.decided_by == "branching" and 0 < verdict.lower <= 0.0101
+    broken = Property((Case(region, (replace(low, bound=low.bound + Fraction("0.02")), claim.cases[0].rows[1])),))
+    assert decide_property(network, broken, replace(quick, branch=True, time_limit=40)).status == "refuted"
 
 
 def test_the_call():
