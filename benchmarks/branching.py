@@ -13,7 +13,7 @@ Images that the CSV has are not run again, so that a killed run goes on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
@@ -65,11 +65,11 @@ def load(name: str) -> tuple[nn.Module, Tensor, Tensor, float, str]:
     return model.eval(), x, y, rounded_up(parse_epsilon(text), x.dtype), text
 
 
-def run(name: str, table: Table, seconds: float, count: int) -> None:
-    """Every image of a network that the table lacks."""
+def run(name: str, table: Table, seconds: float, wanted: Sequence[int]) -> None:
+    """Every wanted image of a network that the table lacks."""
     done = {int(row["image"]) for row in table.rows() if row["network"] == name}
     model, x, y, eps, text = load(name)
-    left = [k for k in range(min(count, len(x))) if k not in done]
+    left = [k for k in wanted if k not in done]
     if not left:
         return
     attacked = strongest(model, x[left], y[left], eps, _PGD_STEPS, _RESTARTS)
@@ -127,9 +127,10 @@ def summary(table: Table, name: str) -> str:
 @click.option("--networks", default=",".join(NETWORKS), show_default=True)
 @click.option("--seconds", type=float, default=60.0, show_default=True, help="Processor time an image, about.")
 @click.option("--images", type=click.IntRange(1, 200), default=200, show_default=True)
+@click.option("--only", help="Numbers of images, such as 4,19, in place of all.")
 @click.option("--quick", is_flag=True, help="Ten images of the first network, five seconds each.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(__file__).parent / "results" / "branching.csv")
-def main(networks: str, seconds: float, images: int, quick: bool, out: Path) -> None:
+def main(networks: str, seconds: float, images: int, only: str | None, quick: bool, out: Path) -> None:
     """Measure, image by image."""
     names = networks.split(",")
     if quick:
@@ -141,7 +142,7 @@ def main(networks: str, seconds: float, images: int, quick: bool, out: Path) -> 
             print(f"{name} skipped: its weights are not there; set LIRPA_LIP_SHARED to the folder that holds models/.")
             continue
         with torch.no_grad():
-            run(name, table, seconds, images)
+            run(name, table, seconds, [int(k) for k in only.split(",")] if only else range(images))
         print(summary(table, name))
 
 
