@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import Activation, SlopeRange
+from lirpa_lip.activations.base import Activation, Piece, SlopeRange
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.activations.planes import Plane, Relaxation, Relaxations, ratio
 from lirpa_lip.activations.smooth import Smooth
@@ -43,11 +43,14 @@ class Curved(Activation):
     ) -> None:
         self.fn, self.derivative, self.convex, self.positive, self.turn = fn, derivative, convex, positive, turn
 
-    def outside(self, lower: Tensor, upper: Tensor) -> str:
+    def _inside(self, lower: Tensor, upper: Tensor) -> Tensor:
         if self.positive is None:
-            return ""
-        inside = {"0": lower >= 0, "+": lower > 0, "±": (lower > 0) | (upper < 0)}[self.positive]
-        if bool(inside.all()):
+            return torch.ones_like(lower, dtype=torch.bool)
+        return {"0": lower >= 0, "+": lower > 0, "±": (lower > 0) | (upper < 0)}[self.positive]
+
+    def outside(self, lower: Tensor, upper: Tensor) -> str:
+        inside = self._inside(lower, upper)
+        if self.positive is None or bool(inside.all()):
             return ""
         worst = f"[{float(lower[~inside].min()):.4g}, {float(upper[~inside].max()):.4g}]"
         needed = {"0": "that are not negative", "+": "above 0", "±": "on one side of 0"}[self.positive]
@@ -66,13 +69,62 @@ class Curved(Activation):
         rounded = [low - slack * low.abs(), high + slack * high.abs()]
         if self.turn is not None:  # the least value, where it turns, is exact
             rounded[0] = torch.where(low == self.fn(torch.full_like(low, self.turn)), low, rounded[0])
-        return rounded[0], rounded[1]
+        return self._or_infinite(lower, upper, rounded[0], rounded[1])
+
+    def _or_infinite(self, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """``low`` and ``high`` inside the domain, and no bound where an interval leaves it."""
+        if self.positive is None:
+            return low, high
+        inside = self._inside(lower, upper)
+        return torch.where(inside, low, -torch.inf), torch.where(inside, high, torch.inf)
 
     def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
         ends = torch.stack([self.derivative(lower), self.derivative(upper)])
         low, high = ends.amin(0), ends.amax(0)
         slack = _ROUNDING * torch.finfo(low.dtype).eps
-        return SlopeRange(low - slack * low.abs(), high + slack * high.abs())
+        return SlopeRange(*self._or_infinite(lower, upper, low - slack * low.abs(), high + slack * high.abs()))
+
+    def _secants(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Slopes from the anchor to the lower end, at it, and to the upper end, and how far rounding may move them.
+
+        Secants of a function of one curvature are monotone in their other end, so that these are the extreme ones.
+        """
+        whole = self.slope_range(lower, upper)
+        at_anchor, here = self.fn(anchor), self.derivative(anchor)
+        found = []
+        slack = _ROUNDING * torch.finfo(anchor.dtype).eps * here.abs()
+        for end in (lower, upper):
+            run, value = end - anchor, self.fn(end)
+            near = run == 0
+            slope = (value - at_anchor) / torch.where(near, 1.0, run)
+            # rounding of a difference of nearly equal numbers grows as the points meet
+            size = value.abs() + at_anchor.abs() + (end.abs() + anchor.abs()) * whole.magnitude
+            noise = _ROUNDING * torch.finfo(anchor.dtype).eps * size / torch.where(near, 1.0, run.abs())
+            slack = torch.maximum(slack, torch.where(near, 0.0, noise).detach())
+            found.append(torch.where(near, here, slope))
+        return found[0], here, found[1], slack
+
+    def secant_range(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
+        """Exact up to rounding."""
+        whole = self.slope_range(lower, upper)
+        left, here, right, slack = self._secants(anchor, lower, upper)
+        ends = torch.stack([left, here, right])
+        low, high = torch.maximum(ends.amin(0) - slack, whole.low), torch.minimum(ends.amax(0) + slack, whole.high)
+        usable = torch.isfinite(low) & torch.isfinite(high) & (low <= high)
+        return SlopeRange(torch.where(usable, low, whole.low), torch.where(usable, high, whole.high))
+
+    def pieces(self, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange) -> list[Piece]:
+        """On either side of the anchor the chord to the end, and the tangent."""
+        left, here, right, slack = self._secants(anchor, lower, upper)
+        low, high, zero = lower - anchor, upper - anchor, torch.zeros_like(anchor)
+        found = []
+        for end, start, stop in ((left, low, zero), (right, zero, high)):
+            least = torch.maximum(torch.minimum(end, here) - slack, slopes.low)
+            most = torch.minimum(torch.maximum(end, here) + slack, slopes.high)
+            usable = torch.isfinite(least) & torch.isfinite(most) & (least <= most)
+            least, most = torch.where(usable, least, slopes.low), torch.where(usable, most, slopes.high)
+            found += [Piece(least, zero, start, stop), Piece(most, zero, start, stop)]
+        return found
 
     def relaxations(self, lower: Tensor, upper: Tensor) -> Relaxations:
         """Tightest at the lower end, in the middle, at the upper end, for a finite interval inside the domain."""
@@ -115,6 +167,16 @@ def square_root() -> Curved:
     return Curved(torch.sqrt, lambda z: 0.5 * torch.rsqrt(z), False, "0")
 
 
+def square() -> Curved:
+    """``z²``."""
+    return Curved(torch.square, lambda z: 2 * z, True, turn=0.0)
+
+
+def reciprocal_root() -> Curved:
+    """``1/√z`` for z > 0."""
+    return Curved(torch.rsqrt, lambda z: -0.5 * torch.rsqrt(z) / z, True, "+")
+
+
 def logarithm() -> Curved:
     """``log z`` for z > 0."""
     return Curved(torch.log, torch.reciprocal, False, "+")
@@ -137,6 +199,10 @@ def power(exponent: float) -> Activation:
 
     if exponent in (0, 1):
         return PiecewiseLinear([0.0], [exponent, exponent], 1.0 - exponent)
+    if exponent == 2:
+        return square()
+    if exponent == -0.5:
+        return reciprocal_root()
     if whole and exponent < 0:
         return Curved(fn, derivative, True if even else "right", "±")
     if whole and even:
@@ -152,14 +218,22 @@ class Tangent(Smooth):
     def __init__(self) -> None:
         super().__init__(torch.tan, lambda z: 1 + torch.tan(z) ** 2)
 
-    def outside(self, lower: Tensor, upper: Tensor) -> str:
+    def _whole(self, lower: Tensor, upper: Tensor) -> Tensor:
         near = 16 * torch.finfo(lower.dtype).eps * (1 + torch.maximum(lower.abs(), upper.abs()))
         branch = [torch.floor((end + math.pi / 2) / math.pi) for end in (lower - near, upper + near)]
-        whole = branch[0] == branch[1]
+        return branch[0] == branch[1]
+
+    def outside(self, lower: Tensor, upper: Tensor) -> str:
+        whole = self._whole(lower, upper)
         if bool(whole.all()):
             return ""
         worst = f"[{float(lower[~whole].min()):.4g}, {float(upper[~whole].max()):.4g}]"
         return f"its input may lie in {worst}, which holds a pole"
+
+    def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = super().interval(lower, upper)
+        whole = self._whole(lower, upper)
+        return torch.where(whole, low, -torch.inf), torch.where(whole, high, torch.inf)
 
     def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
         centre = torch.round((lower + upper) / 2 / math.pi) * math.pi
@@ -167,7 +241,8 @@ class Tangent(Smooth):
         low, high = slopes.amin(0), slopes.amax(0)
         # tan is as ill-conditioned as it is steep
         slack = 16 * torch.finfo(low.dtype).eps * (1 + torch.maximum(lower.abs(), upper.abs())) * high
-        return SlopeRange((low - slack).clamp(min=0.0), high * (1 + 1e-5) + slack)
+        whole = self._whole(lower, upper)
+        return SlopeRange((low - slack).clamp(min=0.0), torch.where(whole, high * (1 + 1e-5) + slack, torch.inf))
 
 
 class Step(Activation):

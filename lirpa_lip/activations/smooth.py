@@ -182,3 +182,59 @@ def erf() -> Smooth:
 def exp() -> Smooth:
     """``exp(z)``; derivative monotone."""
     return Smooth(torch.exp, torch.exp)
+
+
+def arc_tangent() -> Smooth:
+    """``atan(z)``; steepest at 0."""
+    return Smooth(torch.atan, lambda z: 1 / (1 + z * z), slope_extrema=[0.0])
+
+
+def softsign() -> Smooth:
+    """``z / (1 + |z|)``; steepest at 0."""
+    return Smooth(lambda z: z / (1 + z.abs()), lambda z: (1 + z.abs()) ** -2.0, slope_extrema=[0.0])
+
+
+def log_sigmoid() -> Smooth:
+    """``log(1 / (1 + exp(-z)))``; the derivative, a falling sigmoid, is monotone."""
+    return Smooth(lambda z: -torch.logaddexp(-z, torch.zeros_like(z)), lambda z: torch.sigmoid(-z))
+
+
+def log_cosh() -> Smooth:
+    """``√2 log(2 cosh(z/√2))``, of slope ``tanh(z/√2)``: the smooth ``|z|`` of a log-sum-exp of two values."""
+    root = math.sqrt(2)
+
+    def fn(z: Tensor) -> Tensor:
+        return z.abs() + root * torch.log1p(torch.exp(-root * z.abs()))
+
+    return Smooth(fn, lambda z: torch.tanh(z / root), value_extrema=[0.0])
+
+
+# f' = 0 and f'' = 0 of x tanh(softplus(x)), and of the tanh form of GELU
+MISH_MINIMUM, MISH_INFLECTIONS = -1.1924312145154952, (-2.256376396360793, 1.4905711794854285)
+GELU_TANH_MINIMUM, GELU_TANH_INFLECTION = -0.7524614220710163, 1.4185040087908284
+
+
+def mish() -> Smooth:
+    """``z tanh(log(1 + exp z))``."""
+
+    def derivative(z: Tensor) -> Tensor:
+        t = torch.tanh(torch.logaddexp(z, torch.zeros_like(z)))
+        z = z.clamp(-100, 100)  # inf * 0 is NaN; the second term is 0 out there
+        return t + z * torch.sigmoid(z) * (1 - t * t)
+
+    return Smooth(F.mish, derivative, [MISH_MINIMUM], MISH_INFLECTIONS)
+
+
+_GELU_SCALE, _GELU_CUBE = math.sqrt(2 / math.pi), 0.044715
+
+
+def gelu_tanh() -> Smooth:
+    """``z (1 + tanh(√(2/π) (z + 0.044715 z³))) / 2``."""
+
+    def derivative(z: Tensor) -> Tensor:
+        z = z.clamp(-40, 40)
+        t = torch.tanh(_GELU_SCALE * (z + _GELU_CUBE * z**3))
+        return 0.5 * (1 + t) + 0.5 * z * (1 - t * t) * _GELU_SCALE * (1 + 3 * _GELU_CUBE * z * z)
+
+    return Smooth(lambda z: F.gelu(z, approximate="tanh"), derivative, [GELU_TANH_MINIMUM],
+                  [-GELU_TANH_INFLECTION, GELU_TANH_INFLECTION])  # fmt: skip

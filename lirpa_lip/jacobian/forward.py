@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.activations.enclosing_lines import Lines
-from lirpa_lip.errors import NonFiniteError
+from lirpa_lip.errors import DomainError, NonFiniteError
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import node_interval
 from lirpa_lip.network.rounding import absolute_sizes, affine_slack, total_gamma, widened
@@ -87,6 +87,9 @@ def forward_bounds(
         if node.activation is not None:
             lower, upper = intervals[node.parents[0]]
             after, before = splits.get(node.parents[0]) or unsplit(lower)
+            reason = node.activation.outside(lower, upper)
+            if reason:
+                raise DomainError(node.name, node.operator, reason)
             slopes[node.name] = node.activation.clarke_range(lower, upper, after, before)
             found[node.name] = node.activation.lines(lower, upper, slopes[node.name])
         slack = affine_slack(node, intervals)

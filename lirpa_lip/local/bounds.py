@@ -20,6 +20,7 @@ from lirpa_lip.local.product import product_plan
 from lirpa_lip.local.propagate import planned_norms, propagate
 from lirpa_lip.local.rows import check_specification, inference_error, output_upper, row_lipschitz, whole_lipschitz
 from lirpa_lip.methods import names_at
+from lirpa_lip.network.balance import balanced
 from lirpa_lip.network.graph import NetworkGraph, build_graph, model_dtype
 from lirpa_lip.network.intervals import Interval, intersect, linear_bound_rounding, lirpa_intervals
 from lirpa_lip.regions.region import Region
@@ -159,7 +160,15 @@ def prepare(bounded: Any, x: Any, config: LocalLipConfig) -> tuple[NetworkGraph,
     graph = network_graph(bounded, dtype)
     region = region_of(x, config, graph, dtype)
     check_graph(bounded, graph, region.centre, region.sample(generator_of(bounded, region.centre.device)))
-    return graph, region, own
+    return _balanced(graph, region), region, own
+
+
+def _balanced(graph: NetworkGraph, region: Region) -> NetworkGraph:
+    if not any(node.factors for node in graph):
+        return graph
+    generator = torch.Generator(region.centre.device).manual_seed(0)  # any points serve; the same make results repeat
+    with torch.no_grad():
+        return balanced(graph, region.centre, [region.sample(generator) for _ in range(4)])
 
 
 def _crown(bounded: Any, x: Any, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,7 @@ from lirpa_lip.local.linearised import pull_back
 from lirpa_lip.local.rate_errors import RateErrors, rate_errors
 from lirpa_lip.network.forward_error import forward_error
 from lirpa_lip.network.graph import NetworkGraph
+from lirpa_lip.network.node import Interval
 from lirpa_lip.network.rounding import RowErrors, positive_slack, widest
 from lirpa_lip.regions.region import Region, safe_norm
 
@@ -40,7 +43,8 @@ def sampled_rates(
     for index in range(samples):
         x = region.centre if index == 0 else region.sample(generator)
         rows, unknown = _jacobian(graph, x, c, layers, errors)
-        rows = rows * moves
+        certain = torch.isfinite(rows).flatten(1).all(1)  # else a slope is known nowhere, and neither is the norm
+        rows = torch.where(certain.reshape(-1, 1, 1), rows * moves, 0.0)
         room = 1 - positive_slack(4 * (rows.shape[1] + rows.shape[2]), graph.dtype)
         if whole:
             value = torch.linalg.matrix_norm(rows, 2) * room - safe_norm(unknown)
@@ -59,7 +63,7 @@ def _jacobian(graph: NetworkGraph, x: Tensor, c: Tensor, layers: Layers, known: 
     """Gradients of ``C f`` at ``x``, ``(batch, specs, n)``, and in norm at most how far off, ``(batch, specs)``."""
     batch, specs = c.shape[:2]
     values = graph.values(x)
-    off = forward_error(graph, values, graph.dtype)
+    off = forward_error(graph, _points(values), graph.dtype)
     slack, centres = dict(known.slack), {}
     for node in graph.activations:
         assert node.activation is not None
@@ -72,6 +76,10 @@ def _jacobian(graph: NetworkGraph, x: Tensor, c: Tensor, layers: Layers, known: 
     found = pull_back(graph, graph.output, rows, centres, errors.visit)[graph.input].reshape(batch, specs, -1)
     unknown = errors.total * (1 + positive_slack(widest(graph), graph.dtype)) + known.underflow
     return found, torch.as_tensor(unknown).expand(batch, specs)
+
+
+def _points(values: Mapping[str, Tensor]) -> dict[str, Interval]:
+    return {name: (value, value) for name, value in values.items()}
 
 
 def _across(graph: NetworkGraph, region: Region, c: Tensor, rows: Tensor, whole: bool) -> Tensor:
@@ -88,7 +96,7 @@ def _across(graph: NetworkGraph, region: Region, c: Tensor, rows: Tensor, whole:
     ends = [torch.minimum(torch.maximum(region.centre.unsqueeze(1) + sign * step, low), high) for sign in (1, -1)]
     points = torch.cat(ends, dim=1).flatten(0, 1)
     values = graph.values(points)
-    off = forward_error(graph, values, graph.dtype)[graph.output].reshape(batch, 2, -1, c.shape[2])
+    off = forward_error(graph, _points(values), graph.dtype)[graph.output].reshape(batch, 2, -1, c.shape[2])
     found = values[graph.output].reshape(batch, 2, -1, c.shape[2])
     change, unknown = found[:, 0] - found[:, 1], off.sum(1) + torch.finfo(rows.dtype).eps * found.abs().sum(1)
     distance = safe_norm((ends[0] - ends[1]).flatten(2)) * (1 + positive_slack(2 * rows.shape[2], rows.dtype))

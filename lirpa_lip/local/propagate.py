@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.errors import DomainError
 from lirpa_lip.local.composed import composed_rate
 from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.layers import Gain, Layer, Layers, safe_sqrt, zero_safe_product
@@ -137,6 +138,9 @@ class _Propagation:
         assert activation is not None
         interval, anchor = self.intervals[parent], self.values[parent]
         lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
+        reason = activation.outside(lower, upper)
+        if reason:
+            raise DomainError(node.name, node.operator, reason)
         whole = None
         if self.anchored:
             slopes = activation.secant_range(anchor, lower, upper)

@@ -107,10 +107,16 @@ def first_order(graph: NetworkGraph, x: Tensor, rows: Tensor, *dtypes: torch.dty
 def node_error(node: Node, ranges: Mapping[str, Range], errors: Mapping[str, Tensor], *dtypes: torch.dtype) -> Tensor:
     """Error at one node from those of the nodes before it, for the sum of evaluations in ``dtypes``."""
     units = [_Precision(d) for d in dtypes]
+    unit = sum(p.unit for p in units)
     if node.activation is not None:
         parent = node.parents[0]
-        return _activation_error(node.activation, _ends(ranges[parent]), errors[parent], sum(p.unit for p in units))
-    return _affine_error(node, ranges, errors, units)
+        error = _activation_error(node.activation, _ends(ranges[parent]), errors[parent], unit)
+    else:
+        error = _affine_error(node, ranges, errors, units)
+    if node.roundings:
+        low, high = _ends(ranges[node.name])
+        error = error + node.roundings * unit * (1 + torch.maximum(low.abs(), high.abs()) + error)
+    return error
 
 
 class _Precision:

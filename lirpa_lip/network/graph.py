@@ -147,7 +147,6 @@ def build_graph(bounded: Any, dtype: torch.dtype | None = None) -> NetworkGraph:
     device, own = (root.value if first is None else first).device, wrapped_dtype(bounded, root.value.dtype)
     builder = GraphBuilder(dtype or own, device, own)
     emitted: dict[str, str] = {}
-    scalar = next((bound for bound in order if len(_shape(bound, root, shapes)) < 2), None)
     for bound in order:
         operator = type(bound).__name__
         shape = torch.Size(_shape(bound, root, shapes)[1:])
@@ -160,16 +159,17 @@ def build_graph(bounded: Any, dtype: torch.dtype | None = None) -> NetworkGraph:
         attr = bound.attr if isinstance(bound.attr, dict) else {}
         traced = Traced(bound.name, operator, bound, attr, parents, shape, builder)
         emitted[bound.name] = ADAPTERS[operator](builder, traced)
+    output = emitted[order[-1].name]
+    whole = NetworkGraph(builder.nodes, emitted[root.name], output, builder.dtype, builder.device)
+    # adapters that recognise a pattern (x * sigmoid(x)) leave its parts behind
+    used = {name: builder.nodes[name] for name in whole.ancestors(output)}
+    scalar = next((b for b in order if emitted[b.name] in used and len(_shape(b, root, shapes)) < 2), None)
     if scalar is not None:  # asked last, so that an unsupported operator (softmax) is named first
         found = tuple(_shape(scalar, root, shapes))
         raise ShapeError(
             f"node {scalar.name!r} has shape {found}; every value needs a batch axis first and "
             "one more axis: keep the reduced axis (keepdim=True)."
         )
-    output = emitted[order[-1].name]
-    whole = NetworkGraph(builder.nodes, emitted[root.name], output, builder.dtype, builder.device)
-    # adapters that recognise a pattern (x * sigmoid(x)) leave its parts behind
-    used = {name: builder.nodes[name] for name in whole.ancestors(output)}
     return NetworkGraph(used, whole.input, output, builder.dtype, builder.device)
 
 

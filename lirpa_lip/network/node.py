@@ -33,6 +33,9 @@ class Node:
             than a walk through the nodes between would (the rewritten operator's own interval rule).
         isometry_of: of an activation that clips the outputs of a pairwise sort, where that sort's input is; see
             `lirpa_lip.local.product`.
+        factors: the parent holds the two factors of a product side by side, ``(2, *shape)``, and the scale of one may
+            be shifted to the other (`lirpa_lip.network.balance`).
+        roundings: roundings, beside those of its nodes, that the operator's own evaluation may have.
         bias_size: of a bias that is a difference of larger numbers, their sizes; ``None`` for ``|bias|``.
     """
 
@@ -46,6 +49,8 @@ class Node:
     shortcut: Shortcut | None = None
     isometry_of: SortedInput | None = None
     bias_size: Tensor | None = None
+    factors: bool = False
+    roundings: int = 0
 
     @property
     def is_input(self) -> bool:

@@ -178,6 +178,8 @@ MISSING: dict[str, Missing] = {
     "onnx::Pow": Missing("BoundPow", True, _odd_power),
     # theirs is violated by intervals around 0, in 0.7
     "onnx::Tan": Missing("BoundTan", True, _constant),
+    "onnx::LogSoftmax": Missing("BoundLogSoftmax", False),
+    "onnx::ReduceLogSumExp": Missing("BoundReduceLogSumExp", False),
     # 0.7 writes those with a constant as a ReLU behind it, which cancels the value where the constant is far away
     "onnx::Max": Missing("BoundMax", False, _no_constant),
     "onnx::Min": Missing("BoundMin", False, _no_constant),

@@ -147,6 +147,18 @@ class Products(nn.Module):
         return self.head((torch.relu(self.inner(x)) @ self.matrix).flatten(1))
 
 
+class Attention(nn.Module):
+    """One head over three tokens of width four."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.head = (nn.Linear(4, n) for n in (4, 4, 4, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = torch.softmax(self.q(x) @ self.k(x).transpose(1, 2) / 2, dim=-1)
+        return self.head((weights @ self.v(x)).mean(1))
+
+
 def mlp(*layers: nn.Module) -> Callable[[], nn.Module]:
     return lambda: nn.Sequential(nn.Linear(6, 8), *copy.deepcopy(layers), nn.Linear(8, 3))
 
@@ -232,6 +244,33 @@ ROWS: dict[str, Row] = {
     "exp": Row(around(lambda x: torch.exp(-x))),
     "hard sigmoid": Row(around(lambda x: F.hardsigmoid(8 * x))),
     "hard swish": Row(around(lambda x: F.hardswish(8 * x))),
+    "atan": Row(around(lambda x: torch.atan(3 * x))),
+    "sine": Row(around(lambda x: torch.sin(4 * x))),
+    "cosine": Row(around(lambda x: torch.cos(4 * x))),
+    "tangent": Row(around(lambda x: torch.tan(x / 4))),
+    "log": Row(around(lambda x: torch.log(x.abs() + 0.5))),
+    "square root": Row(around(lambda x: torch.sqrt(F.softplus(x)))),
+    "reciprocal": Row(around(lambda x: 1 / (1.5 + torch.tanh(x)))),
+    "square": Row(around(lambda x: x**2 - torch.square(x + 1))),
+    "cube": Row(around(lambda x: x**3)),
+    "fractional power": Row(around(lambda x: (x.abs() + 0.1) ** 1.5)),
+    "negative power": Row(around(lambda x: (x.abs() + 0.5) ** -2)),
+    "softsign": Row(around(F.softsign)),
+    "mish": Row(around(F.mish)),
+    "log sigmoid": Row(around(lambda x: F.logsigmoid(x) + 0.7)),
+    "gelu by tanh": Row(around(nn.GELU("tanh"))),
+    # products of two values that vary
+    "product": Row(around(lambda x: x[:, :2] * torch.tanh(x[:, 2:]))),
+    "product broadcast": Row(around(lambda x: x * torch.sigmoid(x.mean((2, 3), keepdim=True)))),
+    "product of a value with its function": Row(around(lambda x: x * x.relu())),
+    "quotient": Row(around(lambda x: x[:, :2] / (x[:, 2:].abs() + 0.5))),
+    "quotient by a root": Row(around(lambda x: x / torch.sqrt((x * x).sum(1, keepdim=True) + 0.1))),
+    "matrix product of two values": Row(around(lambda x: x[:, :, 1:] @ x[:, :, :4].transpose(2, 3))),
+    "attention": Row(Attention, (3, 4)),
+    "layer norm": Row(around(nn.LayerNorm(4, eps=0.1))),
+    "softmax": Row(around(lambda x: torch.softmax(3 * x, 1))),
+    "log softmax": Row(around(lambda x: torch.log_softmax(3 * x, 1) + 1)),
+    "log sum exp": Row(around(lambda x: torch.logsumexp(3 * x, (2, 3)))),
     "clipped relu": Row(around(ClippedReLU((4, 5, 4), threshold=0.3))),
     # sorting
     "maxmin": Row(around(MaxMin())),
@@ -266,12 +305,6 @@ def traced(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Bo
 
 #: Models that must be refused, and a word that the message has to hold beside the operator's name.
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
-    "layer norm": (lambda: nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4)), FLAT, "LayerNorm"),
-    "softmax": (lambda: nn.Sequential(nn.Linear(6, 4), nn.Softmax(1)), FLAT, "input"),
-    "attention": (lambda: Call(lambda x: x @ x.transpose(1, 2)), (3, 4), "attention"),
-    "gating": (lambda: Call(lambda x: x * torch.tanh(x)), FLAT, "no Lipschitz rule"),
     "instance norm": (lambda: nn.InstanceNorm2d(2), IMAGE, "InstanceNormalization"),
-    "sine": (lambda: Call(torch.sin), FLAT, "Sin"),
-    "square": (lambda: Call(lambda x: x**2), FLAT, "no Lipschitz rule"),
     "round": (lambda: Call(torch.round), FLAT, "supported are"),
 }

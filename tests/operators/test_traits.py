@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from lirpa_lip.activations import curved, periodic, smooth
 from lirpa_lip.activations import piecewise_linear as pl
-from lirpa_lip.activations import smooth
 from lirpa_lip.activations.base import Activation
 from lirpa_lip.activations.lines import blend_three, relaxations
 
@@ -61,6 +61,21 @@ ACTIVATIONS: dict[str, Row] = {
     "hard swish": Row(smooth.hard_swish(), lambda z: z * (z / 6 + 0.5).clamp(0, 1), (-3, -1.5, 3)),
     "erf": Row(smooth.erf(), torch.erf, (0,)),
     "exp": Row(smooth.exp(), torch.exp, widest=20),
+    "atan": Row(smooth.arc_tangent(), torch.atan, (0,)),
+    "softsign": Row(smooth.softsign(), F.softsign, (0,)),
+    "log sigmoid": Row(smooth.log_sigmoid(), F.logsigmoid),
+    "log cosh": Row(smooth.log_cosh(), lambda z: 2**0.5 * torch.log(2 * torch.cosh(z / 2**0.5)), (0,), 400),
+    "mish": Row(smooth.mish(), F.mish, (smooth.MISH_MINIMUM, *smooth.MISH_INFLECTIONS)),
+    "gelu by tanh": Row(
+        smooth.gelu_tanh(),
+        lambda z: F.gelu(z, approximate="tanh"),
+        (smooth.GELU_TANH_MINIMUM, -smooth.GELU_TANH_INFLECTION, smooth.GELU_TANH_INFLECTION),
+    ),
+    "sine": Row(periodic.sine(), torch.sin, (-math.pi / 2, 0, math.pi / 2, 3 * math.pi), 50),
+    "cosine": Row(periodic.cosine(), torch.cos, (-math.pi / 2, 0, math.pi / 2, 3 * math.pi), 50),
+    "square": Row(curved.square(), torch.square, (0,), 1e3),
+    "fourth power": Row(curved.power(4), lambda z: z**4, (0,), 50),
+    "cube": Row(curved.power(3), lambda z: z**3, (0,), 50),
 }
 ROWS = pytest.mark.parametrize("row", ACTIVATIONS.values(), ids=ACTIVATIONS.keys())
 

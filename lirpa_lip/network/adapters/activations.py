@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from lirpa_lip.activations import curved, smooth
+from lirpa_lip.activations import curved, periodic, smooth
 from lirpa_lip.activations.base import Activation
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear, absolute, clip, hard_sigmoid, leaky_relu, relu
-from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample, multiply
+from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample
+from lirpa_lip.network.adapters.products import multiply
 from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import DiagonalMap
 
@@ -39,7 +40,8 @@ HARD_SWISH = simple(smooth.hard_swish)
 
 
 SQRT, LOG, RECIPROCAL = simple(curved.square_root), simple(curved.logarithm), simple(curved.reciprocal)
-TAN = simple(curved.Tangent)
+TAN, SIN, COS, ATAN = (simple(f) for f in (curved.Tangent, periodic.sine, periodic.cosine, smooth.arc_tangent))
+SQUARE = simple(curved.square)
 
 
 def power(builder: GraphBuilder, traced: Traced) -> str:
@@ -47,6 +49,8 @@ def power(builder: GraphBuilder, traced: Traced) -> str:
     exponent = torch.as_tensor(traced.constant(1))
     if exponent.numel() != 1:
         raise traced.unsupported("its exponents differ between entries; use one power for each exponent")
+    if traced.parents[0] is None:
+        raise traced.unsupported("its base is constant; write c ** x as exp(x * log(c))")
     return _emit(builder, traced, curved.power(float(exponent)))
 
 

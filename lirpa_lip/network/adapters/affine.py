@@ -37,8 +37,6 @@ def linear(builder: GraphBuilder, traced: Traced) -> str:
 def matmul(builder: GraphBuilder, traced: Traced) -> str:
     """``x W`` along the last axis, or ``W x`` along the last but one, for a constant matrix; or a vector in ``x W``."""
     left = traced.parents[0] is None
-    if len(traced.parents) == 2 and not left and traced.parents[1] is not None:
-        raise traced.unsupported("both factors depend on the input (attention), which has no Lipschitz rule here")
     parent = traced.varying(1 if left else 0)
     shape, weight = builder.shape(parent), traced.constant(0 if left else 1)
     while weight.ndim > 2 and weight.shape[0] == 1:

@@ -84,30 +84,24 @@ def negate(builder: GraphBuilder, traced: Traced) -> str:
     return builder.affine(traced.name, traced.operator, [traced.parent], [negated(builder, traced.shape)])
 
 
-def _scaled(builder: GraphBuilder, traced: Traced, parent: str, factor: Tensor) -> str:
-    scale = broadcast_to_sample(factor.to(builder.dtype), traced.shape)
-    maps: LinearMap = DiagonalMap(scale, traced.shape)
-    if builder.shape(parent) != traced.shape:
-        maps = ComposedMap([maps, widened(builder, parent, traced.shape)])
+def scale_by(builder: GraphBuilder, traced: Traced, parent: str, factor: Tensor) -> str:
+    """A value times a constant, broadcast against each other."""
+    shape = torch.broadcast_shapes((1, *builder.shape(parent)), factor.shape)[1:]
+    spread = broadcast_to_sample(factor.to(builder.dtype), shape)
+    maps: LinearMap = DiagonalMap(spread, shape)
+    if builder.shape(parent) != shape:
+        maps = ComposedMap([maps, widened(builder, parent, shape)])
     return builder.affine(traced.name, traced.operator, [parent], [maps])
 
 
-def multiply(builder: GraphBuilder, traced: Traced) -> str:
-    """``c * x`` for a constant ``c``; products of two varying values are refused unless a known activation."""
-    varying = [p for p in traced.parents if p is not None]
-    if len(varying) != 1:
-        raise traced.unsupported(
-            "it multiplies two values that both depend on the input (attention, gating, LayerNorm), "
-            "which has no Lipschitz rule here"
-        )
+def scale(builder: GraphBuilder, traced: Traced) -> str:
+    """``c * x`` for a constant ``c``."""
     index = 0 if traced.parents[0] is None else 1
-    return _scaled(builder, traced, varying[0], traced.constant(index))
+    parent = traced.parents[1 - index]
+    assert parent is not None
+    return scale_by(builder, traced, parent, traced.constant(index))
 
 
-def divide(builder: GraphBuilder, traced: Traced) -> str:
+def divide_by_constant(builder: GraphBuilder, traced: Traced) -> str:
     """``x / c`` for a constant ``c``."""
-    if traced.parents[1] is not None:
-        raise traced.unsupported(
-            "it divides by a value that depends on the input (LayerNorm, softmax), which has no Lipschitz rule here"
-        )
-    return _scaled(builder, traced, traced.parent, 1 / traced.constant(1).to(builder.dtype))
+    return scale_by(builder, traced, traced.parent, 1 / traced.constant(1).to(builder.dtype))

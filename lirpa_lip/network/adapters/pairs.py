@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import SortedInput
+from lirpa_lip.activations.base import Activation, SortedInput
 from lirpa_lip.activations.piecewise_linear import clip_half, fold_half
 from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.network.node import Shortcut
@@ -87,13 +87,28 @@ def _sorted_bounds(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _emit_sort(builder: GraphBuilder, traced: Traced, parent: str, prefix: str) -> str:
+def _soft_bounds(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of (log(eˣ + eʸ), −log(e⁻ˣ + e⁻ʸ)), both monotone, rounded outwards; of a point its value."""
+    low = _soft_pair(lower)
+    if lower is upper:
+        return low, low
+    high, slack = _soft_pair(upper), 16 * torch.finfo(lower.dtype).eps
+    return low - slack * (1 + low.abs()), high + slack * (1 + high.abs())
+
+
+def _soft_pair(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=1)
+    return torch.cat([torch.logaddexp(first, second), -torch.logaddexp(-first, -second)], dim=1)
+
+
+def _emit_sort(builder: GraphBuilder, traced: Traced, parent: str, prefix: str, soft: Activation | None = None) -> str:
     shape = builder.shape(parent)
     turn = rotation(shape, builder.dtype, builder.device)
     rotated = builder.affine(f"{prefix}:rotate", traced.operator, [parent], [turn])
-    fold = fold_half(shape, builder.dtype, builder.device)
+    fold = fold_half(shape, builder.dtype, builder.device) if soft is None else soft
     folded = builder.activation(f"{prefix}:fold", traced.operator, rotated, fold)
-    return builder.affine(f"{prefix}:sorted", traced.operator, [folded], [turn], shortcut=(parent, _sorted_bounds))
+    own = _sorted_bounds if soft is None else _soft_bounds
+    return builder.affine(f"{prefix}:sorted", traced.operator, [folded], [turn], shortcut=(parent, own))
 
 
 def max_min(builder: GraphBuilder, traced: Traced) -> str:
@@ -131,11 +146,13 @@ def _pull_back(fold_centre: Tensor, fold_stable: Tensor, mask: Tensor) -> Tensor
 
 
 def emit_pairwise_maximum(
-    builder: GraphBuilder, traced: Traced, output: str, candidates: str, shape: torch.Size, shortcut: Shortcut
-) -> str:
+    builder: GraphBuilder, traced: Traced, output: str, candidates: str, shape: torch.Size, shortcut: Shortcut,
+    soft: Activation | None = None,
+) -> str:  # fmt: skip
     """Maximum over the first axis of ``candidates (count, *rest)`` by rounds of pairwise maxima, then the given shape.
 
-    A candidate without a partner goes straight to the next round.
+    A candidate without a partner goes straight to the next round. With ``soft`` in place of the identity and ``|·|`` it
+    is a maximum of another kind: log-sum-exp.
     """
     round_, name = 0, candidates
     while builder.shape(name)[0] > 1:
@@ -147,7 +164,7 @@ def emit_pairwise_maximum(
         if count % 2:
             cut = FunctionMap(partial(_narrow, length=even), builder.shape(name), **like)
             paired = builder.affine(f"{prefix}:pairs", traced.operator, [name], [cut])
-        ordered = _emit_sort(builder, traced, paired, prefix)
+        ordered = _emit_sort(builder, traced, paired, prefix, soft)
         winners = FunctionMap(partial(_narrow, length=even // 2), builder.shape(ordered), **like)
         parents, maps = [ordered], [winners]
         if count % 2:

@@ -6,19 +6,19 @@ To support another operator write an adapter and add its row here (docs/extendin
 
 from __future__ import annotations
 
-from lirpa_lip.network.adapters import activations, affine, elementwise_affine, pairs, pooling, shape
+from lirpa_lip.network.adapters import activations, affine, elementwise_affine, pairs, pooling, products, shape, softmax
 
 ADAPTERS = {
     # affine
     "BoundLinear": affine.linear,
-    "BoundMatMul": affine.matmul,
+    "BoundMatMul": products.matrix_product,
     "BoundConv": affine.convolution,
     "BoundConvTranspose": affine.convolution_transposed,
     "BoundBatchNormalization": affine.batch_norm,
     "BoundAdd": elementwise_affine.add,
     "BoundSub": elementwise_affine.subtract,
     "BoundNeg": elementwise_affine.negate,
-    "BoundDiv": elementwise_affine.divide,
+    "BoundDiv": products.divide,
     "BoundMul": activations.gated,
     "BoundAveragePool": pooling.average_pool,
     "BoundGlobalAveragePool": pooling.global_average_pool,
@@ -52,6 +52,15 @@ ADAPTERS = {
     "BoundSigmoid": activations.SIGMOID,
     "BoundTanh": activations.TANH,
     "BoundErf": activations.ERF,
+    "BoundAtan": activations.ATAN,
+    "BoundSin": activations.SIN,
+    "BoundCos": activations.COS,
+    "BoundTan": activations.TAN,
+    "BoundSqrt": activations.SQRT,
+    "BoundReciprocal": activations.RECIPROCAL,
+    "BoundLog": activations.LOG,
+    "BoundPow": activations.power,
+    "BoundSqr": activations.SQUARE,
     "BoundExp": activations.EXP,
     "BoundElu": activations.elu,
     "BoundSelu": activations.SELU,
@@ -61,6 +70,10 @@ ADAPTERS = {
     "BoundSiLU": activations.SILU,
     "BoundGelu": activations.GELU,
     "BoundClippedRelu": activations.clipped_relu,
+    # log-sum-exp
+    "BoundSoftmax": softmax.softmax,
+    "BoundLogSoftmax": softmax.log_softmax,
+    "BoundReduceLogSumExp": softmax.log_sum_exp,
     # sorting
     "BoundMaxMin": pairs.max_min,
     "BoundClippedMaxMin": pairs.clipped_max_min,
@@ -71,26 +84,15 @@ ADAPTERS = {
     "BoundMin": pooling.minimum,
 }
 
-#: Operators with lines for auto_LiRPA's methods, whose Lipschitz constant is refused below, or has not been looked at.
-RELAXED = {
-    "BoundSqrt": activations.SQRT,
-    "BoundReciprocal": activations.RECIPROCAL,
-    "BoundLog": activations.LOG,
-    "BoundPow": activations.power,
-    "BoundTan": activations.TAN,
-    "BoundATenHeaviside": activations.heaviside,
-}
+#: Operators with lines for auto_LiRPA's methods, which have no Lipschitz constant.
+RELAXED = {"BoundATenHeaviside": activations.heaviside}
 
-_NO_RULE = "products, powers and quotients of values that depend on the input have no Lipschitz rule here"
-_NORMALISATION = _NO_RULE + " (LayerNorm and its like, whose slope grows without bound as the variance vanishes)"
+_STEP = "it is a step function, which has no Lipschitz constant; leave it out of the model"
 
 #: Operators which auto_LiRPA traces and which are refused on purpose, with the reason.
 REFUSED = {
-    "BoundSoftmax": _NO_RULE + "; leave a final softmax out: it does not change the order of the logits",
-    "BoundPow": _NORMALISATION,
-    "BoundSqr": _NORMALISATION,
-    "BoundSqrt": _NORMALISATION,
-    "BoundReciprocal": _NORMALISATION,
-    "BoundLayerNormalization": _NORMALISATION,
-    "BoundInstanceNormalization": _NORMALISATION,
+    "BoundFloor": _STEP,
+    "BoundSign": _STEP,
+    "BoundATenHeaviside": _STEP,
+    "BoundEqual": _STEP,
 }
