@@ -36,6 +36,7 @@ def composed_rate(
     mask: Tensor | None,
     layers: Layers,
     norm: Norm,
+    *,
     gains: Mapping[str, Gain] | None = None,
 ) -> Tensor:
     """``Lip(diag(mask)^½ z)`` of a node by one norm of all terms, ``(batch,)``; ``mask`` of ``None`` for ones.

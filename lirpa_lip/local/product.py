@@ -73,6 +73,7 @@ def product_rows(
     cotangent: Tensor,
     layers: Layers,
     eps: Tensor | None = None,
+    *,
     visit: Visit | None = None,
 ) -> Tensor:
     """``Lip(vᵀ z)`` for rows ``v (batch, specs, *shape)`` of a node: exact vector norms, ``(batch, specs)``.

@@ -47,6 +47,7 @@ def propagate(
     config: LocalLipConfig,
     norm: Norm,
     prior_intervals: Mapping[str, Interval] | None = None,
+    *,
     anchored: bool | None = None,
 ) -> Layers:
     """Bounds, slopes and rates of every activation, in topological order.
@@ -151,7 +152,7 @@ class _Propagation:
         open_rate = live_rate
         if self.config.bound != "product":
             # every diagonal contraction of S^½ z moves no faster, R^½ z among them
-            rate = composed_rate(self.graph, parent, slopes.radius, self.layers, self.norm, gains)
+            rate = composed_rate(self.graph, parent, slopes.radius, self.layers, self.norm, gains=gains)
             open_rate = torch.minimum(live_rate, self._outward(rate))
         error: Tensor | float = 0.0
         if gains is not None:
@@ -189,7 +190,7 @@ class _Propagation:
         first = not any(name in layers for name in graph.ancestors(node.parents[0]))
         if config.bound == "product" or (config.bound == "auto" and first and node.isometry_of is None):
             return self._product(node, mask, gains)
-        composed = self._outward(composed_rate(graph, node.parents[0], mask, layers, self.norm, gains))
+        composed = self._outward(composed_rate(graph, node.parents[0], mask, layers, self.norm, gains=gains))
         if config.bound == "composed":
             return composed, None
         # estimates keep warm starts by the order of the norms, which then must not depend on the data

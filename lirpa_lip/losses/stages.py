@@ -96,7 +96,7 @@ def _layer_map(layer: nn.Module, in_shape: torch.Size) -> LinearMap:
     if isinstance(layer, nn.Conv2d):
         stride, padding, dilation = layer.stride, layer.padding, layer.dilation
         assert not isinstance(padding, str)
-        return Conv2dMap(layer.weight, in_shape, stride, padding, dilation, layer.groups)
+        return Conv2dMap(layer.weight, in_shape, stride, padding, dilation, groups=layer.groups)
     if isinstance(layer, nn.Flatten):
         return ReshapeMap(in_shape, (in_shape.numel(),))
     std = layer.get_buffer("std")

@@ -16,7 +16,7 @@ def small_network(activation: str = "clipped_relu", seed: int = 0, normalise: bo
     """Two convolutions and two linear layers on (2, 6, 6) images, float64, with nonzero biases."""
     torch.manual_seed(seed)
     statistics = ([0.4, 0.5], [0.3, 0.2]) if normalise else (None, None)
-    model = build_model("cnn-tiny", SHAPE, 5, activation, *statistics).double()
+    model = build_model("cnn-tiny", SHAPE, 5, activation, statistics[0], std=statistics[1]).double()
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.normal_(layer.bias, 0.0, 0.3)

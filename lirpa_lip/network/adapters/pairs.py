@@ -146,9 +146,15 @@ def _pull_back(fold_centre: Tensor, fold_stable: Tensor, mask: Tensor) -> Tensor
 
 
 def emit_pairwise_maximum(
-    builder: GraphBuilder, traced: Traced, output: str, candidates: str, shape: torch.Size, shortcut: Shortcut,
+    builder: GraphBuilder,
+    traced: Traced,
+    output: str,
+    candidates: str,
+    shape: torch.Size,
+    *,
+    shortcut: Shortcut,
     soft: Activation | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """Maximum over the first axis of ``candidates (count, *rest)`` by rounds of pairwise maxima, then the given shape.
 
     A candidate without a partner goes straight to the next round. With ``soft`` in place of the identity and ``|·|`` it
