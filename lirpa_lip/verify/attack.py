@@ -38,6 +38,7 @@ def attack(
     network: Network,
     cases: Sequence[Case],
     margins: Margins,
+    *,
     steps: int,
     restarts: int,
     seed: int,

@@ -46,6 +46,7 @@ def branch(
     network: Network,
     cases: Sequence[Case],
     margins: Margins,
+    *,
     is_open: Tensor,
     order: Tensor,
     config: LocalLipConfig,
