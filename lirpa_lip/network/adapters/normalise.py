@@ -44,6 +44,7 @@ def instance_norm(builder: GraphBuilder, traced: Traced) -> str:
     weight, bias = (traced.constant(i).reshape(1, -1, *[1] * (len(shape) - 1)) for i in (1, 2))
     scaled = scale_by(builder, traced, normalised, weight)
     node = builder.nodes[scaled]
+    assert node.maps is not None
     return builder.affine(name, operator, node.parents, node.maps, bias.expand(1, *shape))
 
 

@@ -255,14 +255,20 @@ def channel_shuffle(builder: GraphBuilder, traced: Traced) -> str:
 
 def unfold(builder: GraphBuilder, traced: Traced) -> str:
     """Windows of an image side by side (``F.unfold``)."""
-    kernel, dilation, padding, stride = (tuple(map(int, torch.as_tensor(traced.constant(i)).flatten())) for i in range(1, 5))
-    return _moved(builder, traced, partial(F.unfold, kernel_size=kernel, dilation=dilation, padding=padding, stride=stride))
+    kernel, dilation, padding, stride = (
+        tuple(map(int, torch.as_tensor(traced.constant(i)).flatten())) for i in range(1, 5)
+    )
+    return _moved(
+        builder, traced, partial(F.unfold, kernel_size=kernel, dilation=dilation, padding=padding, stride=stride)
+    )
 
 
 def choose(builder: GraphBuilder, traced: Traced) -> str:
     """``where(mask, x, y)`` for a constant mask."""
     if traced.parents[0] is not None:
-        raise traced.unsupported("its condition depends on the input, where the function may jump; use relu, abs or max")
+        raise traced.unsupported(
+            "its condition depends on the input, where the function may jump; use relu, abs or max"
+        )
     mask = torch.as_tensor(traced.constant(0)).bool()
     sizes = [mask.shape] + [
         (1, *builder.shape(p)) if p is not None else traced.constant(i).shape

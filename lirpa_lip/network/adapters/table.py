@@ -6,7 +6,17 @@ To support another operator write an adapter and add its row here (docs/extendin
 
 from __future__ import annotations
 
-from lirpa_lip.network.adapters import activations, affine, elementwise_affine, normalise, pairs, pooling, products, shape, softmax
+from lirpa_lip.network.adapters import (
+    activations,
+    affine,
+    elementwise_affine,
+    normalise,
+    pairs,
+    pooling,
+    products,
+    shape,
+    softmax,
+)
 
 ADAPTERS = {
     # affine

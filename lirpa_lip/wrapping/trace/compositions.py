@@ -123,13 +123,13 @@ def _hypot(rewriter: Any, node: Any) -> None:
     """``√(x² + y²)``."""
     x, y = node.inputs()
     squares = [_binary(rewriter, "mul", t, t, t) for t in (x, y)]
-    total = _binary(rewriter, "add", *squares, node.output())
+    total = _binary(rewriter, "add", squares[0], squares[1], node.output())
     rewriter.replace(node, rewriter.insert("aten::sqrt", [total], node.output()))
 
 
 def _interpolated(rewriter: Any, node: Any) -> None:
     """``x + w (y − x)`` for a number w."""
-    x, y, weight = node.inputs()
+    x, y, _ = node.inputs()
     if isinstance(argument(node, 2), (int, float)):
         away = _binary(rewriter, "sub", y, x, node.output())
         step = _binary(rewriter, "mul", away, _number(rewriter, argument(node, 2), away), away)
@@ -146,7 +146,7 @@ def _difference(rewriter: Any, node: Any) -> None:
     for start in (1, 0):
         arguments = [x, *(rewriter.constant(n) for n in (axis, start, start + count - 1, 1))]
         parts.append(rewriter.insert("aten::slice", arguments, node.output()))
-    rewriter.replace(node, _binary(rewriter, "sub", *parts, node.output()))
+    rewriter.replace(node, _binary(rewriter, "sub", parts[0], parts[1], node.output()))
 
 
 def _tile(rewriter: Any, node: Any) -> None:
@@ -187,7 +187,9 @@ def _variance(rewriter: Any, node: Any) -> None:
     mean = rewriter.insert("aten::mean", [x, rewriter.integers(axes), rewriter.constant(True), none], kept)
     away = rewriter.insert("aten::sub", [x, mean, one], x)
     squares = rewriter.insert("aten::mul", [away, away], x)
-    total = rewriter.insert("aten::sum", [squares, rewriter.integers(axes), rewriter.constant(keep), none], node.output())
+    total = rewriter.insert(
+        "aten::sum", [squares, rewriter.integers(axes), rewriter.constant(keep), none], node.output()
+    )
     number = rewriter.constant(torch.tensor(float(count), dtype=kind))
     result = rewriter.insert("aten::div", [total, number], node.output())
     if node.kind() == "aten::std":
