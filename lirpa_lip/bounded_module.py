@@ -160,7 +160,7 @@ def _constants(bounded: Any, x: Any, c: Tensor | None, method: str, norm: float,
     c = ordinary(check_rows(c, check_input(bounded, x)))
     if method in JACOBIAN_METHODS:
         _check_mode(bounded)
-        return jacobian_constants_of(bounded, x, c, method, norm, options)
+        return jacobian_constants_of(bounded, x, c, method, norm, options=options)
     if method not in CONSTANT_METHODS:
         raise UnknownMethodError(method, CONSTANT_METHODS + JACOBIAN_METHODS)
     if norm != 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ def certify(
     _check(model, x, y)
     with torch.random.fork_rng(devices=[]):  # the caller's own chance is left alone
         wide = copy.deepcopy(model).double()
-        options = (certificate, delta, radius_steps, image_box, inference)
+        options: dict[str, Any] = {"radius_steps": radius_steps, "image_box": image_box, "inference": inference}
         certifier: Certifier | None = None
         found: list[Certified] = []
         for place in range(0, len(x), batch_size):
@@ -100,7 +101,7 @@ def certify(
             with torch.no_grad():
                 predictions = _logits(wide, images).argmax(dim=1)
             labels = predictions if y is None else y[place : place + batch_size].to(predictions)
-            certifier = certifier or make_certifier(method, wide, images[:1], *options)
+            certifier = certifier or make_certifier(method, wide, images[:1], certificate, delta, **options)
             verdict = certifier(images, predictions, [exact])
             columns = (predictions.tolist(), labels.tolist(), verdict.radius.tolist())
             for prediction, label, radius in zip(*columns):

@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip.losses.activations import masks_of
+from lib.stages import masks_of, stages_of
 from lirpa_lip.losses.ball_box import worst_case_increase
-from lirpa_lip.losses.stages import stages_of
 
 
 class PublishedStep(nn.Module):

@@ -84,7 +84,14 @@ def certify(checkpoint: Path, **options: Any) -> None:
         mine = [index for part in share_of(len(data), *place) for index in part.tolist()]
         pace = Pace(len(mine), sum(index in there for index in mine))
         with counted(console, "certifying", "samples", pace) as advance:
-            certify_shard(model, data, settings, out, _identity(model, bundle, options["split"]), *place, advance)
+            identity, (batch_size, rank, processes) = _identity(model, bundle, options["split"]), place
+            certify_shard(
+                *(model, data, settings, out, identity),
+                batch_size=batch_size,
+                rank=rank,
+                processes=processes,
+                progress=advance,
+            )
         state.wait_for_everyone()
         if state.is_main_process:
             network = options["arch"] or config_of(loaded).arch

@@ -133,6 +133,7 @@ def compare_network(
     radii: dict,
     dataset: str | None = None,
     data_dir: str | None = None,
+    *,
     limit: int = 100,
     batch_size: int = 20,
     steps: int = 20,

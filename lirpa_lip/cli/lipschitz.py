@@ -46,10 +46,10 @@ class Constant:
     worth: Certificate
     seconds: float
 
-    def cells(self) -> tuple[str | int | float | None, ...]:
+    def cells(self) -> list[str | int | float | None]:
         gap = self.upper / self.lower if self.lower > 0 else None
         head = (self.sample, self.method, self.upper, self.lower, gap)
-        return (*head, *self.worth, round(self.seconds, 3))
+        return [*head, *self.worth, round(self.seconds, 3)]
 
 
 @click.command()
@@ -100,7 +100,7 @@ def lipschitz(checkpoint: Path, **options: Any) -> None:
             x = samples.batch(torch.tensor([index]))[0]
             for method in methods:
                 model = model_from(loaded, options["arch"], options["trust_arch"])
-                constant = bound_sample(model, x, eps, method, index, options, console)
+                constant = bound_sample(model, x, eps, method, index, options=options, console=console)
                 found.append(constant)
                 table.add(*constant.cells(), new_section=method == methods[0])
                 write(constant)
@@ -131,7 +131,7 @@ def _file(path: Path | None, force: bool) -> Iterator[Any]:
         yield write
 
 
-def means(found: list[Constant]) -> list[tuple[str | int | float | None, ...]]:
+def means(found: list[Constant]) -> list[list[str | int | float | None]]:
     """Per method the means over the samples, with the weakest kind and the largest δ among them."""
     rows = []
     for method in dict.fromkeys(c.method for c in found):
@@ -153,7 +153,7 @@ def _chosen(options: dict[str, Any]) -> list[str]:
 
 
 def bound_sample(
-    model: Any, x: Any, eps: float, method: str, index: int, options: dict[str, Any], console: Any
+    model: Any, x: Any, eps: float, method: str, index: int, *, options: dict[str, Any], console: Any
 ) -> Constant:
     """The constant of one sample by one method."""
     import torch

@@ -75,7 +75,7 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
     rows = []
     for j in chosen:
         for k, (verdict, low, high) in enumerate(
-            certify_feature(net, x, j, options["reach"], options["eps"], options["time_limit"])
+            certify_feature(net, x, j, options["reach"], options["eps"], time_limit=options["time_limit"])
         ):
             counts[table.features[j]][verdict] += 1
             rows.append((int(held[k]), table.features[j], verdict, low, high))
@@ -115,7 +115,7 @@ def _columns(names: tuple[str, ...], wanted: str | None) -> list[int]:
 
 
 def certify_feature(
-    net: Any, x: Any, feature: int, reach: float, eps: float, time_limit: float
+    net: Any, x: Any, feature: int, reach: float, eps: float, *, time_limit: float
 ) -> list[tuple[str, float, float]]:
     """Per sample the verdict on one feature and the certified bounds of its slope."""
     import torch
@@ -123,14 +123,14 @@ def certify_feature(
     from lirpa_lip import BoundedModule
     from lirpa_lip.jacobian.options import ClarkeOptions
     from lirpa_lip.local.bounds import network_graph
-    from lirpa_lip.regions.input_set import InputSet
+    from lirpa_lip.regions.region import Region
     from lirpa_lip.search.monotonicity import monotone_features
 
     graph = network_graph(BoundedModule(net, x[:1])).to(torch.float64)
     centre = x.double()
     width = torch.full_like(centre, eps)
     width[:, feature] = reach
-    inputs = InputSet.box(centre, (centre - width).clamp(min=0), (centre + width).clamp(max=1))
+    inputs = Region.box(centre, (centre - width).clamp(min=0), (centre + width).clamp(max=1))
     seed = torch.ones(len(x), 1, 1, dtype=torch.float64)
     found = monotone_features(graph, inputs, seed, [feature], ClarkeOptions(time_limit=time_limit))
     return [(found.verdict(k, 0, 0), float(found.lower[k, 0, 0]), float(found.upper[k, 0, 0])) for k in range(len(x))]

@@ -51,6 +51,7 @@ def backward_bounds(
     seed: Tensor,
     prior_cotangents: Mapping[str, Interval] | None = None,
     form: str = TIGHT,
+    *,
     pushes: bool = True,
     entries: int = 0,
     norm: float = math.inf,

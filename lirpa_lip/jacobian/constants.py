@@ -64,7 +64,7 @@ def check_norm(norm: float) -> float:
 
 
 def jacobian_constants(
-    graph: NetworkGraph, forward: Forward, seed: Tensor, method: str, norm: float, options: ClarkeOptions
+    graph: NetworkGraph, forward: Forward, seed: Tensor, method: str, norm: float, *, options: ClarkeOptions
 ) -> dict[str, Bounds]:
     """Bounds by ``method`` and by every weaker one, weakest first.
 

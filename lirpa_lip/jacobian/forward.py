@@ -19,7 +19,7 @@ from lirpa_lip.errors import DomainError, NonFiniteError
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import node_interval
 from lirpa_lip.network.rounding import absolute_sizes, affine_slack, total_gamma, widened
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 
 Interval = tuple[Tensor, Tensor]
 #: Elements of one batch of rows (rows × widest node); a few such tensors live at a time.
@@ -59,7 +59,7 @@ def unsplit(like: Tensor) -> Interval:
 @torch.no_grad()
 def forward_bounds(
     graph: NetworkGraph,
-    inputs: InputSet,
+    inputs: Region,
     splits: Mapping[str, Interval] | None = None,
     prior_intervals: Mapping[str, Interval] | None = None,
     crown: bool = True,
@@ -76,7 +76,7 @@ def forward_bounds(
     """
     splits, prior_intervals = splits or {}, prior_intervals or {}
     wanted = {node.parents[0] for node in graph.activations}
-    intervals: dict[str, Interval] = {graph.input: (inputs.low, inputs.high)}
+    intervals: dict[str, Interval] = {graph.input: inputs.interval()}
     sizes = absolute_sizes(graph, inputs.size)
     slopes: dict[str, SlopeRange] = {}
     found: dict[str, Lines] = {}
@@ -122,7 +122,7 @@ def _tighten(
     graph: NetworkGraph,
     node: Node,
     interval: Interval,
-    inputs: InputSet,
+    inputs: Region,
     found: Mapping[str, Lines],
     split: Interval | None,
     sizes: Mapping[str, Tensor],
@@ -146,7 +146,7 @@ def _tighten(
         rows.scatter_(2, part.unsqueeze(2), 1.0)
         both = torch.cat([rows, -rows], 1).reshape(len(inputs), -1, *node.shape)
         a, b = upper_plane(graph, node.name, both, found)
-        high, low = (inputs.support(a) + b).chunk(2, dim=1)
+        high, low = (inputs.maximum(a) + b).chunk(2, dim=1)
         rows_low.append(-low)
         rows_high.append(high)
     slack = total_gamma(graph) * size

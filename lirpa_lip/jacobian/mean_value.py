@@ -19,16 +19,17 @@ from lirpa_lip.jacobian.forward import Interval, forward_bounds
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import absolute_sizes, total_gamma
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 
 
 @torch.no_grad()
 def mean_value_bounds(
     graph: NetworkGraph,
-    inputs: InputSet,
+    inputs: Region,
     seed: Tensor,
     method: str = "clarke-jacobian",
     options: ClarkeOptions | None = None,
+    *,
     prior_intervals: Mapping[str, Interval] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Bounds of ``C f(x)`` over the region, ``(batch, rows)`` each.
@@ -40,13 +41,13 @@ def mean_value_bounds(
     options = options or ClarkeOptions()
     forward = forward_bounds(graph, inputs, prior_intervals=prior_intervals, crown=options.intermediate != "ibp")
     norm = math.inf if inputs.radius is None else 2
-    found = jacobian_constants(graph, forward, seed, method, norm, options)[method]
+    found = jacobian_constants(graph, forward, seed, method, norm, options=options)[method]
     if found.backward is None:
         raise ConfigError(f"method={method!r} bounds no Jacobian entries, which the mean-value form needs.")
     low, high = (t.flatten(2) for t in found.backward.cotangents[graph.input])
     centre = inputs.centre
     value = (graph.values(centre)[graph.output].flatten(1).unsqueeze(1) * seed.flatten(2)).sum(-1)
-    down, up = ((end - centre).flatten(1).unsqueeze(1) for end in (inputs.low, inputs.high))
+    down, up = ((end - centre).flatten(1).unsqueeze(1) for end in inputs.interval())
     most = torch.maximum(torch.maximum(low * down, low * up), torch.maximum(high * down, high * up)).sum(-1)
     least = torch.minimum(torch.minimum(low * down, low * up), torch.minimum(high * down, high * up)).sum(-1)
     if inputs.radius is not None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import auto_LiRPA
 import torch
 from torch import Tensor
 
 from lirpa_lip.autolirpa.calls import double_input, in_float64
-from lirpa_lip.autolirpa.perturbation import check_ball_and_box
+from lirpa_lip.autolirpa.reading import read_region
 from lirpa_lip.config import LocalLipConfig
-from lirpa_lip.errors import ShapeError, UnsupportedNormError
-from lirpa_lip.local.lower import sampled_rates
+from lirpa_lip.errors import ShapeError
+from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.lower import Effort, lower_bounds
 from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.product import product_plan
 from lirpa_lip.local.propagate import planned_norms, propagate
+from lirpa_lip.local.rate_errors import rate_errors
 from lirpa_lip.local.rows import check_specification, inference_error, output_upper, row_lipschitz, whole_lipschitz
 from lirpa_lip.methods import names_at
 from lirpa_lip.network.balance import balanced
@@ -78,13 +79,13 @@ def local_lip_bounds(
         inference = inference_error(graph, rows, layers, config, dtype)
         # what rounding may take must be reached as well
         limit = None if limit is None else limit - inference
-        below = output_upper(graph, region, -rows, layers, config, limit) if want_lower else None
+        below = output_upper(graph, region, -rows, layers, config, threshold=limit) if want_lower else None
         above = output_upper(graph, region, rows, layers, config) if want_upper else None
     lower = None if below is None else -outward_upper(below, dtype)
     upper = None if above is None else outward_upper(above, dtype)
     if crown != (None, None):
         with torch.no_grad():
-            check_overlap(graph, region.centre, rows, (lower, upper), crown, dtype)
+            check_overlap(graph, region.centre, rows, (lower, upper), crown, dtype=dtype)
         lower = None if lower is None else torch.maximum(lower, -outward_upper(-crown[0], dtype))
         upper = None if upper is None else torch.minimum(upper, outward_upper(crown[1], dtype))
         if lower is not None and upper is not None:
@@ -128,7 +129,7 @@ def local_lip_constants(bounded: Any, x: Any, c: Tensor | None, method: str) -> 
     stable, eliminated = (sum(t.flatten(1).sum(1) for t in kind) for kind in zip(*counts)) if counts else (None, None)
     return LipschitzResult(
         upper=outward_upper(upper, dtype),
-        lower=-outward_upper(-sampled_rates(graph, region, rows, layers, seed=norm.seed), dtype).clamp(max=0),
+        lower=-outward_upper(-_lower(graph, region, rows, layers, norm.seed), dtype).clamp(max=0),
         worth=norm.worth,
         stable=stable,
         eliminated=eliminated,
@@ -148,8 +149,33 @@ def network_graph(bounded: Any, dtype: torch.dtype | None = None) -> NetworkGrap
     return graph
 
 
-def prepare(bounded: Any, x: Any, config: LocalLipConfig) -> tuple[NetworkGraph, Region, torch.dtype]:
-    """The graph and the region in the precision of the computation, and the precision of its results."""
+def _lower(graph: NetworkGraph, region: Region, c: Tensor | None, layers: Layers, seed: int) -> Tensor:
+    rows = check_specification(c, len(region), graph)
+    shaped = rows.reshape(*rows.shape[:2], *graph[graph.output].shape)
+    errors = rate_errors(graph, layers)
+    return lower_bounds(graph, region, shaped, whole=c is None, effort=Effort(seed=seed), errors=errors)
+
+
+class Prepared(NamedTuple):
+    """The graph and the region in the precision of a computation, and the precision of its results."""
+
+    graph: NetworkGraph
+    region: Region
+    dtype: torch.dtype
+
+
+def prepare(bounded: Any, x: Any, config: LocalLipConfig) -> Prepared:
+    """`compared`, with the factors of products balanced over the region."""
+    found = compared(bounded, x, config)
+    return found._replace(graph=_balanced(found.graph, found.region))
+
+
+def compared(bounded: Any, x: Any, config: LocalLipConfig, **taken: Any) -> Prepared:
+    """What a computation starts from, once the graph has been compared with the model.
+
+    Args:
+        taken: which regions, see `lirpa_lip.autolirpa.reading.read_region`.
+    """
     current_model(bounded)
     own = model_dtype(bounded)
     wide = config.precision == "float64" or (config.precision == "auto" and not config.is_estimate)
@@ -158,9 +184,10 @@ def prepare(bounded: Any, x: Any, config: LocalLipConfig) -> tuple[NetworkGraph,
         # weights rounded to less than they are would be another network's
         dtype = own
     graph = network_graph(bounded, dtype)
-    region = region_of(x, config, graph, dtype)
-    check_graph(bounded, graph, region.centre, region.sample(generator_of(bounded, region.centre.device)))
-    return _balanced(graph, region), region, own
+    region = read_region(x, graph[graph.input].shape, dtype, config.image_box, **taken)
+    points = region.sample(1, generator_of(bounded, region.centre.device))[:, 0]
+    check_graph(bounded, graph, region.centre, points)
+    return Prepared(graph, region, own)
 
 
 def _balanced(graph: NetworkGraph, region: Region) -> NetworkGraph:
@@ -168,7 +195,7 @@ def _balanced(graph: NetworkGraph, region: Region) -> NetworkGraph:
         return graph
     generator = torch.Generator(region.centre.device).manual_seed(0)  # any points serve; the same make results repeat
     with torch.no_grad():
-        return balanced(graph, region.centre, [region.sample(generator) for _ in range(4)])
+        return balanced(graph, region.centre, list(region.sample(4, generator).unbind(1)))
 
 
 def _crown(bounded: Any, x: Any, c: Tensor, graph: NetworkGraph, region: Region) -> tuple[dict[str, Interval], tuple]:
@@ -208,30 +235,3 @@ def _gradients_where_needed(graph: NetworkGraph, region: Region):
     needed = bool(graph.parameters()) or region.centre.requires_grad or region.eps.requires_grad
     with torch.set_grad_enabled(torch.is_grad_enabled() and needed):
         yield
-
-
-def region_of(x: Any, config: LocalLipConfig, graph: NetworkGraph, dtype: torch.dtype) -> Region:
-    """The ℓ₂ region of ``x``, a ``BoundedTensor`` or a tuple with one, in ``dtype``.
-
-    Raises:
-        ShapeError: no ``BoundedTensor``, or not of the shape the model was wrapped with.
-        UnsupportedNormError: its perturbation is no ℓ₂ ball.
-    """
-    x = x if isinstance(x, (tuple, list)) else (x,)
-    if len(x) != 1 or not isinstance(x[0], auto_LiRPA.BoundedTensor):
-        raise ShapeError("x must be one BoundedTensor: x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.1)),).")
-    ball = x[0].ptb
-    if getattr(ball, "norm", None) != 2:
-        raise UnsupportedNormError(getattr(ball, "norm", type(ball).__name__), "the local Lipschitz bound", (2,))
-    expected = graph[graph.input].shape
-    if x[0].shape[1:] != expected:
-        raise ShapeError(
-            f"the input has shape {tuple(x[0].shape)}, expected (batch, *{tuple(expected)}), "
-            "the shape the model was wrapped with."
-        )
-    check_ball_and_box(ball, x[0])
-    low, high = config.image_box or (None, None)
-    low = ball.x_L if getattr(ball, "x_L", None) is not None else low
-    high = ball.x_U if getattr(ball, "x_U", None) is not None else high
-    centre = x[0].as_subclass(Tensor)
-    return Region.make(centre, ball.eps, low, high, dtype)

@@ -198,6 +198,7 @@ class PartBounds:
         start: Multipliers,
         steps: int,
         goal: Tensor,
+        *,
         rate: float = 1.0,
     ) -> Descent:
         """Steps of descent on all multipliers of all parts at once.

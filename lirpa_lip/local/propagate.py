@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.errors import DomainError
 from lirpa_lip.local.composed import composed_rate
@@ -47,6 +48,7 @@ def propagate(
     config: LocalLipConfig,
     norm: Norm,
     prior_intervals: Mapping[str, Interval] | None = None,
+    *,
     anchored: bool | None = None,
 ) -> Layers:
     """Bounds, slopes and rates of every activation, in topological order.
@@ -56,10 +58,10 @@ def propagate(
         anchored: override of ``config.anchored``.
     """
     anchored = config.anchored if anchored is None else anchored
-    return _Propagation(graph, region, config, norm, prior_intervals or {}, anchored).run()
+    return Propagation(graph, region, config, norm, prior_intervals or {}, anchored).run()
 
 
-class _Propagation:
+class Propagation:
     """The state of one pass. Estimates bound nothing, and so count no rounding."""
 
     def __init__(
@@ -74,12 +76,15 @@ class _Propagation:
         self.graph, self.region, self.config, self.norm = graph, region, config, norm
         self.prior_intervals = prior_intervals
         self.anchored = anchored
-        self.values = graph.values(region.centre)
+        self.values = self._values()
         self.errors = None if config.is_estimate else NodeErrors(graph, self.values)
         self.layers = Layers()
         self.intervals: dict[str, Interval] = {graph.input: region.interval()}
         self.rows: dict[str, dict[str, Tensor]] = {}
         self.tightened = 0
+
+    def _values(self) -> dict[str, Tensor]:
+        return self.graph.values(self.region.centre)
 
     def run(self) -> Layers:
         wanted = {node.parents[0] for node in self.graph.activations}
@@ -136,22 +141,14 @@ class _Propagation:
     def _activation(self, node: Node) -> None:
         parent, activation = node.parents[0], node.activation
         assert activation is not None
-        interval, anchor = self.intervals[parent], self.values[parent]
-        lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
-        reason = activation.outside(lower, upper)
-        if reason:
-            raise DomainError(node.name, node.operator, reason)
-        whole = None
-        if self.anchored:
-            slopes = activation.secant_range(anchor, lower, upper)
-        else:
-            slopes = whole = activation.slope_range(lower, upper)
+        anchor = self.values[parent]
+        (lower, upper), slopes, whole = self._slopes(node, anchor, self.intervals[parent])
         gains = self._gains(parent, slopes.magnitude)
         live_rate, norms = self._live_rate(node, slopes.magnitude, gains)
         open_rate = live_rate
         if self.config.bound != "product":
             # every diagonal contraction of S^½ z moves no faster, R^½ z among them
-            rate = composed_rate(self.graph, parent, slopes.radius, self.layers, self.norm, gains)
+            rate = composed_rate(self.graph, parent, slopes.radius, self.layers, self.norm, gains=gains)
             open_rate = torch.minimum(live_rate, self._outward(rate))
         error: Tensor | float = 0.0
         if gains is not None:
@@ -167,6 +164,21 @@ class _Propagation:
             slack = self.errors.activation(node, whole.magnitude, (lower, upper), after)
             after = after[0] - slack, after[1] + slack
         self.intervals[node.name] = after
+
+    def _slopes(self, node: Node, anchor: Tensor, interval: Interval) -> tuple[Interval, SlopeRange, SlopeRange | None]:
+        """The interval with the anchor, slopes on it, and the slopes between any two points where they were taken.
+
+        Raises:
+            DomainError: the activation is not defined on the interval.
+        """
+        activation = node.activation
+        assert activation is not None
+        lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
+        check_domain(node, (lower, upper))
+        if self.anchored:
+            return (lower, upper), activation.secant_range(anchor, lower, upper), None
+        slopes = activation.slope_range(lower, upper)
+        return (lower, upper), slopes, slopes
 
     def _outward(self, rate: Tensor) -> Tensor:
         return rate if self.errors is None else rate * (1 + positive_slack(0, self.graph.dtype))
@@ -189,7 +201,7 @@ class _Propagation:
         first = not any(name in layers for name in graph.ancestors(node.parents[0]))
         if config.bound == "product" or (config.bound == "auto" and first and node.isometry_of is None):
             return self._product(node, mask, gains)
-        composed = self._outward(composed_rate(graph, node.parents[0], mask, layers, self.norm, gains))
+        composed = self._outward(composed_rate(graph, node.parents[0], mask, layers, self.norm, gains=gains))
         if config.bound == "composed":
             return composed, None
         # estimates keep warm starts by the order of the norms, which then must not depend on the data
@@ -232,6 +244,13 @@ class _Propagation:
             # Frobenius norms grow too fast in deep networks; these norms were planned for
             error = torch.minimum(error, total(product_norms(self.graph, node, magnitude, self.layers, self.norm)))
         return error
+
+
+def check_domain(node: Node, interval: Interval) -> None:
+    """Raises `DomainError` where an activation is not defined on the whole interval of its input."""
+    reason = "" if node.activation is None else node.activation.outside(*interval)
+    if reason:
+        raise DomainError(node.name, node.operator, reason)
 
 
 def _tighten(

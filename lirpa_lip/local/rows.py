@@ -46,6 +46,7 @@ def output_upper(
     c: Tensor,
     layers: Layers,
     config: LocalLipConfig,
+    *,
     threshold: Tensor | None = None,
 ) -> Tensor:
     """Upper bounds of ``C f(x)`` over the region, ``(batch, specs)``; of ``−C`` they are minus the lower bounds.
@@ -78,7 +79,7 @@ def _output_upper(
     upper = _by_interval(graph, c, layers)
     if config.bound != "composed":
         errors = RowErrors(layers.slack, len(c))
-        reach = product_rows(graph, graph.output, rows, layers, region.eps, errors.visit)
+        reach = product_rows(graph, graph.output, rows, layers, region.eps, visit=errors.visit)
         upper = torch.minimum(upper, at + errors.added(reach, graph))
     if config.bound != "product":
         goal = None
@@ -156,5 +157,5 @@ def whole_lipschitz(
             norms = {s: n + gains[s].gamma * gains[s].size for s, n in norms.items()}
         value = torch.minimum(value, rate_of(norms, layers))
     if config.bound != "product":
-        value = torch.minimum(value, composed_rate(graph, graph.output, None, layers, norm, gains))
+        value = torch.minimum(value, composed_rate(graph, graph.output, None, layers, norm, gains=gains))
     return value * room

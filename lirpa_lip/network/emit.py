@@ -40,6 +40,7 @@ class GraphBuilder:
         parents: Iterable[str],
         maps: Sequence[LinearMap],
         bias: Tensor | None = None,
+        *,
         shortcut: Shortcut | None = None,
         bias_size: Tensor | None = None,
     ) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -117,13 +118,21 @@ def _sites(mask: Tensor | None, shape: torch.Size, problem: Problem, conv: ConvM
     return _Sites(scale != 0, scale)
 
 
-def sparse_problem(problem: Problem) -> tuple[Problem, Tensor, Tensor]:
-    """The problem on a `SparseMap`, masks multiplied in; rows and columns kept.
+class SparseProblem(NamedTuple):
+    """A problem on a `SparseMap`.
 
-    Returns:
-        the problem; ``(B, r)`` and ``(B, c)``, flat indices of the map's outputs and inputs, each sample's padded with
-        the numel of that side.
+    Attributes:
+        rows, columns: that were kept, flat indices of the map's outputs ``(B, r)`` and inputs ``(B, c)``, each sample's
+            padded with the numel of that side.
     """
+
+    problem: Problem
+    rows: Tensor
+    columns: Tensor
+
+
+def sparse_problem(problem: Problem) -> SparseProblem:
+    """The problem on a `SparseMap`, masks multiplied in."""
     conv = _convolution(problem)
     assert conv is not None
     inputs, outputs = _sides(problem, conv)
@@ -132,8 +141,9 @@ def sparse_problem(problem: Problem) -> tuple[Problem, Tensor, Tensor]:
     adjoint = _compressed(conv, False, inputs, outputs, entries)
     kept = _places(conv.out_shape, outputs), _places(conv.in_shape, inputs)
     if conv is problem.map:
-        return Problem(SparseMap(forward, adjoint), problem.size), *kept
-    return Problem(SparseMap(adjoint, forward), problem.size), kept[1], _cropped(kept[0], conv, problem)
+        return SparseProblem(Problem(SparseMap(forward, adjoint), problem.size), *kept)
+    turned = Problem(SparseMap(adjoint, forward), problem.size)
+    return SparseProblem(turned, kept[1], _cropped(kept[0], conv, problem))
 
 
 def _widest(sites: _Sites) -> int:

@@ -80,7 +80,7 @@ def deterministic(problem: Problem, source: Source, want: Want) -> NormResult:
     missed = torch.isinf(upper).nonzero().squeeze(1)
     if len(missed):
         part = double.select(missed)
-        better = estimate(part, None, GUESS_RTOL / 100, 4 * GUESS_STEPS, another(source), Want.NOTHING)
+        better = estimate(part, None, GUESS_RTOL / 100, 4 * GUESS_STEPS, another(source), want=Want.NOTHING)
         sigma[missed] = torch.maximum(sigma[missed], better.lower)
         lower[missed] = torch.maximum(lower[missed], below(better, part))
         upper[missed] = exact_bounds(part, sigma[missed], DISTANCES)
@@ -115,8 +115,8 @@ def _of_written_out(problem: Problem, source: Source, want: Want) -> NormResult:
         # of the map as it is, so that nothing is kept of what was written out
         kept = problem.bare()
         bounds = _of_written_out(problem, source, Want.NOTHING)
-        options = (GUESS_RTOL, GUESS_STEPS, source, Want.NOW)
-        return replace(bounds, recall=lambda: estimate(kept.bare(), None, *options).vectors())
+        options = (GUESS_RTOL, GUESS_STEPS, source)
+        return replace(bounds, recall=lambda: estimate(kept.bare(), None, *options, want=Want.NOW).vectors())
     if linear_map.batch_size is None:
         return deterministic(written_out(problem), source, want)
     together = max(1, GROUP_ELEMENTS // (linear_map.in_numel * linear_map.out_numel))

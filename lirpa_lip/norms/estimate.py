@@ -42,6 +42,7 @@ def estimate(
     rtol: float,
     max_steps: int,
     source: Source,
+    *,
     want: Want,
 ) -> NormResult:
     """An estimate from below of each norm, stopped where the error of sigma is estimated at ``rtol`` or less.
@@ -54,7 +55,7 @@ def estimate(
     if max_steps >= WORTHWHILE_STEPS:
         if start is None and reduction_pays(problem):
             options = (rtol, max_steps, source)
-            return by_reduction(problem, lambda part, want: estimate(part, None, *options, want), want)
+            return by_reduction(problem, lambda part, want: estimate(part, None, *options, want=want), want)
         form = Problem.with_stencil
     replay = Replay(problem, form, source) if want is Want.LATER and isinstance(source, int) else None
     problem = form(problem)
@@ -89,17 +90,17 @@ def _as_it_is(problem: Problem) -> Problem:
 def estimate_for_bound(problem: Problem, rtol: float, max_steps: int, source: Source, want: Want) -> NormResult:
     """An estimate to build a deterministic bound on: in float64 where squares leave the range of the map's dtype."""
     if problem.map.dtype == torch.float64:
-        return estimate(problem, None, rtol, max_steps, source, want)
+        return estimate(problem, None, rtol, max_steps, source, want=want)
     double = problem.to(torch.float64)
     try:
-        found = estimate(problem, None, rtol, max_steps, source, want).to(torch.float64)
+        found = estimate(problem, None, rtol, max_steps, source, want=want).to(torch.float64)
     except NonFiniteError:
-        return estimate(double, None, rtol, max_steps, source, want)
+        return estimate(double, None, rtol, max_steps, source, want=want)
     rest = (found.lower > LEAST_SINGLE).nonzero().squeeze(1)
     weak = (~(found.lower > LEAST_SINGLE)).nonzero().squeeze(1)
     if not len(weak):
         return found
-    again = estimate(double.select(weak), None, rtol, max_steps, source, want)
+    again = estimate(double.select(weak), None, rtol, max_steps, source, want=want)
     return combined([found.select(rest), again], [rest, weak], problem.size)
 
 

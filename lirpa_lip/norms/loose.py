@@ -58,6 +58,7 @@ def loose_result(
     rtol: float,
     max_steps: int,
     source: Source,
+    *,
     want: Want,
 ) -> NormResult:
     """Bounds from above by the function given, and a Lanczos estimate from below.

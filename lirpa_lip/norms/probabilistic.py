@@ -156,6 +156,7 @@ def probabilistic(
     rtol: float,
     max_steps: int,
     source: Source,
+    *,
     want: Want,
 ) -> NormResult:
     """A fresh random start and Lanczos in float64, until upper <= (1 + rtol) lower or the steps run out."""
@@ -163,7 +164,7 @@ def probabilistic(
     problem = _wide(problem)
     if reduction_pays(problem):
         options = (delta, rtol, max_steps, source)
-        return by_reduction(problem, lambda part, want: probabilistic(part, *options, want), want)
+        return by_reduction(problem, lambda part, want: probabilistic(part, *options, want=want), want)
     keep = want is not Want.NOTHING
     begin = random_start(problem, source)
     gamma = start_component(delta, problem.active().sum(1))

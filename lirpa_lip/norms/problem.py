@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
 from lirpa_lip.norms.kernels.registry import backend
 from lirpa_lip.norms.linear_map import ConvMap, ConvTransposeMap, DenseMap, LinearMap, MaskedMap
 from lirpa_lip.norms.stencil_gram import StencilGram, stencil_pays
+
+
+class SingularPair(NamedTuple):
+    """``left`` (B, *out_shape), ``right`` (B, *in_shape), ``sigma`` (B,); zeros of a vector that is 0."""
+
+    left: Tensor
+    right: Tensor
+    sigma: Tensor
 
 
 @dataclass(frozen=True)
@@ -132,14 +141,11 @@ class Problem:
             image = image if self.mask_out is None else image * self.mask_out
         return self.flat(image)
 
-    def singular_pair(self, vector: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def singular_pair(self, vector: Tensor) -> SingularPair:
         """Left and right unit vectors from a vector of G's space, and the singular value ``|A v|`` they show.
 
         Args:
             vector: ``(B, numel)``.
-
-        Returns:
-            ``left`` (B, *out_shape), ``right`` (B, *in_shape), ``sigma`` (B,); zeros where the vector is 0.
         """
         one = unit(vector)
         one = one if self.outer is None else one * (self.outer != 0)
@@ -148,12 +154,12 @@ class Problem:
             image = self.map.forward(right if self.mask_in is None else right * self.mask_in)
             image = image if self.mask_out is None else image * self.mask_out
             sigma = image.flatten(1).norm(dim=1)
-            return unit(image), right, sigma
+            return SingularPair(unit(image), right, sigma)
         left = self.shaped(one, self.map.out_shape)
         image = self.map.adjoint(left if self.mask_out is None else left * self.mask_out)
         image = image if self.mask_in is None else image * self.mask_in
         sigma = image.flatten(1).norm(dim=1)
-        return left, unit(image), sigma
+        return SingularPair(left, unit(image), sigma)
 
     def select(self, index: Tensor) -> Problem:
         """The sub-batch at a 1-D index tensor."""

@@ -66,11 +66,11 @@ def _power(problem: Problem, s: Settings) -> NormResult:
 
 def _lanczos(problem: Problem, s: Settings) -> NormResult:
     start = None if s.start is None else problem.start_vector(s.start)
-    return estimate(problem, start, s.rtol, s.max_iterations, s.source, s.want)
+    return estimate(problem, start, s.rtol, s.max_iterations, s.source, want=s.want)
 
 
 def _polynomial(problem: Problem, s: Settings) -> NormResult:
-    return probabilistic(problem, s.delta, s.rtol, s.max_iterations, s.source, s.want)
+    return probabilistic(problem, s.delta, s.rtol, s.max_iterations, s.source, want=s.want)
 
 
 def _cholesky(problem: Problem, s: Settings) -> NormResult:
@@ -78,11 +78,11 @@ def _cholesky(problem: Problem, s: Settings) -> NormResult:
 
 
 def _gram(problem: Problem, s: Settings) -> NormResult:
-    return loose_result(problem, gram_bounds, s.rtol, s.max_iterations, s.source, s.want)
+    return loose_result(problem, gram_bounds, s.rtol, s.max_iterations, s.source, want=s.want)
 
 
 def _schur(problem: Problem, s: Settings) -> NormResult:
-    return loose_result(problem, schur_bound, s.rtol, s.max_iterations, s.source, s.want)
+    return loose_result(problem, schur_bound, s.rtol, s.max_iterations, s.source, want=s.want)
 
 
 #: Every solver by name. A new one is one file and one row here; the order is that of the docs.
@@ -105,6 +105,7 @@ def masked_spectral_norm(
     mask_out: Tensor | None = None,
     method: str = "auto",
     certificate: str = "auto",
+    *,
     delta: float = 1e-6,
     rtol: float = 1e-3,
     max_iterations: int = 100,

@@ -14,6 +14,7 @@ import heapq
 import math
 import time
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from lirpa_lip.jacobian.constants import Bounds
 from lirpa_lip.jacobian.forward import Forward
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 from lirpa_lip.search.domains import Domain, Evaluator
 from lirpa_lip.search.objectives import Objective, Problem, RowNorm, WholeNorm
 
@@ -187,7 +188,13 @@ def _worst(pair: list[Domain | None]) -> tuple[float, float]:
 
 
 def start(
-    evaluator: Evaluator, forward: Forward, cotangents: dict, upper: list[float], lower: list[float], fingerprint: str
+    evaluator: Evaluator,
+    forward: Forward,
+    cotangents: dict,
+    upper: list[float],
+    lower: list[float],
+    *,
+    fingerprint: str,
 ) -> State:
     """The state before any split: one domain for each problem, bounded once more to learn what to split."""
     roots = []
@@ -195,8 +202,8 @@ def start(
         s, rows = problem.sample, list(problem.rows)
         intervals = {n: tuple(t[s : s + 1] for t in pair) for n, pair in forward.intervals.items()}
         bounds = {n: tuple(t[s : s + 1, rows] for t in pair) for n, pair in cotangents.items()}
-        box = (evaluator.inputs.low[s : s + 1], evaluator.inputs.high[s : s + 1])
-        roots.append(Domain(k, upper[k], (), *box, intervals, bounds))
+        low, high = (t[s : s + 1] for t in evaluator.inputs.interval())
+        roots.append(Domain(k, upper[k], (), low, high, intervals, bounds))
     waiting: list[Domain] = []
     for k in range(0, len(roots), 8):
         answers, values = evaluator(roots[k : k + 8])
@@ -208,10 +215,10 @@ def start(
     return State(fingerprint, waiting, [-math.inf] * len(roots), lower)
 
 
-def fingerprint(graph: NetworkGraph, inputs: InputSet, seed: Tensor, *settings: object) -> str:
+def fingerprint(graph: NetworkGraph, inputs: Region, seed: Tensor, *settings: object) -> str:
     """What a state must agree on to be resumed: network, region, specification and settings."""
     digest = hashlib.sha256(repr((settings, inputs.radius is None)).encode())
-    tensors = [inputs.low, inputs.high, inputs.centre, seed, *([] if inputs.radius is None else [inputs.radius])]
+    tensors = [*inputs.interval(), inputs.centre, seed, *([] if inputs.radius is None else [inputs.radius])]
     for node in graph:
         digest.update(f"{node.name} {node.operator} {node.parents}".encode())
         tensors += [t for m in node.maps or () for t in m.tensors()] + ([] if node.bias is None else [node.bias])
@@ -224,11 +231,19 @@ def fingerprint(graph: NetworkGraph, inputs: InputSet, seed: Tensor, *settings: 
     return digest.hexdigest()
 
 
+class Tightened(NamedTuple):
+    """Bounds that branch and bound has ended with, and a report of how it went."""
+
+    upper: Tensor
+    lower: Tensor
+    report: dict
+
+
 class BranchAndBound:
     """Branch and bound for the constants of `clarke.clarke_lipschitz`, whose arguments these are."""
 
     def __init__(
-        self, graph: NetworkGraph, inputs: InputSet, seed: Tensor, whole: bool, norm: float, options: ClarkeOptions
+        self, graph: NetworkGraph, inputs: Region, seed: Tensor, whole: bool, norm: float, *, options: ClarkeOptions
     ) -> None:
         batch, rows = seed.shape[:2]
         self.shape = (batch,) if whole else (batch, rows)
@@ -244,7 +259,7 @@ class BranchAndBound:
         self.options = options
         self.key = fingerprint(graph, inputs, seed, whole, norm)
 
-    def run(self, forward: Forward, bounds: Bounds, upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, dict]:
+    def run(self, forward: Forward, bounds: Bounds, upper: Tensor, lower: Tensor) -> Tightened:
         """Tighter upper and lower bounds, and a report; ``bounds`` are those of the root."""
         problems = self.evaluator.problems
         if self.options.resume is not None:
@@ -258,7 +273,7 @@ class BranchAndBound:
             first = [float(bounds.whole[p.sample] if matrix else bounds.rows[p.sample, p.rows[0]]) for p in problems]
             assert bounds.backward is not None
             cotangents = bounds.backward.cotangents
-            state = start(self.evaluator, forward, cotangents, first, lower.flatten().tolist(), self.key)
+            state = start(self.evaluator, forward, cotangents, first, lower.flatten().tolist(), fingerprint=self.key)
         self.evaluator.infeasible = state.infeasible
         search = Search(self.evaluator, lower.numel(), self.options, state)
         state = search.run()
@@ -274,4 +289,4 @@ class BranchAndBound:
             "seconds": state.seconds,
         }
         least = torch.minimum(found.to(upper), upper)
-        return least, torch.maximum(last.lower.reshape(self.shape).to(lower), lower), report
+        return Tightened(least, torch.maximum(last.lower.reshape(self.shape).to(lower), lower), report)

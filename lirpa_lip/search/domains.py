@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lirpa_lip.jacobian.backward import backward_bounds
 from lirpa_lip.jacobian.forward import Forward, Interval, forward_bounds, unsplit
-from lirpa_lip.jacobian.lower import jacobians_at
+from lirpa_lip.local.point_jacobians import jacobians_at
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 from lirpa_lip.search.feasibility import LP_INPUTS, Split, contradiction, shrink, split_constraints
 from lirpa_lip.search.objectives import Objective, Problem
 from lirpa_lip.search.splits import Choice, choices
@@ -65,7 +65,7 @@ class Evaluator:
     """
 
     graph: NetworkGraph
-    inputs: InputSet
+    inputs: Region
     seed: Tensor
     problems: list[Problem]
     objective: Objective
@@ -113,7 +113,7 @@ class Evaluator:
         self,
         domains: Sequence[Domain],
         alive: Tensor,
-        region: InputSet,
+        region: Region,
         forward: Forward,
         points: list[Tensor | None],
         late: tuple[Tensor, Tensor] | None,
@@ -148,28 +148,25 @@ class Evaluator:
             answers[k] = _one(domains[j], j, value, region, forward, result.cotangents, picked[j])
             values[k] = float(reached[j])
 
-    def _values(self, region: InputSet, seed: Tensor, problems: list[Problem], points: list[Tensor | None]) -> Tensor:
+    def _values(self, region: Region, seed: Tensor, problems: list[Problem], points: list[Tensor | None]) -> Tensor:
         """The objective at a point of each domain (of its region, at least): the middle of its box, and a known one."""
         whole = self.inputs.select(torch.tensor([p.sample for p in problems], device=seed.device))
-        middle = (region.low + region.high) / 2
+        low, high = region.interval()
+        middle = (low + high) / 2
         other = torch.cat([m.unsqueeze(0) if p is None else p for m, p in zip(middle, points)])
         x = whole.project(torch.stack([middle, other], dim=1))
-        jacobian, good = jacobians_at(self.graph, x, seed)
-        jacobian = jacobian * whole.moves[:, None, None]
+        rows, unknown = jacobians_at(self.graph, x, seed)
+        jacobian, good = rows * whole.moves[:, None, None], torch.isfinite(unknown).all(1)
         found = torch.where(good, self.objective.value(jacobian, problems), -torch.inf).amax(1)
         # rounding may not lift a value at a point above the constant
         return found - 1e-9 * found.abs()
 
 
-def _kept(smaller: InputSet, region: InputSet, dead: Tensor) -> InputSet:
+def _kept(smaller: Region, region: Region, dead: Tensor) -> Region:
     """The smaller boxes, but the old ones where nothing is left."""
     at = dead.reshape(-1, *[1] * len(region.shape))
-    return InputSet(
-        torch.where(at, region.low, smaller.low),
-        torch.where(at, region.high, smaller.high),
-        region.centre,
-        region.radius,
-    )
+    low, high = (torch.where(at, old, new) for old, new in zip(region.interval(), smaller.interval()))
+    return replace(region, low=low, high=high)
 
 
 def _stack(tables: Sequence[dict[str, Interval]]) -> dict[str, Interval]:
@@ -203,7 +200,7 @@ def _one(
     domain: Domain,
     j: int,
     upper: float,
-    region: InputSet,
+    region: Region,
     forward: Forward,
     cotangents: Mapping[str, Interval],
     picked: tuple[Choice, ...],
@@ -211,7 +208,7 @@ def _one(
     """One row of the batch as a domain of its own; tensors are copied, or the whole batch would stay alive."""
     intervals = {n: tuple(t[j : j + 1].clone() for t in pair) for n, pair in forward.intervals.items()}
     bounds = {n: tuple(t[j : j + 1].clone() for t in pair) for n, pair in cotangents.items()}
-    low, high = region.low[j : j + 1].clone(), region.high[j : j + 1].clone()
+    low, high = (t[j : j + 1].clone() for t in region.interval())
     tensors = [low, high, *(t for table in (intervals, bounds) for pair in table.values() for t in pair)]
     size = sum(t.numel() * t.element_size() for t in tensors)
     return Domain(domain.problem, upper, domain.splits, low, high, intervals, bounds, picked, size)

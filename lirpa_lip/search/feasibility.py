@@ -18,7 +18,7 @@ from torch import Tensor
 from lirpa_lip.jacobian.forward import Forward, upper_plane
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import absolute_sizes, total_gamma
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 
 #: Inputs up to which contradictions between several constraints are looked for.
 LP_INPUTS = 128
@@ -28,7 +28,7 @@ Split = tuple[str, int, float, float]
 
 @torch.no_grad()
 def split_constraints(
-    graph: NetworkGraph, inputs: InputSet, forward: Forward, splits: Sequence[Sequence[Split]]
+    graph: NetworkGraph, inputs: Region, forward: Forward, splits: Sequence[Sequence[Split]]
 ) -> tuple[Tensor, Tensor]:
     """``A x + b ≥ 0`` for every point of each domain: ``(batch, m, n)`` and ``(batch, m)``, padded by ``0 ≥ 0``.
 
@@ -70,12 +70,12 @@ def _signed(own: Sequence[Split], name: str) -> list[tuple[int, float, float]]:
     return found
 
 
-def shrink(inputs: InputSet, a: Tensor, b: Tensor, rounds: int = 2) -> InputSet:
+def shrink(inputs: Region, a: Tensor, b: Tensor, rounds: int = 2) -> Region:
     """The box cut by each constraint in turn, coordinate by coordinate, the others at their best: may come out
     empty."""
     if a.shape[1] == 0:
         return inputs
-    low, high = inputs.low.flatten(1), inputs.high.flatten(1)
+    low, high = (t.flatten(1) for t in inputs.interval())
     eps = torch.finfo(a.dtype).eps
     usable = a.abs() > 1e-9 * a.abs().amax(-1, keepdim=True)
     divisor = torch.where(usable, a, 1.0)
@@ -89,10 +89,10 @@ def shrink(inputs: InputSet, a: Tensor, b: Tensor, rounds: int = 2) -> InputSet:
         new_low = torch.where(usable & (a > 0), ends, -torch.inf).amax(1)
         new_high = torch.where(usable & (a < 0), ends, torch.inf).amin(1)
         low, high = torch.maximum(low, new_low), torch.minimum(high, new_high)
-    return inputs.within(low.reshape(inputs.low.shape), high.reshape(inputs.high.shape))
+    return inputs.within(low.reshape(inputs.centre.shape), high.reshape(inputs.centre.shape))
 
 
-def contradiction(inputs: InputSet, a: Tensor, b: Tensor) -> tuple[bool, Tensor | None]:
+def contradiction(inputs: Region, a: Tensor, b: Tensor) -> tuple[bool, Tensor | None]:
     """For one domain: whether its constraints provably exclude each other, and a point well inside them if one is
     known.
 
@@ -112,12 +112,13 @@ def contradiction(inputs: InputSet, a: Tensor, b: Tensor) -> tuple[bool, Tensor 
         weight = torch.as_tensor(multipliers, dtype=a.dtype, device=a.device).clamp(min=0)
         weight = weight / weight.max()
         row, offset = weight @ a, weight @ b
+        low, high = inputs.interval()
         room = (
             1e-13
             * (len(a) + 8)
-            * ((weight @ b.abs()) + (weight @ a.abs()) @ torch.maximum(inputs.low.abs(), inputs.high.abs()).flatten())
+            * ((weight @ b.abs()) + (weight @ a.abs()) @ torch.maximum(low.abs(), high.abs()).flatten())
         )
-        best = inputs.support(row.reshape(1, 1, *inputs.shape)).squeeze() + offset + room
+        best = inputs.maximum(row.reshape(1, 1, *inputs.shape)).squeeze() + offset + room
         if bool(best < 0):
             return True, None
     if point is None:
@@ -125,9 +126,9 @@ def contradiction(inputs: InputSet, a: Tensor, b: Tensor) -> tuple[bool, Tensor 
     return False, torch.as_tensor(point, dtype=a.dtype, device=a.device).reshape(1, *inputs.shape)
 
 
-def _by_programme(inputs: InputSet, a: np.ndarray, b: np.ndarray):
+def _by_programme(inputs: Region, a: np.ndarray, b: np.ndarray):
     """``max t`` subject to ``A x + b ≥ t`` over the box: negative means a contradiction, with the dual as its proof."""
-    low, high = (t.flatten().cpu().numpy() for t in (inputs.low, inputs.high))
+    low, high = (t.flatten().cpu().numpy() for t in inputs.interval())
     n = len(low)
     bounds = [*zip(low, high), (None, 1.0)]
     answer = linprog(np.r_[np.zeros(n), -1.0], A_ub=np.c_[-a, np.ones(len(a))], b_ub=b, bounds=bounds, method="highs")
@@ -136,7 +137,7 @@ def _by_programme(inputs: InputSet, a: np.ndarray, b: np.ndarray):
     return -answer.ineqlin.marginals, answer.x[:n]
 
 
-def _by_least_squares(inputs: InputSet, a: np.ndarray, b: np.ndarray):
+def _by_least_squares(inputs: Region, a: np.ndarray, b: np.ndarray):
     """The point of the polyhedron nearest the centre, by non-negative least squares (Lawson and Hanson's LDP).
 
     The nearest point lies on the border, where kinks are; so the point given is the nearest with some margin.
@@ -150,7 +151,7 @@ def _by_least_squares(inputs: InputSet, a: np.ndarray, b: np.ndarray):
     return multipliers, point
 
 
-def _nearest(inputs: InputSet, a: np.ndarray, b: np.ndarray):
+def _nearest(inputs: Region, a: np.ndarray, b: np.ndarray):
     centre = inputs.centre.flatten().cpu().numpy()
     system = np.vstack([a.T, -(a @ centre + b)[None]])
     target = np.zeros(len(centre) + 1)

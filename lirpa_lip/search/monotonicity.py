@@ -19,10 +19,10 @@ from torch import Tensor
 from lirpa_lip.errors import ShapeError
 from lirpa_lip.jacobian.backward import Backward, backward_bounds, push_tangent
 from lirpa_lip.jacobian.forward import Forward, Interval, forward_bounds
-from lirpa_lip.jacobian.lower import jacobians_at
 from lirpa_lip.jacobian.options import ClarkeOptions
+from lirpa_lip.local.point_jacobians import jacobians_at
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 from lirpa_lip.search.branch_and_bound import Search, start
 from lirpa_lip.search.domains import Evaluator
 from lirpa_lip.search.objectives import Entry, Problem
@@ -66,10 +66,11 @@ class Monotonicity:
 @torch.no_grad()
 def monotone_features(
     graph: NetworkGraph,
-    inputs: InputSet,
+    inputs: Region,
     seed: Tensor,
     features: Sequence[int] | None = None,
     options: ClarkeOptions | None = None,
+    *,
     prior_intervals: Mapping[str, Interval] | None = None,
 ) -> Monotonicity:
     """Bounds of ``∂(C f)/∂x_j`` over a closed region for each feature j.
@@ -110,19 +111,18 @@ def _entries(graph: NetworkGraph, result: Backward, features: tuple[int, ...]) -
 
 
 def _seen(
-    graph: NetworkGraph, inputs: InputSet, seed: Tensor, features: tuple[int, ...], samples: int
+    graph: NetworkGraph, inputs: Region, seed: Tensor, features: tuple[int, ...], samples: int
 ) -> tuple[Tensor, Tensor]:
     generator = torch.Generator(device=seed.device).manual_seed(0)
     x = torch.cat([inputs.project(inputs.centre.unsqueeze(1)), inputs.sample(max(1, samples - 1), generator)], dim=1)
-    jacobian, good = jacobians_at(graph, x, seed)
-    found = jacobian[..., list(features)]
-    good = good.unsqueeze(1).unsqueeze(3)
+    rows, unknown = jacobians_at(graph, x, seed)
+    found, good = rows[..., list(features)], torch.isfinite(unknown).unsqueeze(3)
     return torch.where(good, found, math.inf).amin(2), torch.where(good, found, -math.inf).amax(2)
 
 
 def _search(
     graph: NetworkGraph,
-    inputs: InputSet,
+    inputs: Region,
     seed: Tensor,
     features: tuple[int, ...],
     options: ClarkeOptions,
@@ -148,7 +148,7 @@ def _search(
     first = [float(upper[p]) if q.sign > 0 else -float(lower[p]) for p, q in zip(places, problems)]
     best = [float(seen_high[p]) if q.sign > 0 else -float(seen_low[p]) for p, q in zip(places, problems)]
     cotangents = dict(result.cotangents)
-    state = start(evaluator, forward, cotangents, first, best, "monotonicity")
+    state = start(evaluator, forward, cotangents, first, best, fingerprint="monotonicity")
     search = Search(evaluator, len(problems), replace(options, heuristic="gap", progress=None), state)
     last = search.progress(search.run().waiting)
     for place, problem, high, low in zip(places, problems, last.upper.tolist(), last.lower.tolist()):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def survives_pgd(
-    model: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: int = 100, seed: int | Sequence[int] = 0
+    model: nn.Module, x: Tensor, labels: Tensor, eps: float, steps: int = 100, *, seed: int | Sequence[int] = 0
 ) -> Tensor:
     """Whether foolbox's ℓ₂ PGD (projected to [0, 1]) leaves each sample correctly classified, (batch,) boolean.
 

@@ -64,6 +64,7 @@ def certify_shard(
     settings: CertifySettings,
     folder: Path,
     identity: str,
+    *,
     batch_size: int = 10,
     rank: int = 0,
     processes: int = 1,
@@ -168,9 +169,8 @@ class _Work:
         if key not in self._certifiers:
             box = (0.0, 1.0) if s.image_box else None
             with seeds_of(derived_seed("certifier", self.seed, *map(str, key))):  # of norms that all samples share
-                self._certifiers[key] = make_certifier(
-                    s.bound, self.model, x[:1], s.certificate, *key[:2], image_box=box, inference=s.inference
-                )
+                options: dict[str, Any] = {"radius_steps": key[1], "image_box": box, "inference": s.inference}
+                self._certifiers[key] = make_certifier(s.bound, self.model, x[:1], s.certificate, delta, **options)
                 self._certifiers[key].prepare(len(eps))
         with seeds_of(derived_seed("certify", self.seed, first, *map(str, key))):
             return self._certifiers[key](x, predictions, sorted(eps))
@@ -183,7 +183,7 @@ class _Work:
         if not s.pgd_steps:
             return {}
         return {
-            name: survives_pgd(self.single, images, labels, rounded_up(value), s.pgd_steps, seeds).tolist()
+            name: survives_pgd(self.single, images, labels, rounded_up(value), s.pgd_steps, seed=seeds).tolist()
             for name, value in eps.items()
         }
 

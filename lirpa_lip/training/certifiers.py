@@ -64,6 +64,7 @@ def make_certifier(
     sample: Tensor,
     certificate: str = "auto",
     delta: float = 1e-6,
+    *,
     radius_steps: int = 2,
     image_box: tuple[float, float] | None = None,
     inference: str | None = None,
@@ -93,7 +94,7 @@ def make_certifier(
         common["inference"] = inference
     if METHODS[name].family == "global":
         return GlobalCertifier(name, model, sample, LocalLipConfig(delta=delta, **common))
-    return LocalCertifier(name, model, sample, common, delta, radius_steps, image_box)
+    return LocalCertifier(name, model, sample, common, delta, radius_steps=radius_steps, image_box=image_box)
 
 
 class GlobalCertifier:
@@ -148,6 +149,7 @@ class LocalCertifier:
         sample: Tensor,
         common: dict[str, Any],
         delta: float,
+        *,
         radius_steps: int,
         image_box: tuple[float, float] | None,
     ) -> None:

@@ -75,6 +75,7 @@ def load_data(
     validation: float | int = 0.1,
     seed: int = 0,
     image_size: int | None = None,
+    *,
     limit: int | None = None,
 ) -> DataBundle:
     """Reads a data set and carves the validation split from its *training* images.

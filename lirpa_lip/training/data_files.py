@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,17 @@ from lirpa_lip.errors import ConfigError, DataError
 from lirpa_lip.training.sources import FileSource, ImageSource, TensorSource
 
 Shape = tuple[int, int, int]
-Splits = tuple[ImageSource, ImageSource, tuple[str, ...], Shape]
+
+
+class Splits(NamedTuple):
+    """A data set as it is kept: ``shape`` is (channels, height, width)."""
+
+    train: ImageSource
+    test: ImageSource
+    class_names: tuple[str, ...]
+    shape: Shape
+
+
 _DIGITS = tuple("0123456789")
 
 
@@ -31,7 +41,8 @@ def digits(root: Path, image_size: int | None = None) -> Splits:
     images = torch.from_numpy(data.images).float().unsqueeze(1) / 16.0
     labels = torch.from_numpy(data.target).long()
     is_test = torch.arange(len(labels)) % 5 == 0
-    return _tensors(images[~is_test], labels[~is_test]), _tensors(images[is_test], labels[is_test]), _DIGITS, (1, 8, 8)
+    train, test = (_tensors(images[chosen], labels[chosen]) for chosen in (~is_test, is_test))
+    return Splits(train, test, _DIGITS, (1, 8, 8))
 
 
 def mnist(root: Path, image_size: int | None = None) -> Splits:
@@ -40,7 +51,7 @@ def mnist(root: Path, image_size: int | None = None) -> Splits:
 
     train, test = (_official(MNIST, root, "MNIST/raw", train=split) for split in (True, False))
     pairs = [_tensors(d.data.unsqueeze(1), d.targets) for d in (train, test)]
-    return pairs[0], pairs[1], _DIGITS, (1, 28, 28)
+    return Splits(pairs[0], pairs[1], _DIGITS, (1, 28, 28))
 
 
 def cifar10(root: Path, image_size: int | None = None) -> Splits:
@@ -49,14 +60,14 @@ def cifar10(root: Path, image_size: int | None = None) -> Splits:
         return jpeg_archive(root)
     from torchvision.datasets import CIFAR10
 
-    return (*_cifar(CIFAR10, root, "cifar-10-batches-py"), (3, 32, 32))
+    return _cifar(CIFAR10, root, "cifar-10-batches-py")
 
 
 def cifar100(root: Path, image_size: int | None = None) -> Splits:
     """The official python batches under ``root``."""
     from torchvision.datasets import CIFAR100
 
-    return (*_cifar(CIFAR100, root, "cifar-100-python"), (3, 32, 32))
+    return _cifar(CIFAR100, root, "cifar-100-python")
 
 
 def jpeg_archive(path: Path) -> Splits:
@@ -72,7 +83,7 @@ def jpeg_archive(path: Path) -> Splits:
         raise DataError(f"{path} is not an archive of JPEG images ({error}).") from error
     images = splits[0].images
     names = tuple(str(name) for name in parts["classes"])
-    return splits[0], splits[1], names, (images.shape[1], images.shape[2], images.shape[3])
+    return Splits(splits[0], splits[1], names, (images.shape[1], images.shape[2], images.shape[3]))
 
 
 def image_folder(root: Path, image_size: int | None = None) -> Splits:
@@ -87,7 +98,7 @@ def image_folder(root: Path, image_size: int | None = None) -> Splits:
     if image_size is None:
         raise ConfigError("image folders need image_size: the side, in pixels, that every image is resized to.")
     sources = [_folder_source(folder, names, image_size) for folder in (root / "train", test)]
-    return sources[0], sources[1], tuple(names), (3, image_size, image_size)
+    return Splits(sources[0], sources[1], tuple(names), (3, image_size, image_size))
 
 
 def tiny_imagenet(root: Path, image_size: int | None = None) -> Splits:
@@ -101,7 +112,7 @@ def tiny_imagenet(root: Path, image_size: int | None = None) -> Splits:
     rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line]
     paths = tuple(root / "val" / "images" / name for name, _ in rows)
     test = FileSource(paths, torch.tensor([names.index(label) for _, label in rows]), size)
-    return _folder_source(root / "train", names, size), test, tuple(names), (3, size, size)
+    return Splits(_folder_source(root / "train", names, size), test, tuple(names), (3, size, size))
 
 
 def _download_with(name: str) -> Callable[[Path], None]:
@@ -137,12 +148,12 @@ def _class_folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in entries if not entry.name.startswith("."))
 
 
-def _cifar(dataset: Any, root: Path, layout: str) -> tuple[TensorSource, TensorSource, tuple[str, ...]]:
+def _cifar(dataset: Any, root: Path, layout: str) -> Splits:
     splits = [_official(dataset, root, layout, train=train) for train in (True, False)]
     pairs = [
         _tensors(torch.from_numpy(d.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(d.targets)) for d in splits
     ]
-    return pairs[0], pairs[1], tuple(splits[0].classes)
+    return Splits(pairs[0], pairs[1], tuple(splits[0].classes), (3, 32, 32))
 
 
 def _tensors(images: Tensor, labels: Tensor) -> TensorSource:

@@ -86,6 +86,7 @@ def build_model(
     classes: int,
     activation: str = "clipped_relu",
     mean: Sequence[float] | None = None,
+    *,
     std: Sequence[float] | None = None,
     threshold: float | None = None,
 ) -> nn.Module:

@@ -37,6 +37,7 @@ class Objective(nn.Module):
         loss: str,
         bound: str,
         sparsity: float = 0.0,
+        *,
         saturation: float = 1.0,
         **bound_options: Any,
     ) -> None:

@@ -37,6 +37,7 @@ def snapshot(
     optimizer: torch.optim.Optimizer,
     average: WeightAverage | None,
     config: TrainConfig,
+    *,
     data: DataBundle,
 ) -> Checkpoint:
     """Everything a run needs to go on. Random states are not among it: draws are functions of the step."""
@@ -193,7 +194,9 @@ def model_from(checkpoint: Checkpoint, arch: str | None = None, trust_arch: bool
         refuse_code_of_a_file(config.arch, "the checkpoint")
     mean, std = (data["mean"], data["std"]) if config.normalize else (None, None)
     shape: tuple[int, int, int] = tuple(data["shape"])  # type: ignore[assignment]
-    model = build_model(config.arch, shape, data["classes"], config.activation, mean, std, config.threshold)
+    model = build_model(
+        config.arch, shape, data["classes"], config.activation, mean, std=std, threshold=config.threshold
+    )
     try:
         model.load_state_dict({**checkpoint.group("model"), **checkpoint.group("average")})
     except RuntimeError as error:

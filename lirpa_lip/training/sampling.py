@@ -35,7 +35,7 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 def epoch_batches(
-    count: int, batch_size: int, seed: int, epoch: int, first_step: int = 0, rank: int = 0, processes: int = 1
+    count: int, batch_size: int, seed: int, epoch: int, first_step: int = 0, *, rank: int = 0, processes: int = 1
 ) -> Iterator[tuple[int, Tensor]]:
     """Yields (step, indices of this process's slice) of an epoch from ``first_step`` on.
 
@@ -63,7 +63,9 @@ def prefetched(source: ImageSource, batches: Iterator[tuple[int, Tensor]]) -> It
             yield pending[0], *pending[1].result()
 
 
-def augmented(images: Tensor, kind: str, seed: int, epoch: int, step: int, rank: int = 0, processes: int = 1) -> Tensor:
+def augmented(
+    images: Tensor, kind: str, seed: int, epoch: int, step: int, *, rank: int = 0, processes: int = 1
+) -> Tensor:
     """Random shifts by up to 4 pixels (zero padding) and, for ``crop-flip``, mirror images.
 
     Raises:

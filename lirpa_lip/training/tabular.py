@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,14 +83,16 @@ def load_table(name: str) -> Table:
     return TABLES[name]()
 
 
-def train_mlp(
-    table: Table, hidden: int = 32, epochs: int = 60, seed: int = 0, test: float = 0.2
-) -> tuple[nn.Module, float, Tensor]:
-    """A two-layer ReLU network with one output (a score), trained by Adam.
+class Trained(NamedTuple):
+    """A network, its test accuracy or R², and the indices of the test samples."""
 
-    Returns:
-        The network, its test accuracy or R², and the indices of the test samples.
-    """
+    network: nn.Module
+    score: float
+    held: Tensor
+
+
+def train_mlp(table: Table, hidden: int = 32, epochs: int = 60, seed: int = 0, test: float = 0.2) -> Trained:
+    """A two-layer ReLU network with one output (a score), trained by Adam."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(table.x), generator=generator)
     count = max(1, int(test * len(order)))
@@ -111,5 +113,5 @@ def train_mlp(
     with torch.no_grad():
         score, target = net.eval()(table.x[held]).squeeze(1), table.y[held]
     if table.classification:
-        return net, float(((score > 0) == (target > 0.5)).float().mean()), held
-    return net, float(1 - (score - target).square().sum() / (target - target.mean()).square().sum()), held
+        return Trained(net, float(((score > 0) == (target > 0.5)).float().mean()), held)
+    return Trained(net, float(1 - (score - target).square().sum() / (target - target.mean()).square().sum()), held)

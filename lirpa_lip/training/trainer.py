@@ -49,7 +49,7 @@ class Trainer:
         self.progress = progress if progress is not None and self.rank == 0 else Progress()
         self.folder = Path(config.out)
         self.data = load_data(
-            config.dataset, config.data_dir, config.validation, config.seed, config.image_size, config.limit
+            config.dataset, config.data_dir, config.validation, config.seed, config.image_size, limit=config.limit
         )
         self.steps = steps_per_epoch(len(self.data.train), config.batch_size)
         for text in dict.fromkeys((config.radius, config.train_eps or config.radius)):
@@ -59,11 +59,18 @@ class Trainer:
         torch.manual_seed(derived_seed("weights", config.seed))
         mean_std = (self.data.mean, self.data.std) if config.normalize else (None, None)
         model = build_model(
-            config.arch, self.data.shape, self.data.classes, config.activation, *mean_std, config.threshold
+            config.arch,
+            self.data.shape,
+            self.data.classes,
+            config.activation,
+            mean_std[0],
+            std=mean_std[1],
+            threshold=config.threshold,
         ).to(self.accelerator.device)
         sample = torch.zeros(1, *self.data.shape, device=self.accelerator.device)
         self.objective = Objective(
-            *(model, sample, config.loss, config.bound, config.sparsity, config.saturation),
+            *(model, sample, config.loss, config.bound, config.sparsity),
+            saturation=config.saturation,
             iterations=config.bound_iterations,
         ).to(self.accelerator.device)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -164,13 +171,13 @@ class Trainer:
     def _epoch(self, wrapped: torch.nn.Module, optimizer: Any, log: RunLog | None) -> None:
         config, epoch = self.config, self.state.step // self.steps
         first = self.state.step % self.steps
-        place = (self.rank, self.processes)
-        batches = epoch_batches(len(self.data.train), config.batch_size, config.seed, epoch, first, *place)
+        place = {"rank": self.rank, "processes": self.processes}
+        batches = epoch_batches(len(self.data.train), config.batch_size, config.seed, epoch, first, **place)
         wrapped.train()
         totals, begun = Totals(), time.perf_counter()
         for step, images, labels in prefetched(self.data.train, batches):
             images, labels = images.to(self.accelerator.device), labels.to(self.accelerator.device)
-            images = augmented(images, config.augment, config.seed, epoch, step, *place)
+            images = augmented(images, config.augment, config.seed, epoch, step, **place)
             totals.add(len(labels), **self._step(wrapped, optimizer, images, labels))
             self.progress.advance()
             last = step + 1 == self.steps
@@ -264,7 +271,7 @@ class Trainer:
     def _save(self, kind: str = "step", keep: int = 2) -> None:
         if self.rank == 0:
             taken: Checkpoint = snapshot(
-                self.state, self.objective, self.optimizer, self.average, self.config, self.data
+                self.state, self.objective, self.optimizer, self.average, self.config, data=self.data
             )
             save_checkpoint(self.folder / "checkpoints", taken, self.state.step, kind, keep)
         self.accelerator.wait_for_everyone()

@@ -142,7 +142,9 @@ def _specified(at: Tensor, c: Tensor | None, samples: Tensor) -> Tensor:
     return torch.einsum("bso,bo->bs", c.double(), at.double()).to(at.dtype)
 
 
-def check_overlap(graph: NetworkGraph, x: Tensor, rows: Tensor, ours: Sides, crown: Sides, dtype: torch.dtype) -> None:
+def check_overlap(
+    graph: NetworkGraph, x: Tensor, rows: Tensor, ours: Sides, crown: Sides, *, dtype: torch.dtype
+) -> None:
     """Refuses to intersect our bounds of ``C f`` with CROWN's where both, or CROWN's own, cannot be right.
 
     Args:

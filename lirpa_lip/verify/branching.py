@@ -300,7 +300,7 @@ class _Search:
         start = Multipliers.join([part.multipliers for part in parts]).to(self.rows.dtype)
         rows = -self.rows[index].reshape(-1, *self.graph[self.graph.output].shape)
         steps = self.settings.steps * 2 ** max(part.tries for part in parts)
-        found = self.bounds.descend(rows, cuts, start, steps, self._goal(index), self.settings.rate)
+        found = self.bounds.descend(rows, cuts, start, steps, self._goal(index), rate=self.settings.rate)
         self._settle(parts, found, cuts)
 
     def _settle(self, parts: Sequence[_Part], found: Descent, cuts: dict[str, Cuts]) -> None:

@@ -72,7 +72,7 @@ class BoundMaxPool(RelaxedActivation):
     def _lines(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Flat positions of j and k in the image, and the slope a and the value U; all (batch, channels, *windows)."""
         space = (self.stride, self.padding, self.dilation)
-        flat = window_index(lower.shape[2:], self.kernel, *space, self.ceil_mode).to(lower.device)
+        flat = window_index(lower.shape[2:], self.kernel, *space, ceil=self.ceil_mode).to(lower.device)
         low, high = lower.flatten(2)[:, :, flat], upper.flatten(2)[:, :, flat]
         place = flat.expand_as(low)
         first, second = low.argmax(2, keepdim=True), high.argmax(2, keepdim=True)

@@ -16,7 +16,7 @@ from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 from lirpa_lip.jacobian.forward import forward_bounds
 from lirpa_lip.jacobian.options import HEURISTICS
 from lirpa_lip.local.bounds import network_graph
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 from lirpa_lip.search.bounds import prepare_region
 from lirpa_lip.search.domains import _dense
 from lirpa_lip.search.feasibility import contradiction, shrink, split_constraints
@@ -174,7 +174,7 @@ def test_contradictions_are_proved_and_only_where_there_are_some(ball):
     generator = torch.Generator().manual_seed(0)
     centre = torch.zeros(1, 2, dtype=torch.float64)
     radius = torch.tensor(1.0, dtype=torch.float64)
-    inputs = InputSet.ball(centre, radius) if ball else InputSet.box(centre, centre - 1, centre + 1)
+    inputs = Region.make(centre, radius) if ball else Region.box(centre, centre - 1, centre + 1)
     axis = torch.linspace(-1, 1, 101, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     grid = grid[grid.norm(dim=1) <= 1] if ball else grid

@@ -21,7 +21,7 @@ from lirpa_lip.jacobian.forward import forward_bounds
 from lirpa_lip.jacobian.mean_value import mean_value_bounds
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.jacobian.products import INTERVAL, TIGHT, products
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 from lirpa_lip.search.bounds import prepare_region
 from lirpa_lip.search.constants import clarke_lipschitz
 
@@ -47,7 +47,7 @@ def exact_norms(jacobians, norm):
     return jacobians.norm(dim=-1), torch.linalg.matrix_norm(jacobians, 2)
 
 
-def region_points(inputs: InputSet, count: int):
+def region_points(inputs: Region, count: int):
     """Random points of a region of one sample, and its corners as far as they are few."""
     return inputs.sample(count, torch.Generator().manual_seed(7))[0]
 
@@ -329,18 +329,18 @@ def test_smaller_regions_give_smaller_constants():
 
 def test_support_of_a_region_is_an_upper_bound_and_sharp_on_boxes():
     low, high = -torch.rand(2, 6, dtype=torch.float64), torch.rand(2, 6, dtype=torch.float64)
-    box = InputSet.box(torch.zeros(2, 6, dtype=torch.float64), low, high)
-    ball = InputSet.ball(torch.zeros(2, 6, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64), low, high)
+    box = Region.box(torch.zeros(2, 6, dtype=torch.float64), low, high)
+    ball = Region.make(torch.zeros(2, 6, dtype=torch.float64), torch.tensor(0.4, dtype=torch.float64), low, high)
     rows = torch.randn(2, 5, 6, dtype=torch.float64)
     for inputs in (box, ball):
         points = inputs.sample(500)
         if inputs.radius is not None:
             assert (points.norm(dim=-1) <= 0.4).all()
-        assert ((points >= inputs.low.unsqueeze(1)) & (points <= inputs.high.unsqueeze(1))).all()
+        assert ((points >= low.unsqueeze(1)) & (points <= high.unsqueeze(1))).all()
         reached = torch.einsum("brn,bpn->brp", rows, points).amax(-1)
-        assert (inputs.support(rows) >= reached).all()
+        assert (inputs.maximum(rows) >= reached).all()
     corners = torch.where(rows > 0, high.unsqueeze(1), low.unsqueeze(1))
-    assert torch.allclose(box.support(rows), (rows * corners).sum(-1))
+    assert torch.allclose(box.maximum(rows), (rows * corners).sum(-1))
     assert not bool(ball.empty.any())
     assert bool(ball.within(torch.full_like(low, 0.35), high + 1).empty.all())
 
@@ -372,7 +372,7 @@ def test_wrong_arguments_say_what_to_do():
     with pytest.raises(ConfigError, match="outside"):
         bounded.local_lipschitz((BoundedTensor(x, PerturbationLpNorm(x_L=x + 1, x_U=x + 2)),), method="naive", norm=2)
     with pytest.raises(NonFiniteError):
-        InputSet.box(x, x - math.inf, x)
+        Region.box(x, x - math.inf, x)
 
 
 def test_intermediate_bounds_trade_time_for_tightness():

@@ -9,7 +9,7 @@ from lirpa_lip import BoundedModule
 from lirpa_lip.errors import ShapeError
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.local.bounds import network_graph
-from lirpa_lip.regions.input_set import InputSet
+from lirpa_lip.regions.region import Region
 from lirpa_lip.search.monotonicity import CONSTANT, DECREASING, INCREASING, NEITHER, monotone_features
 
 
@@ -29,7 +29,7 @@ def partly_monotone() -> nn.Sequential:
 def question(net, eps=0.5, batch=2):
     x = torch.rand(batch, 6, dtype=torch.float64)
     graph = network_graph(BoundedModule(net, x[:1]))
-    return graph, InputSet.box(x, x - eps, x + eps), torch.ones(batch, 1, 1, dtype=torch.float64)
+    return graph, Region.box(x, x - eps, x + eps), torch.ones(batch, 1, 1, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("time_limit", [0.0, 20.0])
@@ -74,9 +74,9 @@ def test_a_falling_function_is_not_certified_as_rising_at_a_kink():
     graph = network_graph(BoundedModule(Fold(), x))
     seed = torch.ones(1, 1, 1, dtype=torch.float64)
     ends = torch.tensor([[-1.0]], dtype=torch.float64)
-    inside = monotone_features(graph, InputSet.box(x, ends, ends + 0.75), seed)
+    inside = monotone_features(graph, Region.box(x, ends, ends + 0.75), seed)
     assert inside.verdict(0, 0, 0) == INCREASING
-    touching = monotone_features(graph, InputSet.box(x, ends, ends + 1.0), seed)
+    touching = monotone_features(graph, Region.box(x, ends, ends + 1.0), seed)
     assert float(touching.lower) <= -1 and touching.verdict(0, 0, 0) != INCREASING
 
 

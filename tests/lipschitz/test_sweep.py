@@ -89,5 +89,5 @@ def test_many_rows_try_few_rules(image_box, monkeypatch):
         assert (found >= full - 1e-9).all() and (found <= each.amax(0) + 1e-9).all()
         assert (found - full).mean() <= 0.02 * full.mean()
         for _ in range(200):
-            step = graph.values(region.sample())[graph.output] - at
+            step = graph.values(region.sample(1)[:, 0])[graph.output] - at
             assert (torch.einsum("bso,bo->bs", rows, step) <= found + 1e-9).all()

@@ -39,7 +39,7 @@ def draws(spectrum: Tensor, delta: float, steps: int) -> Tensor:
     """Bounds from independent starts, ``(DRAWS,)`` (equal samples of one `masked_spectral_norm` share theirs)."""
     ones = torch.ones(DRAWS, len(spectrum), dtype=torch.float64)
     _, problem = prepare(DenseMap(torch.diag(spectrum.sqrt())), ones, None)
-    return probabilistic(problem, delta, 1e-12, steps, None, Want.NOTHING).upper
+    return probabilistic(problem, delta, 1e-12, steps, None, want=Want.NOTHING).upper
 
 
 @pytest.mark.parametrize("delta", [0.1, 0.3])
@@ -168,7 +168,7 @@ def test_certificates_ignore_the_start_and_run_in_float64() -> None:
     result = masked_spectral_norm(DenseMap(weight), method="polynomial", start=poisoned, delta=1e-6)
     assert 1.0 <= result.upper.item() <= 1.002
     _, problem = prepare(DenseMap(weight), None, None)
-    assert probabilistic(problem, 1e-6, 1e-3, 50, None, Want.NOTHING).upper.dtype == torch.float64
+    assert probabilistic(problem, 1e-6, 1e-3, 50, None, want=Want.NOTHING).upper.dtype == torch.float64
 
 
 def test_starts_are_fresh_but_follow_a_generator() -> None:

@@ -231,14 +231,14 @@ def stopped_after(network, data, settings, folder, chunks: int, batch_size: int 
             raise Stop
 
     with pytest.raises(Stop):
-        certify_shard(network, data, settings, folder, "id", batch_size, progress=stop)
+        certify_shard(network, data, settings, folder, "id", batch_size=batch_size, progress=stop)
 
 
 def test_a_stopped_or_divided_run_ends_with_the_same_rows_to_the_bit(tmp_path, network, data):
     """With chance in it: the norms' random starts, and the attack's."""
     settings = CertifySettings("0.05", bound="local-product", certificate="probabilistic", pgd_steps=4, radius_steps=1)
     data = Subset(data, torch.arange(13))
-    certify_shard(network, data, settings, tmp_path / "whole", "id", 5)
+    certify_shard(network, data, settings, tmp_path / "whole", "id", batch_size=5)
     for name in ("cut", "two"):  # the seed of a run is drawn with its first row, and kept
         (tmp_path / name).mkdir()
         (tmp_path / name / "certify.json").write_bytes((tmp_path / "whole" / "certify.json").read_bytes())
@@ -247,9 +247,9 @@ def test_a_stopped_or_divided_run_ends_with_the_same_rows_to_the_bit(tmp_path, n
     lines = part.read_bytes().splitlines(keepends=True)
     part.write_bytes(b"".join(lines[:-3]) + lines[-3][:20])  # three rows of a chunk are lost, one is half there
     torch.manual_seed(99)
-    certify_shard(network, data, settings, tmp_path / "cut", "id", 5)
+    certify_shard(network, data, settings, tmp_path / "cut", "id", batch_size=5)
     for rank in (1, 0):
-        certify_shard(network, data, settings, tmp_path / "two", "id", 5, rank=rank, processes=2)
+        certify_shard(network, data, settings, tmp_path / "two", "id", batch_size=5, rank=rank, processes=2)
     whole = rows_text(tmp_path / "whole")
     assert len(whole) == 13 and whole == rows_text(tmp_path / "cut") == rows_text(tmp_path / "two")
 
@@ -264,8 +264,10 @@ def test_chance_of_a_sample_is_its_own(network, data):
     assert not torch.equal(whole[0], whole[1]) and (whole.flatten(1).norm(dim=1) <= 1).all()
     labels = network(x).argmax(1)
     for eps in (0.2, 0.5, 1.0):
-        together = survives_pgd(network, x, labels, eps, 5, seeds)
-        alone = [survives_pgd(network, x[i : i + 1], labels[i : i + 1], eps, 5, [seeds[i]]).item() for i in range(6)]
+        together = survives_pgd(network, x, labels, eps, 5, seed=seeds)
+        alone = [
+            survives_pgd(network, x[i : i + 1], labels[i : i + 1], eps, 5, seed=[seeds[i]]).item() for i in range(6)
+        ]
         assert together.tolist() == alone
 
 
@@ -289,11 +291,11 @@ def test_more_samples_and_radii_reuse_what_is_there(tmp_path, network, data, mon
 
     monkeypatch.setattr(certification, "make_certifier", counting)
     settings = CertifySettings("0.05", bound="local-product", certificate="probabilistic", pgd_steps=2)
-    certify_shard(network, Subset(data, torch.arange(10)), settings, tmp_path, "id", 5)
+    certify_shard(network, Subset(data, torch.arange(10)), settings, tmp_path, "id", batch_size=5)
     first = rows_text(tmp_path)
-    certify_shard(network, data, settings, tmp_path, "id", 5)
+    certify_shard(network, data, settings, tmp_path, "id", batch_size=5)
     assert sum(tried) == 23 and rows_text(tmp_path)[:10] == first
-    certify_shard(network, data, replace(settings, eps="0.05,1/20,0.2"), tmp_path, "id", 5)
+    certify_shard(network, data, replace(settings, eps="0.05,1/20,0.2"), tmp_path, "id", batch_size=5)
     rows, new = read_rows(tmp_path), Fraction(1, 5)
     before = {int(line.split(",")[0]): float(line.split(",")[4]) for line in first}
     assert all(row.radius >= before.get(row.index, -math.inf) for row in rows)
@@ -304,7 +306,7 @@ def test_more_samples_and_radii_reuse_what_is_there(tmp_path, network, data, mon
     assert summary["samples"] == 23 and [line["eps"] for line in summary["table"]] == ["0.05", "0.2"]
     assert write_merged(tmp_path, replace(settings, eps="0.05,0.2"), 10)["samples"] == 10
     with pytest.raises(CheckpointError, match=r"--eps 0\.05,0\.2,0\.7"):
-        certify_shard(network, data, replace(settings, eps="0.7"), tmp_path, "id", 5)
+        certify_shard(network, data, replace(settings, eps="0.7"), tmp_path, "id", batch_size=5)
 
 
 @pytest.mark.parametrize("change", ["images", "labels"])
@@ -399,7 +401,7 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, network, data, monkeypatch):
 
 
 def test_missing_samples_are_not_summarised_away(tmp_path, network, data):
-    certify_shard(network, data, SETTINGS, tmp_path, "id", 5, rank=1, processes=2)
+    certify_shard(network, data, SETTINGS, tmp_path, "id", batch_size=5, rank=1, processes=2)
     with pytest.raises(CheckpointError, match="10 of 23 samples"):
         write_merged(tmp_path, SETTINGS, 23)
 

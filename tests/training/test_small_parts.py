@@ -116,7 +116,7 @@ def test_augmentation():
 def test_augmentation_does_not_depend_on_the_number_of_processes():
     images = torch.rand(8, 1, 8, 8)
     whole = augmented(images, "crop-flip", 0, 1, 2)
-    parts = [augmented(images[r::2], "crop-flip", 0, 1, 2, r, 2) for r in range(2)]
+    parts = [augmented(images[r::2], "crop-flip", 0, 1, 2, rank=r, processes=2) for r in range(2)]
     assert all(torch.equal(parts[r], whole[r::2]) for r in range(2))
 
 

@@ -100,7 +100,7 @@ def convolution(builder: GraphBuilder, traced: Traced) -> str:
         tuple(attr.get("strides", [1] * axes)),
         _padding(traced, axes),
         tuple(attr.get("dilations", [1] * axes)),
-        attr.get("group", 1),
+        groups=attr.get("group", 1),
     )
     return builder.affine(traced.name, traced.operator, [traced.parent], [maps], _channel_bias(traced, axes))
 
@@ -115,8 +115,8 @@ def convolution_transposed(builder: GraphBuilder, traced: Traced) -> str:
         tuple(attr.get("strides", [1] * axes)),
         _padding(traced, axes),
         tuple(attr.get("output_padding", [0] * axes)),
-        tuple(attr.get("dilations", [1] * axes)),
-        attr.get("group", 1),
+        dilation=tuple(attr.get("dilations", [1] * axes)),
+        groups=attr.get("group", 1),
     )
     return builder.affine(traced.name, traced.operator, [traced.parent], [maps], _channel_bias(traced, axes))
 

@@ -31,7 +31,7 @@ def average_pool(builder: GraphBuilder, traced: Traced) -> str:
         return _reduction(builder, traced, partial(_AVERAGE[axes], kernel_size=kernel, **options))
     channels, window = shape[0], math.prod(kernel)
     weight = torch.full((channels, 1, *kernel), 1 / window, dtype=builder.dtype, device=builder.device)
-    maps: LinearMap = ConvMap(weight, shape, stride, pads, 1, channels)
+    maps: LinearMap = ConvMap(weight, shape, stride, pads, 1, groups=channels)
     if any(pads) and not counts_padding:
         # windows at the border average over fewer pixels
         ones = torch.ones(1, *shape, dtype=builder.dtype, device=builder.device)
@@ -127,6 +127,7 @@ def window_index(
     strides: Sequence[int],
     padding: Sequence[int],
     dilations: Sequence[int],
+    *,
     ceil: bool,
 ) -> Tensor:
     """Flat position in an image of the given sizes of everything a window reads: (window, *windows flattened)."""
@@ -262,7 +263,9 @@ def _largest(builder: GraphBuilder, traced: Traced, candidates: str, shape: torc
     def enclose(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
         return lower.amax(1).reshape(-1, *shape), upper.amax(1).reshape(-1, *shape)
 
-    return emit_pairwise_maximum(builder, traced, name or traced.name, candidates, shape, (candidates, enclose))
+    return emit_pairwise_maximum(
+        builder, traced, name or traced.name, candidates, shape, shortcut=(candidates, enclose)
+    )
 
 
 def _smallest(builder: GraphBuilder, traced: Traced, candidates: str, shape: torch.Size) -> str:

@@ -43,7 +43,7 @@ def emit_log_sum_exp(builder: GraphBuilder, traced: Traced, name: str, parent: s
     candidates = builder.affine(f"{name}:candidates", traced.operator, [parent], [maps])
     fold = Halves(PiecewiseLinear([0.0], [1.0, 1.0], 0.0), smooth.log_cosh())
     enclose = partial(_enclose_sum, shape=kept)
-    found = emit_pairwise_maximum(builder, traced, name, candidates, kept, (candidates, enclose), fold)
+    found = emit_pairwise_maximum(builder, traced, name, candidates, kept, shortcut=(candidates, enclose), soft=fold)
     builder.add(replace(builder.nodes[found], roundings=builder.shape(candidates)[0] + _FEW))
     return found
 

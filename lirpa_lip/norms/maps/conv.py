@@ -43,6 +43,7 @@ class ConvMap(LinearMap):
         stride: Ints = 1,
         padding: Ints = 0,
         dilation: Ints = 1,
+        *,
         groups: int = 1,
     ) -> None:
         axes = self.spatial_axes or weight.ndim - 2
@@ -87,7 +88,7 @@ class ConvMap(LinearMap):
         return conv(y, self.weight, None, *options)
 
     def _with_weight(self, weight: Tensor) -> ConvMap:
-        return type(self)(weight, self.in_shape, self.stride, self.padding, self.dilation, self.groups)
+        return type(self)(weight, self.in_shape, self.stride, self.padding, self.dilation, groups=self.groups)
 
     def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> ConvMap:
         return self._with_weight(shared(self.weight))
@@ -145,6 +146,7 @@ class ConvTransposeMap(LinearMap):
         stride: Ints = 1,
         padding: Ints = 0,
         output_padding: Ints = 0,
+        *,
         dilation: Ints = 1,
         groups: int = 1,
     ) -> None:
@@ -159,7 +161,7 @@ class ConvTransposeMap(LinearMap):
         sizes = zip(input_shape[1:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True)
         spatial = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + extra for n, s, p, d, k, extra in sizes]
         # The convolution reads the transposed one's output; more windows may fit in it than there are inputs.
-        self.conv = ConvMap(weight, (weight.shape[1] * groups, *spatial), stride, padding, dilation, groups)
+        self.conv = ConvMap(weight, (weight.shape[1] * groups, *spatial), stride, padding, dilation, groups=groups)
         self.output_padding = output_padding
         self.in_shape, self.out_shape = torch.Size(input_shape), self.conv.in_shape
         self.multiply_adds = self.conv.multiply_adds
@@ -191,8 +193,8 @@ class ConvTransposeMap(LinearMap):
 
     def _with_weight(self, weight: Tensor) -> ConvTransposeMap:
         conv = self.conv
-        options = (conv.stride, conv.padding, self.output_padding, conv.dilation, conv.groups)
-        return type(self)(weight, self.in_shape, *options)
+        first = (weight, self.in_shape, conv.stride, conv.padding, self.output_padding)
+        return type(self)(*first, dilation=conv.dilation, groups=conv.groups)
 
     def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> ConvTransposeMap:
         return self._with_weight(shared(self.conv.weight))

@@ -34,6 +34,7 @@ class FunctionMap(LinearMap):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         monomial: bool = False,
+        *,
         entries_nonnegative: bool = False,
     ) -> None:
         self.fn, self.in_shape = fn, torch.Size(in_shape)
