@@ -18,11 +18,11 @@ from pathlib import Path
 import click
 import torch
 from lib.networks import SHARED, cnn_a, load_images
+from lib.stages import stages_of
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lirpa_lip.losses.stages import stages_of
 from lirpa_lip.losses.warm_norm import WarmStarts
 from lirpa_lip.training.data import load_data
 from lirpa_lip.training.sources import ImageSource

@@ -21,7 +21,6 @@ from lib.table import Table
 from torch import nn
 
 from lirpa_lip.losses import make_bound
-from lirpa_lip.losses.activations import varies
 from lirpa_lip.training.certification import CertifySettings, certify_shard, identity_of, read_rows, summarise
 from lirpa_lip.training.checkpoint import checkpoints_in, load_checkpoint
 from lirpa_lip.training.config import TrainConfig
@@ -126,7 +125,7 @@ def eliminated(model: nn.Module, config: TrainConfig, test: ImageSource, samples
     """Per cent of activations that are constant on the balls, mean over samples; none are in a plain MaxMin."""
     x, labels = test.batch(torch.arange(min(samples, len(test))))
     intervals = make_bound("local-product", model, x[:1])(x, float(parse_epsilon(config.eps)), labels).intervals
-    constant = [~varies(*interval) for interval in intervals]
+    constant = [~interval.varies() for interval in intervals]
     total = sum(t.numel() for t in constant)
     return f"{100 * sum(int(t.sum()) for t in constant) / total:.1f}" if total else "0.0"
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip.losses.activations import masks_of
+from lib.stages import masks_of, stages_of
 from lirpa_lip.losses.ball_box import worst_case_increase
-from lirpa_lip.losses.stages import stages_of
 
 
 class PublishedStep(nn.Module):
@@ -58,7 +57,7 @@ class PublishedStep(nn.Module):
         low, high = (lower - centre).flatten(1), (upper - centre).flatten(1)
         # All pairs, of which the published code then uses the label's.
         every = [
-            worst_case_increase(weight, torch.full_like(labels, c), eps * rate, low, high, 10)
+            worst_case_increase(weight, torch.full_like(labels, c), eps * rate, low, high, iterations=10)
             for c in range(logits.shape[1])
         ]
         return logits + torch.stack(every, dim=1)[torch.arange(len(x)), labels]

@@ -36,6 +36,18 @@ class Piece:
     high: Tensor
 
 
+@dataclass(frozen=True)
+class ConstantPart:
+    """Where some channels of an activation are constant: as far as it lies ``below``, or ``above``, a threshold.
+
+    Thresholds are numbers or tensors that broadcast to these channels, ``(batch, *shape)``; ``None`` for nowhere.
+    """
+
+    channels: slice
+    below: Tensor | float | None = None
+    above: Tensor | float | None = None
+
+
 class Activation(ABC):
     """An elementwise function ``f`` with enough knowledge of its shape for sound bounds.
 
@@ -43,10 +55,13 @@ class Activation(ABC):
 
     Attributes:
         value_slack: how far PyTorch's own function departs from ``f``, beyond rounding.
+        steep: on no interval is the largest absolute slope anything but 1, nor that of secants from a point of it, so
+            that nobody need look (an absolute value).
         piecewise_linear: values are products and sums, and so are their rounding errors.
     """
 
     value_slack: float = 0.0
+    steep: bool = False
     piecewise_linear: bool = False
 
     @abstractmethod
@@ -71,6 +86,10 @@ class Activation(ABC):
         By the mean value theorem the slope range is always valid; subclasses do better where they can.
         """
         return self.slope_range(lower, upper)
+
+    def steepest_secant(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        """The largest absolute value of these slopes, to rounding: for estimates, in fewer operations."""
+        return self.secant_range(anchor, lower, upper).magnitude
 
     def clarke_range(self, lower: Tensor, upper: Tensor, after: Tensor, before: Tensor) -> SlopeRange:
         """Range of Clarke slopes on the closed ``[lower, upper]``, itself inside ``[after, before]``.
@@ -138,6 +157,10 @@ class Activation(ABC):
     def outside(self, lower: Tensor, upper: Tensor) -> str:
         """Why there is no bound on ``[lower, upper]`` (a pole, inputs it is not defined for); empty where there is."""
         return ""
+
+    def constant_parts(self) -> tuple[ConstantPart, ...]:
+        """Where ``f`` is constant, for channels that are so somewhere."""
+        return ()
 
     def parameters(self) -> tuple[Tensor, ...]:
         """Tensors (thresholds, learnable slopes) through which bounds are differentiable."""

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from lirpa_lip.activations.base import Activation, Number, Piece, SlopeRange
+from lirpa_lip.activations.base import Activation, ConstantPart, Number, Piece, SlopeRange
+
+#: Secants over a shorter distance carry no gradient: it would be that distance's inverse.
+_MOVED = 1e-6
 
 #: Distance to a kink, relative to the pre-activation's size, below which the slope counts as ambiguous.
 _KINK = 1e-9
@@ -25,13 +29,24 @@ class PiecewiseLinear(Activation):
         knots: ``K`` ascending kink positions, numbers or tensors that broadcast to ``(batch, *shape)``.
         slopes: ``K + 1`` slopes, left to right, likewise.
         at_first_knot: the value ``f(knots[0])``.
+        function: PyTorch's own function, where it is this one: one operation, with its own gradient at kinks.
     """
 
-    def __init__(self, knots: Sequence, slopes: Sequence, at_first_knot: Number) -> None:
+    def __init__(
+        self,
+        knots: Sequence,
+        slopes: Sequence,
+        at_first_knot: Number,
+        function: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         if len(slopes) != len(knots) + 1 or not knots:
             raise ValueError("a piecewise linear function has one slope more than it has knots, and at least one knot.")
         self.knots, self.slopes, self.at_first_knot = tuple(knots), tuple(slopes), at_first_knot
         self.intercepts = _intercepts(self.knots, self.slopes, at_first_knot)
+        self.function = function
+        numbers = all(isinstance(slope, (int, float)) for slope in self.slopes)
+        self.is_monotone = numbers and min(self.slopes) >= 0
+        self.is_clip = numbers and self.slopes in ((0, 1), (1, 0), (0, 1, 0)) and at_first_knot is self.knots[0]
 
     piecewise_linear = True
 
@@ -46,12 +61,16 @@ class PiecewiseLinear(Activation):
         return [_full(s, z) * z + _full(c, z) for s, c in zip(self.slopes, self.intercepts, strict=True)]
 
     def value(self, z: Tensor) -> Tensor:
+        if self.function is not None:
+            return self.function(z)
         out, *others = self._lines_at(z)
         for knot, line in zip(self.knots, others, strict=True):
             out = torch.where(z > _full(knot, z), line, out)
         return out
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        if self.is_monotone:
+            return self.value(lower), self.value(upper)
         knots, _ = self._on(lower)
         values = [self.value(p) for p in (lower, upper)]
         values += [self.value(torch.minimum(torch.maximum(k, lower), upper)) for k in knots]
@@ -77,6 +96,73 @@ class PiecewiseLinear(Activation):
 
     def secant_range(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
         """Exact up to rounding: on each piece the secant slope is monotone, so its extremes lie at ends and kinks."""
+        if self.is_clip and len(self.knots) == 2:
+            return self._clip_secants(anchor, lower, upper)
+        if len(self.knots) == 1:
+            return self._kink_secants(anchor, lower, upper)
+        return self._all_secants(anchor, lower, upper)
+
+    def _kink_secants(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
+        """In closed form, for ``f(z) = a z + (b − a) max(z − k, 0) + c``.
+
+        Right of the kink the secant to the lower end is the flattest of ``max(z − k, 0)``, left of it that to the upper
+        end the steepest. All that is subtracted has opposite signs, so that no digits are lost.
+        """
+        knot, (a, b) = self.knots[0], self.slopes
+        if isinstance(knot, Tensor) or knot != 0:
+            knot = _full(knot, anchor)
+            anchor, lower, upper = anchor - knot, lower - knot, upper - knot
+        right = (anchor > 0) | ((lower >= 0) & (upper > 0))
+        crossing = (lower < 0) & (upper > 0)
+        run = torch.where(right, anchor - lower, upper - anchor)
+        secant = _quotient(torch.where(right, anchor, upper), run, crossing)
+        slack, whole = self._secant_slack(anchor), right.to(anchor.dtype)
+        low = torch.where(right & crossing, (secant - slack).clamp(min=0), whole)
+        high = torch.where(crossing & ~right, (secant + slack).clamp(max=1), whole)
+        if self.is_clip and a == 0:
+            return SlopeRange(low, high)
+        if self.steep and not isinstance(a, Tensor):
+            return SlopeRange(2 * low - 1, 2 * high - 1)
+        a, b = _full(a, anchor), _full(b, anchor)
+        low, high = torch.lerp(a, b, low), torch.lerp(a, b, high)
+        return SlopeRange(torch.minimum(low, high), torch.maximum(low, high))
+
+    def _secant_slack(self, like: Tensor) -> Tensor | float:
+        """Of secants of ``max(z − k, 0)``, for their own rounding and for that of ``a + (b − a) secant``."""
+        a, b = (torch.as_tensor(slope, dtype=like.dtype, device=like.device).detach() for slope in self.slopes)
+        change = (b - a).abs().clamp(min=torch.finfo(like.dtype).tiny)
+        slack = 8 * torch.finfo(like.dtype).eps * (1 + (a.abs() + b.abs()) / change)
+        return slack if slack.ndim else float(slack)
+
+    def _clip_secants(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
+        """In closed form, for ``f(z) = min(max(z, k₀), k₁)``.
+
+        From the middle piece the secants to the interval's ends are the flattest; from an outer one the secant to the
+        far kink, or to the interval's end before it, is the steepest.
+        """
+        first, last = (_full(knot, anchor) for knot in self.knots)
+        # a centre on a kink that is an end of the interval sees the other side alone
+        middle = (anchor > first) | ((lower >= first) & (upper > first))
+        middle &= (anchor < last) | ((upper <= last) & (lower < last))
+        top, bottom, here = (torch.minimum(torch.maximum(z, first), last) for z in (upper, lower, anchor))
+        slack = 16 * torch.finfo(anchor.dtype).eps
+        up, down = torch.where(middle, upper, top) - anchor, anchor - torch.where(middle, lower, bottom)
+        rise, fall = top - here, here - bottom
+        rising, falling = _quotient(rise, up, rise > 0), _quotient(fall, down, fall > 0)
+        inside = middle & (lower >= first) & (upper <= last)
+        ends = torch.minimum(torch.where(rise > 0, rising, 1.0), torch.where(fall > 0, falling, 1.0))
+        low = torch.where(middle, torch.where(inside, 1.0, (ends - slack).clamp(min=0)), 0.0)
+        outer = torch.maximum(rising, falling)
+        return SlopeRange(low, torch.where(middle, 1.0, torch.where(outer > 0, (outer + slack).clamp(max=1), 0.0)))
+
+    def steepest_secant(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        if not self.is_clip:
+            return super().steepest_secant(anchor, lower, upper)
+        floor = self.knots[0] if _is_zero(self.slopes[0]) else None
+        ceiling = self.knots[-1] if _is_zero(self.slopes[-1]) else None
+        return _steepest_of_clip(anchor, lower, upper, floor, ceiling)
+
+    def _all_secants(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
         whole = self.slope_range(lower, upper)
         here = self.slope_range(anchor, anchor)
         low, high = here.low, here.high
@@ -96,6 +182,10 @@ class PiecewiseLinear(Activation):
         low, high = torch.maximum(low, whole.low), torch.minimum(high, whole.high)
         exact = whole.stable
         return SlopeRange(torch.where(exact, whole.low, low), torch.where(exact, whole.high, high))
+
+    def constant_parts(self) -> tuple[ConstantPart, ...]:
+        below, above = (self.knots[end] if _is_zero(self.slopes[end]) else None for end in (0, -1))
+        return () if below is None and above is None else (ConstantPart(slice(None), below, above),)
 
     def clarke_range(self, lower: Tensor, upper: Tensor, after: Tensor, before: Tensor) -> SlopeRange:
         knots, slopes = self._detached(lower)
@@ -170,13 +260,39 @@ class PiecewiseLinear(Activation):
         return found
 
 
+def _steepest_of_clip(
+    anchor: Tensor, lower: Tensor, upper: Tensor, floor: Number | None, ceiling: Number | None
+) -> Tensor:
+    """1 between the ends of a clip; from beyond one, the secant to the other, or to the interval's end before it."""
+    tiny = torch.finfo(anchor.dtype).tiny
+    first, last = (None if end is None else _full(end, anchor) for end in (floor, ceiling))
+    found: Tensor | None = None
+    if first is not None:
+        top = torch.clamp(upper, first, last)
+        rise = top - first
+        found = rise / torch.maximum(top - anchor, rise).clamp_(min=tiny)
+    if last is not None:
+        bottom = torch.clamp(lower, first, last)
+        fall = last - bottom
+        steep = fall / torch.maximum(anchor - bottom, fall).clamp_(min=tiny)
+        found = steep if found is None else found.mul_(steep)
+    assert found is not None
+    return found
+
+
+def _quotient(part: Tensor, run: Tensor, where: Tensor) -> Tensor:
+    """``part / run`` where that is asked for, else 0; secants over next to no distance pass no gradient."""
+    found = torch.where(where, part / torch.where(where, run, 1.0), 0.0)
+    return torch.where(run > _MOVED, found, found.detach()) if found.requires_grad else found
+
+
 def _full(value: Number, like: Tensor) -> Tensor:
     """A number or tensor in the shape and type of ``like``; what exceeds the type is its largest number."""
     info = torch.finfo(like.dtype)
     if not isinstance(value, Tensor):
         value = min(max(value, info.min), info.max)
-    elif value.dtype != like.dtype or not bool(torch.isfinite(value).all()):
-        value = value.double().clamp(info.min, info.max)
+    else:
+        value = (value if value.dtype == like.dtype else value.double()).clamp(info.min, info.max)
     return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
 
 
@@ -202,9 +318,13 @@ def _finite(value: Number):
     return value.clamp(info.min, info.max) if isinstance(value, Tensor) else min(max(value, info.min), info.max)
 
 
+def _is_zero(slope: Number) -> bool:
+    return not isinstance(slope, Tensor) and slope == 0
+
+
 def relu() -> PiecewiseLinear:
     """``max(z, 0)``."""
-    return PiecewiseLinear([0.0], [0.0, 1.0], 0.0)
+    return PiecewiseLinear([0.0], [0.0, 1.0], 0.0, F.relu)
 
 
 def leaky_relu(slope: Number) -> PiecewiseLinear:
@@ -214,7 +334,9 @@ def leaky_relu(slope: Number) -> PiecewiseLinear:
 
 def absolute() -> PiecewiseLinear:
     """``|z|``."""
-    return PiecewiseLinear([0.0], [-1.0, 1.0], 0.0)
+    found = PiecewiseLinear([0.0], [-1.0, 1.0], 0.0, torch.abs)
+    found.steep = True
+    return found
 
 
 def clip(low: Number | None = None, high: Number | None = None) -> PiecewiseLinear:
@@ -233,15 +355,52 @@ def hard_sigmoid(alpha: float = 0.2, beta: float = 0.5) -> PiecewiseLinear:
     return PiecewiseLinear([-beta / alpha, (1 - beta) / alpha], [0.0, alpha, 0.0], 0.0)
 
 
+class _ClipHalf(PiecewiseLinear):
+    def __init__(self, high: Tensor, low: Tensor) -> None:
+        knots = torch.cat([high, low]).unsqueeze(0)
+        left = torch.cat([torch.ones_like(high), torch.zeros_like(low)]).unsqueeze(0)
+        super().__init__([knots], [left, 1 - left], knots)
+        self.high, self.low = high.unsqueeze(0), low.unsqueeze(0)
+        self.is_monotone = True
+
+    def value(self, z: Tensor) -> Tensor:
+        top, bottom = z.chunk(2, dim=1)
+        high, low = _full(self.high, top), _full(self.low, bottom)
+        return torch.cat([torch.minimum(top, high), torch.maximum(bottom, low)], dim=1)
+
+    def steepest_secant(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        (z, other_z), (low, other_low), (high, other_high) = (t.chunk(2, dim=1) for t in (anchor, lower, upper))
+        top = _steepest_of_clip(z, low, high, None, self.high)
+        return torch.cat([top, _steepest_of_clip(other_z, other_low, other_high, self.low, None)], dim=1)
+
+    def constant_parts(self) -> tuple[ConstantPart, ...]:
+        half = self.high.shape[1]
+        top, bottom = slice(0, half), slice(half, None)
+        return ConstantPart(top, above=self.high), ConstantPart(bottom, below=self.low)
+
+
 def clip_half(high: Tensor, low: Tensor) -> PiecewiseLinear:
     """Clip used after MaxMin: the first half of the channels ``min(z, high)``, the second half ``max(z, low)``.
 
     ``high`` and ``low`` have the shape of half the channels, without the batch axis.
     """
-    knots = torch.cat([high, low]).unsqueeze(0)
-    one, zero = torch.ones_like(high), torch.zeros_like(high)
-    left = torch.cat([one, zero]).unsqueeze(0)
-    return PiecewiseLinear([knots], [left, 1 - left], knots)
+    return _ClipHalf(high, low)
+
+
+class _FoldHalf(PiecewiseLinear):
+    steep = True
+
+    def __init__(self, half: int, left: Tensor) -> None:
+        super().__init__([0.0], [left, 1.0], 0.0)
+        self.half, self.fold = half, absolute()
+
+    def value(self, z: Tensor) -> Tensor:
+        return torch.cat([z[:, : self.half], z[:, self.half :].abs()], dim=1)
+
+    def secant_range(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
+        found = self.fold.secant_range(*(t[:, self.half :] for t in (anchor, lower, upper)))
+        ones = torch.ones_like(anchor[:, : self.half])
+        return SlopeRange(torch.cat([ones, found.low], dim=1), torch.cat([ones, found.high], dim=1))
 
 
 def fold_half(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PiecewiseLinear:
@@ -249,4 +408,4 @@ def fold_half(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Pi
     half = shape[0] // 2
     left = torch.ones(1, *shape, dtype=dtype, device=device)
     left[:, half:] = -1
-    return PiecewiseLinear([0.0], [left, 1.0], 0.0)
+    return _FoldHalf(half, left)

@@ -24,7 +24,7 @@ from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.local.composed import composed_rate, composed_rows
 from lirpa_lip.local.deviation import Deviation, taken
 from lirpa_lip.local.layers import Layer, Layers
-from lirpa_lip.local.norm_budget import NormBudget
+from lirpa_lip.local.norm_budget import Norm
 from lirpa_lip.local.product import local_ball, product_rate, product_rows
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.region import Region
@@ -32,14 +32,17 @@ from lirpa_lip.regions.region import Region
 _LEARNING_RATE = 0.1
 
 
-def global_layers(graph: NetworkGraph, norm: NormBudget, composed: bool = False) -> Layers:
+def global_layers(graph: NetworkGraph, norm: Norm, composed: bool = False, inner_folds: bool = True) -> Layers:
     """Slopes and rates that hold on the whole input space, as layers of one sample.
 
     Args:
         norm: planned for `lirpa_lip.local.propagate.planned_norms`.
         composed: bound the rates by compositions too, and take the smaller.
+        inner_folds: whether rates of folds inside clipped sorts, through which the product bound looks, are wanted;
+            False leaves them infinite.
     """
     layers = Layers()
+    skipped = set() if inner_folds else {n.isometry_of.fold for n in graph.activations if n.isometry_of is not None}
     for node in graph.activations:
         assert node.activation is not None
         parent = node.parents[0]
@@ -47,7 +50,10 @@ def global_layers(graph: NetworkGraph, norm: NormBudget, composed: bool = False)
         # as far as slopes can be told apart without overflow
         far = zero + torch.finfo(graph.dtype).max ** 0.5
         slopes = node.activation.slope_range(-far, far)
-        live_rate = product = product_rate(graph, node, slopes.magnitude, layers, norm).reshape(-1)
+        product = zero.new_full((1,), torch.inf)
+        if node.name not in skipped:
+            product = product_rate(graph, node, slopes.magnitude, layers, norm).reshape(-1)
+        live_rate = product
         positive = slopes.magnitude > 0
         share = torch.where(positive, slopes.radius / torch.where(positive, slopes.magnitude, 1.0), 0.0)
         open_rate = product * share.max().sqrt()  # R <= share · S

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lirpa_lip.local.layers import Gain, Layers, centres, safe_sqrt, zero_safe_product
 from lirpa_lip.local.linearised import StackedMap, Visit, pull_back
-from lirpa_lip.local.norm_budget import Norm
+from lirpa_lip.local.norm_budget import JointNorm, Norm
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.region import safe_norm
 
@@ -45,14 +45,13 @@ def composed_rate(
         gains: of the target, for a mask that is at least this one; with them the rounding of compositions is counted.
     """
     batch = mask.shape[0] if mask is not None else (next(iter(layers.values())).lower.shape[0] if layers else 1)
-    sources, radii = _sources(graph, target, layers, batch)
-    slopes = centres(layers)
-    out_scale = None if mask is None else safe_sqrt(mask)
-    roots = _root_weights(StackedMap(graph, target, slopes, sources, out_scale), radii)
-    weighted = {}
+    stacked, radii = stacked_map(graph, target, mask, layers, batch)
+    if isinstance(norm, JointNorm):
+        return norm.joint(stacked, radii)
+    roots, sources, weighted = _root_weights(stacked, radii), stacked.scales, {}
     for index, (name, scale) in enumerate(sources.items()):
         weighted[name] = roots[:, index].reshape(-1, *[1] * (scale.ndim - 1)) * scale
-    value = norm(StackedMap(graph, target, slopes, weighted, out_scale))
+    value = norm(StackedMap(graph, target, stacked.slopes, weighted, stacked.out_scale))
     if gains is not None:
         map_size = min(sum(s[0].numel() for s in sources.values()), graph[target].shape.numel())
         value = value + map_size**0.5 * _composition_error(layers, gains, sources, roots)
@@ -60,17 +59,23 @@ def composed_rate(
     return zero_safe_product(value, safe_norm(torch.where(positive, radii / torch.where(positive, roots, 1.0), 0.0)))
 
 
-def _sources(graph: NetworkGraph, target: str, layers: Layers, batch: int) -> tuple[dict[str, Tensor], Tensor]:
-    """The input and every activation before ``target`` with some uncertain slope; their scales and radii."""
+def stacked_map(
+    graph: NetworkGraph, target: str, mask: Tensor | None, layers: Layers, batch: int
+) -> tuple[StackedMap, Tensor]:
+    """All terms of ``diag(mask)^½ z`` side by side, and their radii r_j, ``(batch, sources)``.
+
+    The sources are the input and every activation before ``target`` with some open neuron.
+    """
     scales, radii = {}, []
     for name in graph.ancestors(target):
         if name == graph.input:
             scales[name] = torch.ones(batch, *graph[name].shape, dtype=graph.dtype, device=graph.device)
             radii.append(torch.ones(batch, dtype=graph.dtype, device=graph.device))
-        elif name in layers and bool((layers[name].slopes.radius > 0).any()):
-            scales[name] = safe_sqrt(layers[name].slopes.radius)
+        elif name in layers and layers[name].is_open:
+            scales[name] = layers[name].open_root
             radii.append(layers[name].open_rate)
-    return scales, torch.stack(radii, dim=1)
+    out_scale = None if mask is None else safe_sqrt(mask)
+    return StackedMap(graph, target, centres(layers), scales, out_scale), torch.stack(radii, dim=1)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,6 +43,29 @@ class Layer:
         names = ("lower", "upper", "anchor", "live_rate", "open_rate")
         error = self.error[index] if isinstance(self.error, Tensor) else self.error
         return replace(self, slopes=slopes, error=error, **{name: getattr(self, name)[index] for name in names})
+
+    @cached_property
+    def root(self) -> Tensor | None:
+        """``S^½``, ``(batch, *shape)``; None for ones."""
+        with torch.enable_grad():  # kept, so that it must not depend on who asks first
+            return safe_sqrt(self.slopes.magnitude)
+
+    @cached_property
+    def open_root(self) -> Tensor:
+        """``R^½``, ``(batch, *shape)``."""
+        with torch.enable_grad():
+            return safe_sqrt(self.slopes.radius)
+
+    @cached_property
+    def centre(self) -> Tensor:
+        """C, ``(batch, *shape)``."""
+        with torch.enable_grad():
+            return self.slopes.centre
+
+    @cached_property
+    def is_open(self) -> bool:
+        """Whether any neuron of any sample is open."""
+        return bool((self.slopes.low < self.slopes.high).any())
 
     def reach(self, eps: Tensor) -> Tensor:
         """Radius of the ball that ``S^½ (z − anchor)`` stays in, for inputs within ``eps (batch,)``."""
@@ -102,15 +126,17 @@ def zero_safe_product(norm: Tensor, rate: Tensor) -> Tensor:
 
 def centres(layers: Layers) -> dict[str, Tensor]:
     """Centre slopes by activation."""
-    return {name: layer.slopes.centre for name, layer in layers.items()}
+    return {name: layer.centre for name, layer in layers.items()}
 
 
-def root_magnitudes(layers: Layers, names: Iterable[str]) -> dict[str, Tensor]:
+def root_magnitudes(layers: Layers, names: Iterable[str]) -> dict[str, Tensor | None]:
     """``S^½`` of the named activations (the input has none)."""
-    return {name: safe_sqrt(layers[name].slopes.magnitude) for name in names if name in layers}
+    return {name: layers[name].root for name in names if name in layers}
 
 
 def safe_sqrt(x: Tensor) -> Tensor:
     """Square root of non-negative numbers with gradient 0 (not infinite) at 0."""
+    if not x.requires_grad:
+        return x.clamp(min=0).sqrt()
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)

@@ -136,17 +136,22 @@ class StackedMap(LinearMap):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = x.split(self.sizes, dim=1)
-        tangents = {
-            name: scale * part.reshape(-1, *self.graph[name].shape)
-            for (name, scale), part in zip(self.scales.items(), parts)
-        }
+        return self.combined([part.reshape(-1, *self.graph[name].shape) for name, part in zip(self.scales, parts)])
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return torch.cat([term.flatten(1) for term in self.terms(y)], dim=1)
+
+    def combined(self, parts: Sequence[Tensor]) -> Tensor:
+        """`forward` of a tangent for each source, ``(batch, *shape)``."""
+        tangents = {name: scale * part for (name, scale), part in zip(self.scales.items(), parts, strict=True)}
         out = push_forward(self.graph, self.target, tangents, self.slopes)
         return out if self.out_scale is None else self.out_scale * out
 
-    def adjoint(self, y: Tensor) -> Tensor:
+    def terms(self, y: Tensor) -> list[Tensor]:
+        """`adjoint` as one cotangent for each source, ``(batch, *shape)``."""
         y = y if self.out_scale is None else self.out_scale * y
         cotangents = pull_back(self.graph, self.target, y, self.slopes)
-        return torch.cat([(scale * cotangents[name]).flatten(1) for name, scale in self.scales.items()], dim=1)
+        return [scale * cotangents[name] for name, scale in self.scales.items()]
 
     def rebuild(self, shared: Callable[[Tensor], Tensor], per_sample: Callable[[Tensor], Tensor]) -> StackedMap:
         maps = {n.name: [m.rebuild(shared, shared) for m in n.maps] for n in self.graph if n.maps is not None}

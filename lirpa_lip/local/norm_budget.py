@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.local.linearised import StackedMap
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.draw import fresh_seed, next_seed
 from lirpa_lip.norms.linear_map import LinearMap
@@ -24,6 +25,13 @@ class Norm(Protocol):
     """Anything that bounds (or, in training, estimates) masked norms: ``(map, mask_in, mask_out) -> (batch,)``."""
 
     def __call__(self, map_: LinearMap, mask_in: Tensor | None = None, mask_out: Tensor | None = None) -> Tensor: ...
+
+
+@runtime_checkable
+class JointNorm(Norm, Protocol):
+    """One that also knows ``sup ‖M (t_j)_j‖`` over ``‖t_j‖ <= radii_j (batch, sources)``, without weights for them."""
+
+    def joint(self, map_: StackedMap, radii: Tensor) -> Tensor: ...
 
 
 class NormBudget:

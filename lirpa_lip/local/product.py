@@ -49,14 +49,20 @@ def product_norms(
     graph: NetworkGraph, node: Node | None, mask: Tensor | None, layers: Layers, norm: Norm
 ) -> dict[str, Tensor]:
     """The norm that `product_rate` takes for each source."""
+    return masked_norms(graph, node, None if mask is None else safe_sqrt(mask), layers, norm)
+
+
+def masked_norms(
+    graph: NetworkGraph, node: Node | None, root: Tensor | None, layers: Layers, norm: Norm
+) -> dict[str, Tensor]:
+    """`product_norms` from the root ``S^½`` of the mask."""
     target = graph.output if node is None else _target(node)
     if node is not None and node.isometry_of is not None:
         fold = layers[node.isometry_of.fold].slopes
-        mask = node.isometry_of.pull_back(fold.centre, fold.stable, mask)
-    mask_out = None if mask is None else safe_sqrt(mask)
+        root = node.isometry_of.pull_back(fold.centre, fold.stable, root)
     sources = graph.sources(target)
     roots = root_magnitudes(layers, sources)
-    return {s: norm(affine_map(graph, s, target), roots.get(s), mask_out) for s in sources}
+    return {s: norm(affine_map(graph, s, target), roots.get(s), root) for s in sources}
 
 
 def rate_of(norms: Mapping[str, Tensor], layers: Layers) -> Tensor:
@@ -87,18 +93,23 @@ def product_rows(
         rows = value.reshape(batch, specs, -1)
         if source in layers:
             layer = layers[source]
-            root = safe_sqrt(layer.slopes.magnitude).flatten(1).unsqueeze(1)
+            root = layer.root
+            scaled = rows if root is None else rows * root.flatten(1).unsqueeze(1)
             reach = layer.live_rate if eps is None else layer.reach(eps)
-            total = total + zero_safe_product(safe_norm(rows * root), reach.unsqueeze(1))
+            total = total + zero_safe_product(safe_norm(scaled), reach.unsqueeze(1))
         else:
             size = safe_norm(rows)
             total = total + (size if eps is None else zero_safe_product(eps.unsqueeze(1), size))
     return total
 
 
-def local_rows(graph: NetworkGraph, target: str, layers: Layers) -> dict[str, Tensor]:
-    """``‖row_i(M_{k←j}) S_j^½‖`` of an affine node for each source j, ``(batch or 1, *shape)``."""
-    roots = root_magnitudes(layers, graph.sources(target))
+def local_rows(graph: NetworkGraph, target: str, layers: Layers, masked: bool = True) -> dict[str, Tensor]:
+    """``‖row_i(M_{k←j}) S_j^½‖`` of an affine node for each source j, ``(batch or 1, *shape)``.
+
+    Args:
+        masked: False takes ones for S: rows of the bare weights, which cost next to nothing.
+    """
+    roots = root_magnitudes(layers, graph.sources(target)) if masked else {}
     return {s: affine_map(graph, s, target).row_norms(roots.get(s)) for s in graph.sources(target)}
 
 

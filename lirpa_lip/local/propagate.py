@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.errors import DomainError
 from lirpa_lip.local.composed import composed_rate
@@ -57,10 +58,10 @@ def propagate(
         anchored: override of ``config.anchored``.
     """
     anchored = config.anchored if anchored is None else anchored
-    return _Propagation(graph, region, config, norm, prior_intervals or {}, anchored).run()
+    return Propagation(graph, region, config, norm, prior_intervals or {}, anchored=anchored).run()
 
 
-class _Propagation:
+class Propagation:
     """The state of one pass. Estimates bound nothing, and so count no rounding."""
 
     def __init__(
@@ -70,17 +71,21 @@ class _Propagation:
         config: LocalLipConfig,
         norm: Norm,
         prior_intervals: Mapping[str, Interval],
+        *,
         anchored: bool,
     ) -> None:
         self.graph, self.region, self.config, self.norm = graph, region, config, norm
         self.prior_intervals = prior_intervals
         self.anchored = anchored
-        self.values = graph.values(region.centre)
+        self.values = self._values()
         self.errors = None if config.is_estimate else NodeErrors(graph, self.values)
         self.layers = Layers()
         self.intervals: dict[str, Interval] = {graph.input: region.interval()}
         self.rows: dict[str, dict[str, Tensor]] = {}
         self.tightened = 0
+
+    def _values(self) -> dict[str, Tensor]:
+        return self.graph.values(self.region.centre)
 
     def run(self) -> Layers:
         wanted = {node.parents[0] for node in self.graph.activations}
@@ -137,16 +142,8 @@ class _Propagation:
     def _activation(self, node: Node) -> None:
         parent, activation = node.parents[0], node.activation
         assert activation is not None
-        interval, anchor = self.intervals[parent], self.values[parent]
-        lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
-        reason = activation.outside(lower, upper)
-        if reason:
-            raise DomainError(node.name, node.operator, reason)
-        whole = None
-        if self.anchored:
-            slopes = activation.secant_range(anchor, lower, upper)
-        else:
-            slopes = whole = activation.slope_range(lower, upper)
+        anchor = self.values[parent]
+        (lower, upper), slopes, whole = self._slopes(node, anchor, self.intervals[parent])
         gains = self._gains(parent, slopes.magnitude)
         live_rate, norms = self._live_rate(node, slopes.magnitude, gains)
         open_rate = live_rate
@@ -168,6 +165,21 @@ class _Propagation:
             slack = self.errors.activation(node, whole.magnitude, (lower, upper), after)
             after = after[0] - slack, after[1] + slack
         self.intervals[node.name] = after
+
+    def _slopes(self, node: Node, anchor: Tensor, interval: Interval) -> tuple[Interval, SlopeRange, SlopeRange | None]:
+        """The interval with the anchor, slopes on it, and the slopes between any two points where they were taken.
+
+        Raises:
+            DomainError: the activation is not defined on the interval.
+        """
+        activation = node.activation
+        assert activation is not None
+        lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
+        check_domain(node, (lower, upper))
+        if self.anchored:
+            return (lower, upper), activation.secant_range(anchor, lower, upper), None
+        slopes = activation.slope_range(lower, upper)
+        return (lower, upper), slopes, slopes
 
     def _outward(self, rate: Tensor) -> Tensor:
         return rate if self.errors is None else rate * (1 + positive_slack(0, self.graph.dtype))
@@ -233,6 +245,13 @@ class _Propagation:
             # Frobenius norms grow too fast in deep networks; these norms were planned for
             error = torch.minimum(error, total(product_norms(self.graph, node, magnitude, self.layers, self.norm)))
         return error
+
+
+def check_domain(node: Node, interval: Interval) -> None:
+    """Raises `DomainError` where an activation is not defined on the whole interval of its input."""
+    reason = "" if node.activation is None else node.activation.outside(*interval)
+    if reason:
+        raise DomainError(node.name, node.operator, reason)
 
 
 def _tighten(

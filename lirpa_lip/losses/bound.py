@@ -9,14 +9,15 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from lirpa_lip.methods import current_name
 
 BOUNDS: dict[str, str] = {
     "global-product": "lirpa_lip.losses.global_bound:GlobalBound",
-    "local-product": "lirpa_lip.losses.factories:local_product_bound",
-    "local-lip": "lirpa_lip.losses.factories:local_lip_bound",
+    "local-product": "lirpa_lip.losses.local_bound:local_product_bound",
+    "local-lip": "lirpa_lip.losses.local_bound:local_lip_bound",
 }
 """Name -> ``module:factory``. A new bound is one file, one row of `lirpa_lip.methods`, and one row here."""
 
@@ -33,6 +34,15 @@ class ActivationInterval(NamedTuple):
     constant_below: Tensor | float | None = None
     constant_above: Tensor | float | None = None
 
+    def varies(self) -> Tensor:
+        """0/1 as booleans: which entries are not constant on their interval."""
+        found = torch.ones_like(self.lower, dtype=torch.bool)
+        if self.constant_below is not None:
+            found &= self.upper > self.constant_below
+        if self.constant_above is not None:
+            found &= self.lower < self.constant_above
+        return found
+
 
 class FeatureRegion(NamedTuple):
     """Where the input of the last linear layer can lie: a ball around ``center``, intersected with a box.
@@ -48,12 +58,12 @@ class FeatureRegion(NamedTuple):
 
 
 class BoundOutput(NamedTuple):
-    """What a bound says of a batch.
+    """What a bound says of a batch, for inputs x' in the ball around each sample x.
 
     Attributes:
         logits: (batch, classes) of the unperturbed input.
-        pair_lipschitz: (batch, classes); entry [b, j] bounds the ℓ₂ Lipschitz constant of logit_y − logit_j on the
-            ball around sample b, where y is its label. Zero at j = y.
+        pair_lipschitz: (batch, classes); entry [b, j] bounds |Δ(logit_y − logit_j)| / ‖x' − x‖₂ on the ball around
+            sample b, where y is its label. Zero at j = y.
         intervals: intervals of the activations' inputs, for the sparsity loss; empty where the bound has none.
         region: the set that BCP maximises over; None where the bound has none.
     """

@@ -1,155 +1,169 @@
-"""The local product bound for training: masked norms of a sequential network, at a small multiple of its forward pass.
+"""The local bounds for training, and with certified norms: one pass, whose norms are estimates or bounds.
 
-    L_{b,j} = ‖(w_j − w_y) S‖ · Π_k ‖S_k W_k S_{k−1}‖,      S the 0/1 mask of neurons that can vary around sample b
-
-(Huang et al., NeurIPS 2021, arXiv 2111.01395, §3). Masks come from interval arithmetic, intersected with the ball of
-the local radius. Norms are estimates (see ``warm_norm``). Certificates come from ``lirpa_lip.BoundedModule``.
+``"local-product"`` is the product of masked norms (Huang et al., NeurIPS 2021, arXiv 2111.01395, §3),
+``"local-lip"`` the smaller of that and the composed bound (`lirpa_lip.local`). While training, the product bounds all
+pairs of classes, with the composed rate at the last activations; the rivals that come closest under it are pulled back
+through the network one by one.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip.errors import ConfigError
-from lirpa_lip.losses.activations import intervals_of, masks_of
-from lirpa_lip.losses.bound import BoundOutput, FeatureRegion
-from lirpa_lip.losses.stages import Stage, stages_of
-from lirpa_lip.losses.warm_norm import WarmStarts
-from lirpa_lip.norms.linear_map import LinearMap
+from lirpa_lip.activations.base import Activation
+from lirpa_lip.config import CERTIFICATES, LocalLipConfig
+from lirpa_lip.errors import ConfigError, UnknownMethodError
+from lirpa_lip.local.composed import stacked_map
+from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.training_pass import HeldLayer, feature_node, training_pass
+from lirpa_lip.losses.bound import ActivationInterval, BoundOutput, FeatureRegion
+from lirpa_lip.losses.pairs import all_pairs, head_rows
+from lirpa_lip.losses.reading import ModelReader
+from lirpa_lip.losses.warm_norm import WarmNorms, WarmStarts, joint_rate
+from lirpa_lip.network.graph import NetworkGraph
+from lirpa_lip.regions.region import Region
 
 
-class SweptLayer(NamedTuple):
-    """An activation with its input's interval and value at the centre, (batch, *shape), and the map before it."""
-
-    activation: nn.Module
-    lower: Tensor
-    upper: Tensor
-    centre: Tensor
-    linear: LinearMap
-
-
-class Swept(NamedTuple):
-    """The features' centre and interval, their local rate (batch,), the mask of their columns, and all activations."""
-
-    centre: Tensor
-    lower: Tensor
-    upper: Tensor
-    rate: Tensor
-    columns: Tensor | None
-    layers: list[SweptLayer]
-
-
-class SequentialLocalLip(nn.Module):
-    """Local product bound of a sequential network, for training (``certificate`` is ``"estimate"``).
+class LocalBound(nn.Module):
+    """Local bound of a classifier, by default for training.
 
     Args:
-        model: sequential network, see ``stages.stages_of``.
+        model: read straight where it is sequential (`SequentialReader`), else on its trace.
         sample: an input, for its shape, dtype and device.
-        iterations: power iterations per layer and call.
-        interval_gradients: whether intervals carry gradients, for BCP's box and the sparsity loss. Masks have none, so
-            without those it is wasted work.
+        bound: ``"product"``, or ``"auto"`` for the smaller of the composed and the product bound.
+        certificate: ``"estimate"`` for training: power iterations from kept vectors, underestimates by nature.
+            ``"auto"``, ``"deterministic"`` or ``"probabilistic"`` for what `lirpa_lip.certify` finds with such norms:
+            bounds of how fast each pair of logits moves away from its value at the sample, without a region of
+            features. They take much longer.
+        iterations: power iterations per norm and call (estimate only).
+        refinements: fixed-point steps per composed norm and call (estimate only).
+        rivals: pairs per sample that are pulled back one by one (estimate only; certificates pull all of them back).
+        interval_gradients: whether intervals carry gradients, for BCP's box and the sparsity loss. The masks of norms
+            have none, so without those it is wasted work.
         image_box: (low, high) of possible pixels, to be intersected with the ball; None for none.
-    """
+        delta: failure probability of one sample's certificate (probabilistic only).
 
-    certificate = "estimate"
+    Raises:
+        UnknownMethodError: no such bound or certificate.
+        ConfigError: counts that make no sense.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         sample: Tensor,
+        bound: Literal["product", "auto"] = "product",
+        certificate: Literal["estimate", "auto", "deterministic", "probabilistic"] = "estimate",
         iterations: int = 2,
+        *,
+        refinements: int = 1,
+        rivals: int = 2,
         interval_gradients: bool = False,
         image_box: tuple[float, float] | None = None,
+        delta: float = 1e-6,
     ) -> None:
         super().__init__()
         if iterations < 1:
             raise ConfigError(f"iterations={iterations} must be at least 1.")
-        self.iterations, self.interval_gradients, self.image_box = iterations, interval_gradients, image_box
+        if refinements < 0 or rivals < 1:
+            raise ConfigError(f"refinements={refinements} must not be negative, and rivals={rivals} at least 1.")
+        if certificate not in CERTIFICATES:
+            raise UnknownMethodError(certificate, CERTIFICATES, kind="certificate")
+        self.config = LocalLipConfig(bound=bound, certificate=certificate, image_box=image_box, delta=delta)
+        self.certificate: str = certificate
+        self.iterations, self.refinements, self.rivals = iterations, refinements, rivals
+        self.interval_gradients = interval_gradients
         self._model = (model,)  # in a tuple, so that its parameters are not registered twice
-        self._stages = stages_of(model, sample)
         self.starts = WarmStarts().eval()
-        with torch.no_grad():
-            self(sample[:1], 0.0)  # makes the start vectors
+        self.failure_probability = math.nan
+        if self.config.is_estimate:
+            self.read = ModelReader(model, sample)
+            with torch.no_grad():
+                self(sample[:1], 0.0)  # makes the start vectors
         self.starts.train()
 
     def forward(self, x: Tensor, eps: float | Tensor, labels: Tensor | None = None) -> BoundOutput:
         """See ``LipschitzBound``."""
-        radius = torch.as_tensor(eps, dtype=x.dtype, device=x.device).expand(len(x))
-        swept = self._sweep(x, radius)
-        logits = self._stages[-1].apply(swept.centre)
+        if not self.config.is_estimate:
+            return self._certified(x, eps, labels)
+        graph = self.read()
+        region = Region.make(x, eps, *(self.config.image_box or (None, None)))
+        norms = WarmNorms(self.starts, self.iterations, self.refinements)
+        layers, values = training_pass(graph, region, self.config, norms, self.interval_gradients)
+        logits = values[graph.output].flatten(1)
         labels = logits.argmax(dim=1) if labels is None else labels
-        weight = _rows(self._stages[-1])
-        pairs = self._pairs(swept, logits, weight, labels, radius)
-        centre, lower, upper = (t.flatten(1) for t in (swept.centre, swept.lower, swept.upper))
-        region = FeatureRegion(centre, radius * swept.rate, lower, upper, weight)
-        found = [part for record in swept.layers for part in intervals_of(*record[:3])]
-        return BoundOutput(logits, pairs, tuple(found), region)
+        pairs = all_pairs(graph, layers, labels)
+        if self.config.bound != "product":
+            pairs = self._rivals(graph, layers, pairs, (logits, labels, region.eps))
+        return BoundOutput(logits, pairs, constant_intervals(layers), _features(graph, layers, values, region))
 
-    def _pairs(self, swept: Swept, logits: Tensor, weight: Tensor, labels: Tensor, radius: Tensor) -> Tensor:
-        """L of every pair, (batch, classes)."""
-        columns = None if swept.columns is None else swept.columns.flatten(1)
-        return swept.rate.unsqueeze(1) * masked_pair_norms(weight, labels, columns)
+    def _rivals(
+        self, graph: NetworkGraph, layers: Layers, pairs: Tensor, sample: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """``pairs`` with the rivals that come closest under them bounded one by one.
 
-    def _sweep(self, x: Tensor, radius: Tensor) -> Swept:
-        """One pass from the input to the features: centre, intervals, masks, and the product of norms so far."""
-        rate, columns = torch.ones_like(radius), None
-        centre, lower, upper = x, *self._input_interval(x, radius)
-        layers = []
-        for index, stage in enumerate(self._stages[:-1]):
-            assert stage.activation is not None
-            linear, centre = stage.linear_map(), stage.apply(centre)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and self.interval_gradients):
-                lower, upper = self._interval(index, linear, lower, upper, centre, radius * rate)
-                layers.append(SweptLayer(stage.activation, lower, upper, centre, linear))
-                rows, following = masks_of(stage.activation, lower, upper)
-                lower, upper = stage.activation(lower), stage.activation(upper)
-            rate = rate * self.starts.norm(index, linear, columns, rows, self.iterations)
-            centre, columns = stage.activation(centre), following
-        return Swept(centre, lower, upper, rate, columns, layers)
-
-    def _input_interval(self, x: Tensor, radius: Tensor) -> tuple[Tensor, Tensor]:
-        reach = radius.reshape(-1, *[1] * (x.ndim - 1))
-        lower, upper = x - reach, x + reach
-        if self.image_box is not None:
-            lower, upper = lower.clamp(min=self.image_box[0]), upper.clamp(max=self.image_box[1])
-        return lower, upper
-
-    def _interval(
-        self, index: int, linear: LinearMap, lower: Tensor, upper: Tensor, centre: Tensor, radius: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Of a pre-activation: centre ± ‖row‖ · local radius, intersected with interval arithmetic.
-
-        On the bare input ball the former is the smaller: ‖row‖₂ ≤ ‖row‖₁.
+        Args:
+            sample: logits, labels and radii.
         """
-        reach = linear.row_norms() * radius.reshape(-1, *[1] * (centre.ndim - 1))
-        low, high = centre - reach, centre + reach
-        if index == 0 and self.image_box is None:
-            return low, high
-        middle = self._stages[index].apply((lower + upper) / 2)
-        width = linear.abs().forward((upper - lower) / 2)
-        return torch.maximum(middle - width, low), torch.minimum(middle + width, high)
+        logits, labels, eps = sample
+        count = min(self.rivals, logits.shape[1] - 1)
+        with torch.no_grad():
+            threat = (logits + eps.unsqueeze(1) * pairs).scatter(1, labels[:, None], -torch.inf)
+            chosen = threat.topk(count, dim=1).indices
+            identity = torch.eye(logits.shape[1], dtype=graph.dtype, device=graph.device)
+        map_, rates = stacked_map(graph, graph.output, None, layers, len(eps))
+        rows = (identity[labels].unsqueeze(1) - identity[chosen]).reshape(len(eps), count, *graph[graph.output].shape)
+        found = torch.stack([joint_rate(map_, rows[:, k], rates) for k in range(count)], dim=1)
+        return pairs.scatter(1, chosen, torch.minimum(found, pairs.gather(1, chosen)))
+
+    def _certified(self, x: Tensor, eps: float | Tensor, labels: Tensor | None) -> BoundOutput:
+        """The same from a pass whose norms are bounds: float64, checked against the model, rounded outward."""
+        from lirpa_lip.losses.certified import certified_pairs  # imports auto_LiRPA
+
+        logits = self._model[0](x)
+        labels = logits.argmax(dim=1) if labels is None else labels
+        found = certified_pairs(self._model[0], x, eps, labels, self.config)
+        self.certificate, self.failure_probability = found.certificate, found.failure_probability
+        return BoundOutput(logits, found.pairs, constant_intervals(found.layers))
 
 
-def masked_pair_norms(weight: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
-    """‖(w_j − w_y) S_b‖ for every sample and class, (batch, classes), in memory linear in the classes; 0 at j = y.
-
-    Expands the square; a norm that cancels to rounding is taken as 0 there, with gradient 0.
-    """
-    own = weight[labels]
-    if mask is None:
-        squares = weight.square().sum(1) - 2 * own @ weight.mT + own.square().sum(1, keepdim=True)
-    else:
-        masked = own * mask.square()
-        squares = mask.square() @ weight.square().mT - 2 * masked @ weight.mT + (masked * own).sum(1, keepdim=True)
-    is_label = torch.arange(len(weight), device=weight.device) == labels.unsqueeze(1)
-    positive = (squares > 0) & ~is_label
-    return torch.where(positive, torch.where(positive, squares, 1.0).sqrt(), 0.0)
+def constant_intervals(layers: Layers) -> tuple[ActivationInterval, ...]:
+    """Intervals of all activations that are constant somewhere, and where."""
+    return tuple(p for layer in layers.values() for p in parts_of(layer.activation, layer.lower, layer.upper))
 
 
-def _rows(stage: Stage) -> Tensor:
-    """The last stage's matrix (classes, inputs)."""
-    linear = stage.linear_map()
-    return linear.adjoint(torch.eye(linear.out_shape.numel(), dtype=linear.dtype, device=linear.device)).flatten(1)
+def parts_of(activation: Activation, lower: Tensor, upper: Tensor) -> list[ActivationInterval]:
+    """The interval of an activation's input, part by part of its channels that are constant somewhere."""
+    return [
+        ActivationInterval(lower[:, part.channels], upper[:, part.channels], part.below, part.above)
+        for part in activation.constant_parts()
+    ]
+
+
+def _features(
+    graph: NetworkGraph, layers: Layers, values: Mapping[str, Tensor], region: Region
+) -> FeatureRegion | None:
+    """Ball and box of the values that the logits are a linear function of, where these are of one layer."""
+    found = feature_node(graph)
+    if found is None:
+        return None
+    name, layer = found[0], layers[found[1]]
+    assert isinstance(layer, HeldLayer)
+    radius = region.eps * layer.live_rate * layer.peak
+    centre, lower, upper = (t.flatten(1) for t in (values[name], *layers.intervals[name]))
+    return FeatureRegion(centre, radius, lower, upper, head_rows(graph, name))
+
+
+def local_product_bound(model: nn.Module, sample: Tensor, **options: Any) -> LocalBound:
+    """``"local-product"``, see `LocalBound`."""
+    return LocalBound(model, sample, bound="product", **options)
+
+
+def local_lip_bound(model: nn.Module, sample: Tensor, **options: Any) -> LocalBound:
+    """``"local-lip"``, see `LocalBound`."""
+    return LocalBound(model, sample, bound="auto", **options)

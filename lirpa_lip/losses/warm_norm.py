@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lirpa_lip.local.linearised import StackedMap
 from lirpa_lip.norms.linear_map import LinearMap
 
 EVERY, FEW, MANY = 50, 8, 30  # how often, on how many samples and with how many iterations estimates are checked
@@ -25,7 +26,7 @@ def warm_norm(
     Args:
         linear: the map A, differentiable in its weights.
         start: (1, *in_shape).
-        columns, rows: masks (batch, *in_shape) and (batch, *out_shape), or None for ones.
+        columns, rows: masks >= 0, (batch, *in_shape) and (batch, *out_shape), or None for ones.
         iterations: k ≥ 1 costs k applications of A and of Aᵀ each, of which the last Aᵀ is differentiated.
 
     Returns:
@@ -34,8 +35,9 @@ def warm_norm(
     with torch.no_grad():
         fixed, v = linear.detach(), _times(start, columns)
         for _ in range(iterations - 1):
-            v = _unit(_times(fixed.adjoint(_times(fixed.forward(v), rows)), columns))
-        u = _unit(_times(fixed.forward(v), rows))
+            v = _unit(_twice(fixed.adjoint(_twice(fixed.forward(v), rows)), columns))
+        u = _times(fixed.forward(v), rows)
+        u = _times(u / _size(u), rows)
     image = _times(linear.adjoint(u), columns)
     sigma = torch.linalg.vector_norm(image.flatten(1), dim=1)
     return sigma, image
@@ -63,13 +65,19 @@ class WarmStarts(nn.Module):
         columns: Tensor | None = None,
         rows: Tensor | None = None,
         iterations: int = 1,
+        *,
+        shared: bool = False,
     ) -> Tensor:
-        """``warm_norm`` from vector ``index``, times what so few iterations fall short of on average."""
+        """``warm_norm`` from vector ``index``, times what so few iterations fall short of on average.
+
+        Args:
+            shared: nothing depends on the sample, so that the kept vector itself converges and nothing is short.
+        """
         start = self.vector(index, linear.in_shape, linear.dtype, linear.device)
         sigma, images = warm_norm(linear, start, columns, rows, iterations)
         self.keep(index, images)
-        if columns is None and rows is None:
-            return sigma  # nothing depends on the sample: the kept vector itself converges
+        if shared or (columns is None and rows is None):
+            return sigma
 
         def refined() -> Tensor:
             few_columns, few_rows = (None if mask is None else mask[:FEW] for mask in (columns, rows))
@@ -133,10 +141,72 @@ class WarmStarts(nn.Module):
         kept.copy_(torch.where(norm > tiny, mean / norm.clamp(min=tiny), before).reshape(kept.shape))
 
 
+class WarmNorms:
+    """The norms of one pass (a `JointNorm`), in the order they are asked for: call n from kept vector n.
+
+    Args:
+        iterations: power iterations of a masked norm.
+        refinements: fixed-point steps of a joint one.
+        shared: whether masks, too, are the same for all samples.
+    """
+
+    def __init__(self, starts: WarmStarts, iterations: int, refinements: int = 1, shared: bool = False) -> None:
+        self.starts, self.iterations, self.refinements, self.shared = starts, iterations, refinements, shared
+        self.calls = 0
+
+    def __call__(self, map_: LinearMap, mask_in: Tensor | None = None, mask_out: Tensor | None = None) -> Tensor:
+        return self.starts.norm(self._next(), map_, mask_in, mask_out, self.iterations, shared=self.shared)
+
+    def joint(self, map_: StackedMap, radii: Tensor) -> Tensor:
+        """``max over unit u of Σ_j ‖M_jᵀ u‖ r_j``, ``(batch,)``, what the sources can do together.
+
+        Improved from a kept start by the fixed-point step u ∝ Σ_j r_j M_j M_jᵀu / ‖M_jᵀu‖; u is held in the gradient.
+        """
+        index = self._next()
+        kept = self.starts.vector(index, map_.out_shape, map_.dtype, map_.device)
+        with torch.no_grad():
+            u = _ascended(map_, radii, kept, self.refinements)
+        self.starts.keep(index, u)
+        quick = joint_rate(map_, u, radii)
+
+        def refined() -> Tensor:
+            few = map_.select(torch.arange(min(FEW, len(u)), device=u.device))
+            return joint_rate(few, _ascended(few, radii[:FEW], u[:FEW], MANY), radii[:FEW])
+
+        return quick * self.starts.shortfall(index, quick, refined)
+
+    def _next(self) -> int:
+        self.calls += 1
+        return self.calls - 1
+
+
+def _ascended(map_: StackedMap, radii: Tensor, u: Tensor, steps: int) -> Tensor:
+    """Unit u (batch, *shape), ``steps`` fixed-point steps from a given one."""
+    u = _unit(_times(u, map_.out_scale).expand(len(radii), *map_.out_shape))
+    for _ in range(steps):
+        parts = [_unit(a) * r.reshape(-1, *[1] * (a.ndim - 1)) for a, r in zip(map_.terms(u), radii.T, strict=True)]
+        u = _unit(map_.combined(parts))
+    return u
+
+
+def joint_rate(map_: StackedMap, u: Tensor, radii: Tensor) -> Tensor:
+    """``Σ_j ‖M_jᵀ u‖ r_j``, (batch,)."""
+    norms = [torch.linalg.vector_norm(a.flatten(1), dim=1) for a in map_.terms(u)]
+    return (torch.stack(norms, dim=1) * radii).sum(1)
+
+
 def _times(x: Tensor, mask: Tensor | None) -> Tensor:
     return x if mask is None else x * mask
 
 
+def _twice(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else (x * mask).mul_(mask)
+
+
 def _unit(x: Tensor) -> Tensor:
+    return x / _size(x)
+
+
+def _size(x: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(x.flatten(1), dim=1).clamp(min=torch.finfo(x.dtype).tiny)
-    return x / norm.reshape(-1, *[1] * (x.ndim - 1))
+    return norm.reshape(-1, *[1] * (x.ndim - 1))

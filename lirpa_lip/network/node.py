@@ -64,7 +64,8 @@ def affine_value(node: Node, values: Mapping[str, Tensor]) -> Tensor:
         # the operator's own rule on a point: it selects, where the walk would add and subtract
         ancestor, enclose = node.shortcut
         return enclose(values[ancestor], values[ancestor])[0]
-    total = sum(m.forward(values[p]) for m, p in zip(node.maps, node.parents, strict=True))
+    first, *others = (m.forward(values[p]) for m, p in zip(node.maps, node.parents, strict=True))
+    total = sum(others, first)
     return total if node.bias is None else total + node.bias
 
 
@@ -84,11 +85,11 @@ def node_interval(
         lower, upper = node.activation.interval(*intervals[node.parents[0]])
     else:
         assert node.maps is not None
-        centre, width = 0, 0
-        for map_, parent in zip(node.maps, node.parents, strict=True):
-            low, high = intervals[parent]
-            centre = centre + map_.forward((low + high) / 2)
-            width = width + map_.abs().forward((high - low) / 2)
+        ends = [(map_, *intervals[parent]) for map_, parent in zip(node.maps, node.parents, strict=True)]
+        first, *others = (map_.forward((low + high) / 2) for map_, low, high in ends)
+        centre = sum(others, first)
+        first, *others = (map_.abs().forward((high - low) / 2) for map_, low, high in ends)
+        width = sum(others, first)
         if node.bias is not None:
             centre = centre + node.bias
         width = width if slack is None else width + slack

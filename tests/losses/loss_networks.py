@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip.losses.activations import masks_of
-from lirpa_lip.losses.stages import stages_of
+from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.linearised import affine_map
+from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.training.models import build_model
 
 SHAPE = (2, 6, 6)
@@ -45,17 +46,25 @@ def worst_rate(model: nn.Module, x: Tensor, labels: Tensor, eps: float, count: i
     return (changes.abs() / distance).amax(0)
 
 
-def dense_product(model: nn.Module, sample: Tensor, intervals: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-    """Π ‖S W S‖ over the stages but the last, by float64 SVDs of dense matrices, (batch,); masks from intervals."""
-    stages = stages_of(model, sample)
-    product, columns = torch.ones(1, dtype=torch.float64), None
-    for index, stage in enumerate(stages[:-1]):
-        matrix = stage.linear_map().dense().double().unsqueeze(0)
-        rows = None
-        if columns is not None:
-            matrix = matrix * columns.flatten(1).unsqueeze(1)
-        if intervals is not None:
-            rows, columns = masks_of(stage.activation, *intervals[index])
-            matrix = matrix if rows is None else matrix * rows.flatten(1).unsqueeze(2)
-        product = product * torch.linalg.matrix_norm(matrix, 2)
-    return product
+def dense_product(graph: NetworkGraph, layers: Layers | None = None) -> Tensor:
+    """Π ‖S_k^½ W_k S_{k−1}^½‖ over the layers of a chain but the last, by float64 SVDs of dense matrices, (batch,).
+
+    S is a layer's largest slope, of a clipped sort behind the sort; without layers it is one everywhere.
+    """
+    rate, before = torch.ones(1, dtype=torch.float64), graph.input
+    columns: Tensor | None = None
+    inner = {node.isometry_of.fold: node for node in graph.activations if node.isometry_of is not None}
+    for node in graph.activations:
+        if node.name in inner:
+            continue
+        target = node.parents[0] if node.isometry_of is None else node.isometry_of.source
+        matrix = affine_map(graph, before, target).dense().double().unsqueeze(0)
+        matrix = matrix if columns is None else matrix * columns.flatten(1).unsqueeze(1)
+        if layers is not None:
+            columns = rows = layers[node.name].slopes.magnitude.sqrt()
+            if node.isometry_of is not None:
+                fold = layers[node.isometry_of.fold].slopes
+                rows = node.isometry_of.pull_back(fold.centre, fold.stable, rows)
+            matrix = matrix * rows.flatten(1).unsqueeze(2)
+        rate, before = rate * torch.linalg.matrix_norm(matrix, 2), node.name
+    return rate

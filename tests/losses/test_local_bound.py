@@ -8,14 +8,19 @@ from loss_networks import SHAPE, dense_product, points_in_ball, small_network, w
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
-from lirpa_lip.errors import ConfigError
+from lirpa_lip.errors import ConfigError, DomainError
+from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.training_pass import feature_node, training_pass
 from lirpa_lip.losses import make_bound
-from lirpa_lip.losses.activations import masks_of
 from lirpa_lip.losses.global_bound import GlobalBound
-from lirpa_lip.losses.graph_bound import GraphLocalLip
-from lirpa_lip.losses.local_bound import SequentialLocalLip, masked_pair_norms
+from lirpa_lip.losses.local_bound import LocalBound
+from lirpa_lip.losses.pairs import masked_pair_norms
+from lirpa_lip.losses.warm_norm import WarmNorms
 from lirpa_lip.margin import margin_specification
+from lirpa_lip.network.node import node_interval
+from lirpa_lip.network.sequential import SequentialReader
 from lirpa_lip.nn import ClippedMaxMin
+from lirpa_lip.regions.region import Region
 from lirpa_lip.training.models import ACTIVATIONS
 
 X = torch.rand(4, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -23,36 +28,40 @@ LABELS = torch.tensor([0, 4, 2, 2])
 MANY = 150
 
 
-def recorded_intervals(bound: SequentialLocalLip, eps: float) -> list[tuple[Tensor, Tensor]]:
-    swept = bound._sweep(X, torch.full((len(X),), eps, dtype=X.dtype))
-    return [(layer.lower, layer.upper) for layer in swept.layers]
+def passed(bound: LocalBound, eps: float) -> Layers:
+    region = Region.make(X, eps, *(bound.config.image_box or (None, None)))
+    return training_pass(bound.read(), region, bound.config, WarmNorms(bound.starts, bound.iterations))[0]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("eps", [0.05, 0.5])
 def test_product_equals_dense_svds(activation: str, eps: float):
-    model = small_network(activation)
-    bound = SequentialLocalLip(model, X, iterations=800).eval()
-    swept = bound._sweep(X, torch.full((len(X),), eps, dtype=X.dtype))
-    expected = dense_product(model, X, recorded_intervals(bound, eps))
-    torch.testing.assert_close(swept.rate, expected.expand(len(X)), rtol=2e-3, atol=1e-9)
+    bound = LocalBound(small_network(activation), X, iterations=800).eval()
+    graph, layers = bound.read(), passed(bound, eps)
+    (source,) = graph.sources(graph.output)
+    expected = dense_product(graph, layers).expand(len(X))
+    torch.testing.assert_close(layers[source].live_rate, expected, rtol=2e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("box", [None, (0.0, 1.0)])
-def test_intervals_hold(activation: str, box: tuple[float, float] | None):
+@pytest.mark.parametrize("method", ["product", "auto"])
+def test_intervals_hold(activation: str, box: tuple[float, float] | None, method: str):
     model, eps = small_network(activation), 0.3
-    bound = SequentialLocalLip(model, X, iterations=MANY, image_box=box).eval()
-    intervals = iter(recorded_intervals(bound, eps))
+    bound = LocalBound(model, X, bound=method, iterations=MANY, refinements=MANY, image_box=box).eval()
+    layers, graph = passed(bound, eps), bound.read()
     points = points_in_ball(X, eps, 60)
     points = points if box is None else points.clamp(*box)
-    values = points.flatten(0, 1)
-    for layer in model:
-        if type(layer).__name__ in ("ReLU", "ClippedReLU", "MaxMin", "ClippedMaxMin"):
-            lower, upper = next(intervals)
-            here = values.reshape(60, len(X), *values.shape[1:])
-            assert (here >= lower - 1e-9).all() and (here <= upper + 1e-9).all()
-        values = layer(values)
+    values = graph.values(points.flatten(0, 1))
+    for layer in layers.values():
+        here = values[layer.parent].reshape(60, len(X), *layer.lower.shape[1:])
+        assert (here >= layer.lower - 1e-9).all() and (here <= layer.upper + 1e-9).all()
+    assert any(layer.upper.isfinite().all() for layer in layers.values()) or activation == "maxmin"
+    region = bound(X, eps, LABELS).region
+    features = values[feature_node(graph)[0]].flatten(1).reshape(60, len(X), -1)
+    assert (features >= region.lower - 1e-9).all() and (features <= region.upper + 1e-9).all()
+    assert ((features - region.center).norm(dim=2) <= region.radius * (1 + 1e-6) + 1e-9).all()
+    torch.testing.assert_close(values[graph.output], model(points.flatten(0, 1)))
 
 
 @pytest.mark.parametrize("name", ["local-product", "local-lip"])
@@ -68,7 +77,7 @@ def test_bounds_sampled_rates(name: str, activation: str, eps: float):
 
 
 def super_product(model: nn.Module, eps: float) -> Tensor:
-    return SequentialLocalLip(model, X, iterations=MANY).eval()(X, eps, LABELS).pair_lipschitz
+    return LocalBound(model, X, iterations=MANY).eval()(X, eps, LABELS).pair_lipschitz
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -83,17 +92,6 @@ def test_order_of_the_bounds(activation: str):
     assert (local <= whole * (1 + 1e-6)).all()
     assert (composed <= local * (1 + 1e-9)).all()
     assert composed.mean() < 0.95 * local.mean()
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_agrees_with_the_graph(activation: str):
-    """Two implementations, one bound: by stages and on the traced graph."""
-    model, eps = small_network(activation), 0.2
-    graph = GraphLocalLip(model, X, "product", iterations=MANY).eval()(X, eps, LABELS)
-    stages = super_product(model, eps)
-    # They differ in details of the intervals: masked rows there, the order of a pair from its own intervals here.
-    torch.testing.assert_close(graph.pair_lipschitz, stages, rtol=0.1, atol=1e-9)
-    torch.testing.assert_close(graph.logits, model(X))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -162,10 +160,23 @@ def test_known_order_removes_rows():
     layer = ClippedMaxMin((4,), max_threshold=1.0, min_threshold=-1.0)
     lower = torch.tensor([[3.0, 0.2, 0.0, 0.5]])  # pairs (3 … 4, 0 … 0.5) and (0.2 … 0.8, 0.5 … 0.9)
     upper = torch.tensor([[4.0, 0.8, 0.5, 0.9]])
-    rows, columns = masks_of(layer, lower, upper)
+    graph = SequentialReader(nn.Sequential(layer), lower).graph()
+    clip = graph[graph.output]
+
+    def masks(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+        known = {graph.input: (lower, upper)}
+        for node in graph:
+            if not node.is_input:
+                known[node.name] = node_interval(node, known)
+        fold = graph[clip.isometry_of.fold]
+        slopes = fold.activation.slope_range(*known[fold.parents[0]])
+        columns = clip.activation.slope_range(*known[clip.parents[0]]).magnitude
+        return clip.isometry_of.pull_back(slopes.centre, slopes.stable, columns), columns
+
+    rows, columns = masks(lower, upper)
     assert columns.tolist() == [[0.0, 1.0, 1.0, 1.0]]
     assert rows.tolist() == [[0.0, 1.0, 1.0, 1.0]]
-    rows, columns = masks_of(layer, lower.roll(2, 1), upper.roll(2, 1))
+    rows, columns = masks(lower.roll(2, 1), upper.roll(2, 1))
     assert columns.tolist() == [[0.0, 1.0, 1.0, 1.0]]
     assert rows.tolist() == [[1.0, 1.0, 0.0, 1.0]]
 
@@ -206,9 +217,21 @@ def test_general_graphs(name: str):
     bound = make_bound(name, model, X, iterations=50)
     output = bound(X, 0.2, LABELS)
     output.pair_lipschitz.sum().backward()
-    assert isinstance(bound, GraphLocalLip)
+    assert bound.read.is_traced
     assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in (model.first.weight, model.last.weight))
     assert (worst_rate(model, X, LABELS, 0.2) <= bound.eval()(X, 0.2, LABELS).pair_lipschitz * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("name", ["local-product", "local-lip"])
+def test_outside_a_domain_nothing_is_bounded(name: str):
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :5].sqrt()
+
+    bound = make_bound(name, Root().eval(), X + 1)
+    assert (worst_rate(Root(), X + 1, LABELS, 0.5) <= bound(X + 1, 0.5, LABELS).pair_lipschitz * 1.01).all()
+    with pytest.raises(DomainError):
+        bound(X + 1, 5.0, LABELS)
 
 
 @pytest.mark.parametrize("name", ["local-product", "local-lip"])

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from lirpa_lip.losses.slopes import _clip_secants
+from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
+from lirpa_lip.activations.piecewise_linear import clip as clip_record
 
 CLIPS = [(0.0, None), (-0.25, None), (None, 0.25), (0.125, 0.75)]  # exact in float32, as the thresholds of a layer
+
+
+def secants(centre: Tensor, lower: Tensor, upper: Tensor, ends: tuple[float | None, float | None]):
+    found = clip_record(*ends).secant_range(centre, lower, upper)
+    return found.low, found.high
 
 
 def intervals(count: int = 400) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,7 +34,7 @@ def clip(z: Tensor, ends: tuple[float | None, float | None]) -> Tensor:
 @pytest.mark.parametrize("ends", CLIPS, ids=str)
 def test_every_secant_lies_within(ends: tuple[float | None, float | None]) -> None:
     centre, lower, upper = intervals()
-    least, most = _clip_secants(centre, lower, upper, ends)
+    least, most = secants(centre, lower, upper, ends)
     share = torch.linspace(0, 1, 2001, dtype=torch.float64).unsqueeze(1)
     points = lower + share * (upper - lower)
     run = points - centre
@@ -46,10 +52,35 @@ def test_every_secant_lies_within(ends: tuple[float | None, float | None]) -> No
 @pytest.mark.parametrize("ends", CLIPS, ids=str)
 def test_gradients(ends: tuple[float | None, float | None]) -> None:
     centre, lower, upper = (t[40:60].clone().requires_grad_() for t in intervals())
-    assert torch.autograd.gradcheck(lambda *interval: _clip_secants(*interval, ends), (centre, lower, upper))
+    assert torch.autograd.gradcheck(lambda *interval: secants(*interval, ends), (centre, lower, upper))
+
+
+@pytest.mark.parametrize("ends", CLIPS, ids=str)
+def test_the_steepest_is_the_end_of_the_range(ends: tuple[float | None, float | None]) -> None:
+    centre, lower, upper = intervals()
+    record = clip_record(*ends)
+    on_a_kink = torch.tensor([[k] for k in record.knots]).double()
+    off = (centre != on_a_kink).all(0)
+    found, whole = record.steepest_secant(centre, lower, upper), record.secant_range(centre, lower, upper)
+    torch.testing.assert_close(found[off], whole.high[off], rtol=1e-12, atol=1e-14)
+    assert (found <= 1).all() and (found >= 0).all()
+
+
+@pytest.mark.parametrize("ends", CLIPS, ids=str)
+def test_closed_forms_are_those_of_all_points(ends: tuple[float | None, float | None]) -> None:
+    """Against the search over all kinks that other activations take."""
+    centre, lower, upper = intervals()
+    record = clip_record(*ends)
+    for closed, searched in zip(secants(centre, lower, upper, ends), _searched(record, centre, lower, upper)):
+        torch.testing.assert_close(closed[4:], searched[4:], rtol=1e-9, atol=1e-12)
+
+
+def _searched(record: PiecewiseLinear, centre: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    found = record._all_secants(centre, lower, upper)
+    return found.low, found.high
 
 
 def test_no_width_is_the_slope_at_the_centre() -> None:
     centre = torch.tensor([-1.0, 2.0])
-    for least_or_most in _clip_secants(centre, centre, centre, (0.0, None)):
+    for least_or_most in secants(centre, centre, centre, (0.0, None)):
         assert least_or_most.tolist() == [0.0, 1.0]

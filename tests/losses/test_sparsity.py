@@ -8,10 +8,24 @@ from torch import nn
 
 from lirpa_lip.errors import ConfigError
 from lirpa_lip.losses import ActivationInterval, SparsityLoss
-from lirpa_lip.losses.activations import intervals_of
+from lirpa_lip.losses.local_bound import parts_of
+from lirpa_lip.network.node import node_interval
+from lirpa_lip.network.sequential import SequentialReader
 from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
 
 relu = torch.relu
+
+
+def intervals_of(layer: nn.Module, lower: torch.Tensor, upper: torch.Tensor) -> list[ActivationInterval]:
+    """What a bound hands to the loss of one module on its input's interval."""
+    graph = SequentialReader(nn.Sequential(layer), lower).graph()
+    known, found = {graph.input: (lower, upper)}, []
+    for node in graph:
+        if not node.is_input:
+            known[node.name] = node_interval(node, known)
+        if node.activation is not None:
+            found += parts_of(node.activation, *known[node.parents[0]])
+    return found
 
 
 @pytest.fixture
@@ -54,6 +68,7 @@ def test_zero_where_all_is_constant():
 
 
 def test_layers_without_a_constant_part(interval):
+    assert SparsityLoss()(intervals_of(nn.Tanh(), *interval)) == 0
     assert SparsityLoss()(intervals_of(MaxMin(), *interval)) == 0
     assert SparsityLoss()([]) == 0
 

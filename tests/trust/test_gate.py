@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import lirpa_lip.network.adapters.table as table
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.errors import ConfigError, LirpaLipError, ShapeError, TraceMismatchError, TrainingModeError
-from lirpa_lip.losses.graph_bound import GraphLocalLip
+from lirpa_lip.losses.local_bound import LocalBound
 from lirpa_lip.network.graph import build_graph
 from lirpa_lip.norms.linear_map import DenseMap
 from lirpa_lip.trust.gate import check_graph
@@ -206,9 +206,9 @@ def test_training_mode_is_looked_at_when_a_bound_is_asked_for():
 
 def test_training_bound_reads_live_statistics():
     model = net(nn.BatchNorm1d(6))
-    bound = GraphLocalLip(model, X, iterations=50).eval()
+    bound = LocalBound(model, X, iterations=50).eval()
     model.load_state_dict({k: v * 1.5 + 0.1 for k, v in model.state_dict().items()})
-    fresh = GraphLocalLip(model, X, iterations=50).eval()
+    fresh = LocalBound(model, X, iterations=50).eval()
     labels = torch.tensor([0, 1])
     with torch.no_grad():
         now, then = bound(X, 0.1, labels).pair_lipschitz, fresh(X, 0.1, labels).pair_lipschitz

@@ -10,7 +10,7 @@ import torch
 
 from lirpa_lip.activations import curved, periodic, smooth
 from lirpa_lip.activations.base import Activation
-from lirpa_lip.activations.piecewise_linear import PiecewiseLinear, absolute, clip, hard_sigmoid, leaky_relu, relu
+from lirpa_lip.activations.piecewise_linear import absolute, clip, hard_sigmoid, leaky_relu, relu
 from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample
 from lirpa_lip.network.adapters.products import multiply
 from lirpa_lip.network.emit import GraphBuilder, Traced
@@ -107,9 +107,7 @@ def clipped(builder: GraphBuilder, traced: Traced) -> str:
 def clipped_relu(builder: GraphBuilder, traced: Traced) -> str:
     """``min(max(z, 0), theta)`` with theta per neuron or channel."""
     (theta,) = traced.bound.thresholds()
-    theta = theta.expand(1, *traced.shape)
-    zero = torch.zeros_like(theta)
-    return _emit(builder, traced, PiecewiseLinear([zero, theta], [0.0, 1.0, 0.0], zero))
+    return _emit(builder, traced, clip(0.0, theta.expand(1, *traced.shape)))
 
 
 def gated(builder: GraphBuilder, traced: Traced) -> str:

@@ -20,6 +20,9 @@ from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.network.node import Shortcut
 from lirpa_lip.norms.linear_map import FunctionMap, LinearMap, ReshapeMap
 
+_HALF = 1 / math.sqrt(2)
+_TURN = (_HALF, _HALF, _HALF, -_HALF)
+
 
 class PairMap(LinearMap):
     """The same 2×2 matrix on every pair ``(x_c, x_{c + C/2})`` along the first axis.
@@ -37,6 +40,7 @@ class PairMap(LinearMap):
         self.matrix = matrix
         self.in_shape = self.out_shape = torch.Size(shape)
         self._dtype, self._device = dtype, device
+        self.orthogonal = matrix == _TURN
 
     @property
     def dtype(self) -> torch.dtype:
@@ -48,6 +52,8 @@ class PairMap(LinearMap):
 
     def _apply(self, x: Tensor, a: float, b: float, c: float, d: float) -> Tensor:
         first, second = x.chunk(2, dim=1)
+        if self.orthogonal:
+            return a * torch.cat([first + second, first - second], dim=1)
         return torch.cat([a * first + b * second, c * first + d * second], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,6 +62,13 @@ class PairMap(LinearMap):
     def adjoint(self, y: Tensor) -> Tensor:
         a, b, c, d = self.matrix
         return self._apply(y, a, c, b, d)
+
+    def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.orthogonal:
+            return super().interval(low, high)
+        (lx, ly), (ux, uy) = low.chunk(2, dim=1), high.chunk(2, dim=1)
+        ends = torch.cat([lx + ly, lx - uy], dim=1), torch.cat([ux + uy, ux - ly], dim=1)
+        return _HALF * ends[0], _HALF * ends[1]
 
     def rebuild(self, shared: Callable[[Tensor], Tensor], per_sample: Callable[[Tensor], Tensor]) -> PairMap:
         return self
@@ -74,17 +87,18 @@ class PairMap(LinearMap):
 
 def rotation(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PairMap:
     """``(x, y) -> ((x + y)/√2, (x − y)/√2)``: orthogonal, and its own inverse."""
-    h = 1 / math.sqrt(2)
-    return PairMap((h, h, h, -h), shape, dtype, device)
+    return PairMap(_TURN, shape, dtype, device)
 
 
 def _sorted_bounds(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Exact bounds of (max, min) from bounds of (x, y)."""
-    (lx, ly), (ux, uy) = lower.chunk(2, dim=1), upper.chunk(2, dim=1)
-    return (
-        torch.cat([torch.maximum(lx, ly), torch.minimum(lx, ly)], dim=1),
-        torch.cat([torch.maximum(ux, uy), torch.minimum(ux, uy)], dim=1),
-    )
+    low = _sorted(lower)
+    return low, low if upper is lower else _sorted(upper)
+
+
+def _sorted(pairs: Tensor) -> Tensor:
+    x, y = pairs.chunk(2, dim=1)
+    return torch.cat([torch.maximum(x, y), torch.minimum(x, y)], dim=1)
 
 
 def _soft_bounds(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,30 +115,41 @@ def _soft_pair(x: Tensor) -> Tensor:
     return torch.cat([torch.logaddexp(first, second), -torch.logaddexp(-first, -second)], dim=1)
 
 
-def _emit_sort(builder: GraphBuilder, traced: Traced, parent: str, prefix: str, soft: Activation | None = None) -> str:
+def emit_sort(builder: GraphBuilder, operator: str, parent: str, prefix: str, soft: Activation | None = None) -> str:
+    """Emits MaxMin of ``parent``; the names of its nodes begin with the prefix.
+
+    Args:
+        soft: a smooth fold, of soft maxima and minima; None for the absolute value.
+    """
     shape = builder.shape(parent)
     turn = rotation(shape, builder.dtype, builder.device)
-    rotated = builder.affine(f"{prefix}:rotate", traced.operator, [parent], [turn])
+    rotated = builder.affine(f"{prefix}:rotate", operator, [parent], [turn])
     fold = fold_half(shape, builder.dtype, builder.device) if soft is None else soft
-    folded = builder.activation(f"{prefix}:fold", traced.operator, rotated, fold)
+    folded = builder.activation(f"{prefix}:fold", operator, rotated, fold)
     own = _sorted_bounds if soft is None else _soft_bounds
-    return builder.affine(f"{prefix}:sorted", traced.operator, [folded], [turn], shortcut=(parent, own))
+    return builder.affine(f"{prefix}:sorted", operator, [folded], [turn], shortcut=(parent, own))
+
+
+def emit_clipped_sort(
+    builder: GraphBuilder, operator: str, parent: str, prefix: str, ends: tuple[Tensor, Tensor]
+) -> str:
+    """Emits MaxMin with the maxima clipped from above, the minima from below, at ``ends`` (per pair, or channel)."""
+    sorted_name = emit_sort(builder, operator, parent, prefix)
+    channels, *rest = builder.shape(sorted_name)
+    activation = clip_half(*(_expand(end, torch.Size([channels // 2, *rest])) for end in ends))
+    source = SortedInput(parent, f"{prefix}:fold", _pull_back)
+    return builder.activation(f"{prefix}:clip", operator, sorted_name, activation, isometry_of=source)
 
 
 def max_min(builder: GraphBuilder, traced: Traced) -> str:
     """MaxMin: the first half of the channels holds the maxima, the second half the minima."""
-    return _emit_sort(builder, traced, traced.parent, traced.name)
+    return emit_sort(builder, traced.operator, traced.parent, traced.name)
 
 
 def clipped_max_min(builder: GraphBuilder, traced: Traced) -> str:
     """MaxMin, then the maxima clipped from above and the minima from below."""
-    sorted_name = _emit_sort(builder, traced, traced.parent, traced.name)
     high, low = (t.squeeze(0) for t in traced.bound.thresholds())
-    half = builder.shape(sorted_name)
-    half = torch.Size([half[0] // 2, *half[1:]])
-    activation = clip_half(_expand(high, half), _expand(low, half))
-    source = SortedInput(traced.parent, f"{traced.name}:fold", _pull_back)
-    return builder.activation(f"{traced.name}:clip", traced.operator, sorted_name, activation, isometry_of=source)
+    return emit_clipped_sort(builder, traced.operator, traced.parent, traced.name, (high, low))
 
 
 def _expand(threshold: Tensor, shape: torch.Size) -> Tensor:
@@ -170,7 +195,7 @@ def emit_pairwise_maximum(
         if count % 2:
             cut = FunctionMap(partial(_narrow, length=even), builder.shape(name), **like)
             paired = builder.affine(f"{prefix}:pairs", traced.operator, [name], [cut])
-        ordered = _emit_sort(builder, traced, paired, prefix, soft)
+        ordered = emit_sort(builder, traced.operator, paired, prefix, soft)
         winners = FunctionMap(partial(_narrow, length=even // 2), builder.shape(ordered), **like)
         parents, maps = [ordered], [winners]
         if count % 2:

@@ -28,6 +28,7 @@ class LinearMap(ABC):
         row_monomial, column_monomial: at most one nonzero per row, or column: then entrywise functions pass through
             a composition (see `ComposedMap`).
         nonnegative: no entry is negative.
+        orthogonal: the adjoint is the inverse.
         homogeneous: the map is proportional to its one tensor, and an entry is 0 where the tensor's is.
         cheap_entries: `entries` costs about as much as writing its result.
         multiply_adds: multiplications in one application of a map with cheap entries.
@@ -41,6 +42,7 @@ class LinearMap(ABC):
     row_monomial: bool = False
     column_monomial: bool = False
     nonnegative: bool = False
+    orthogonal: bool = False
     homogeneous: bool = False
     cheap_entries: bool = False
     multiply_adds: int = 0
@@ -121,6 +123,11 @@ class LinearMap(ABC):
         if self.nonnegative:
             return self
         return self.rebuild(_nonzero, _nonzero) if self.homogeneous else None
+
+    def interval(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Range of ``A x`` for ``low <= x <= high``, entry by entry, to rounding."""
+        centre, width = self.forward((low + high) / 2), self.abs().forward((high - low) / 2)
+        return centre - width, centre + width
 
     @property
     def in_numel(self) -> int:

@@ -120,6 +120,11 @@ class ComposedMap(_Combination):
             raise NotImplementedError("|A| of a composition needs all maps but one to have one nonzero per row.")
         return ComposedMap([m.abs() for m in self.maps])
 
+    def row_norms(self, scale: Tensor | None = None) -> Tensor:
+        if scale is not None or not self.maps[-1].orthogonal or len(self.maps) == 1:
+            return super().row_norms(scale)
+        return ComposedMap(self.maps[:-1]).row_norms()  # rows that are turned are as long as before
+
     def square(self) -> LinearMap:
         if not self._single_products():
             raise NotImplementedError("A^2 of a composition needs all maps but one to have one nonzero per row.")

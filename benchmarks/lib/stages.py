@@ -1,18 +1,18 @@
-"""A sequential network as stages: linear map, bias, activation; the form in which the global bound reads it.
-
-Other networks go through ``lirpa_lip.BoundedModule`` (the bounds ``local-product`` and ``local-lip``).
-"""
+"""A sequential network as stages (linear map, bias, activation) and 0/1 masks of them, as the published code has it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
+from lirpa_lip.losses import ActivationInterval
 from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
+from lirpa_lip.nn.functional import broadcast_threshold
 from lirpa_lip.norms.linear_map import ComposedMap, Conv2dMap, DenseMap, DiagonalMap, LinearMap, ReshapeMap
 
 ONE_LIPSCHITZ = (nn.ReLU, ClippedReLU, MaxMin, ClippedMaxMin, nn.ReLU6, nn.Hardtanh, nn.Tanh, nn.Sigmoid)
@@ -84,10 +84,7 @@ def _check_layer(name: str, layer: nn.Module) -> None:
     if isinstance(layer, nn.Conv2d) and isinstance(layer.padding, str):
         raise UnsupportedOperatorError(name, "Conv2d", reason=f"padding={layer.padding!r}; give it in numbers")
     if not isinstance(layer, nn.Linear | nn.Conv2d | nn.Flatten) and type(layer).__name__ != "Normalize":
-        reason = (
-            "the bound 'global-product' reads sequential networks; 'local-product' and 'local-lip' take general graphs"
-        )
-        raise UnsupportedOperatorError(name, type(layer).__name__, _SUPPORTED, reason)
+        raise UnsupportedOperatorError(name, type(layer).__name__, _SUPPORTED)
 
 
 def _layer_map(layer: nn.Module, in_shape: torch.Size) -> LinearMap:
@@ -101,3 +98,48 @@ def _layer_map(layer: nn.Module, in_shape: torch.Size) -> LinearMap:
         return ReshapeMap(in_shape, (in_shape.numel(),))
     std = layer.get_buffer("std")
     return DiagonalMap((1.0 / std[0]).expand(in_shape), in_shape)
+
+
+class Masks(NamedTuple):
+    """0/1 masks, the shape of the activation's input: ``rows`` for the map before it, ``columns`` for the map after.
+
+    They differ for clipped MaxMin alone, which moves its entries. None stands for ones.
+    """
+
+    rows: Tensor | None
+    columns: Tensor | None
+
+
+def intervals_of(layer: nn.Module, lower: Tensor, upper: Tensor) -> tuple[ActivationInterval, ...]:
+    """The elementwise activations a layer consists of, on its input's interval; none where it is never constant."""
+    if isinstance(layer, nn.ReLU):
+        return (ActivationInterval(lower, upper, 0.0),)
+    if isinstance(layer, ClippedReLU):
+        return (ActivationInterval(lower, upper, 0.0, broadcast_threshold(layer.threshold, lower)),)
+    if isinstance(layer, ClippedMaxMin):
+        (lx, ly), (ux, uy) = lower.chunk(2, dim=1), upper.chunk(2, dim=1)
+        ceiling = broadcast_threshold(layer.max_threshold, lx)
+        floor = broadcast_threshold(layer.min_threshold, lx)
+        top = ActivationInterval(torch.maximum(lx, ly), torch.maximum(ux, uy), constant_above=ceiling)
+        return top, ActivationInterval(torch.minimum(lx, ly), torch.minimum(ux, uy), constant_below=floor)
+    return ()
+
+
+@torch.no_grad()
+def masks_of(layer: nn.Module, lower: Tensor, upper: Tensor) -> Masks:
+    """Which entries can vary on the interval.
+
+    A clipped MaxMin whose output is constant removes its column, and the row it comes from where the order of the pair
+    is the same on the whole interval; of a pair in unknown order either both rows go or none.
+    """
+    alive = [interval.varies().to(lower.dtype) for interval in intervals_of(layer, lower, upper)]
+    if not alive:
+        return Masks(None, None)
+    if len(alive) == 1:
+        return Masks(alive[0], alive[0])
+    top, bottom = alive
+    (lx, ly), (ux, uy) = lower.chunk(2, dim=1), upper.chunk(2, dim=1)
+    either = torch.maximum(top, bottom)
+    x = torch.where(lx >= uy, top, torch.where(ux <= ly, bottom, either))
+    y = torch.where(lx >= uy, bottom, torch.where(ux <= ly, top, either))
+    return Masks(torch.cat([x, y], dim=1), torch.cat([top, bottom], dim=1))
