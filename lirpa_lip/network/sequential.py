@@ -96,10 +96,9 @@ def _convolution(builder: GraphBuilder, name: str, layer: nn.Module, parent: str
     assert isinstance(layer, nn.Conv2d)
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise _unsupported(name, layer, f"padding={layer.padding!r}, padding_mode={layer.padding_mode!r}")
-    geometry = (layer.stride, layer.padding, layer.dilation)
+    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
     bias = None if layer.bias is None else layer.bias.reshape(1, -1, 1, 1)
-    maps = Conv2dMap(layer.weight, builder.shape(parent), *geometry, groups=layer.groups)
-    return builder.affine(name, "Conv2d", [parent], [maps], bias)
+    return builder.affine(name, "Conv2d", [parent], [Conv2dMap(layer.weight, builder.shape(parent), **geometry)], bias)
 
 
 def _flatten(builder: GraphBuilder, name: str, layer: nn.Module, parent: str) -> str:
