@@ -38,9 +38,9 @@ def attack(
     network: Network,
     cases: Sequence[Case],
     margins: Margins,
-    *,
     steps: int,
     restarts: int,
+    *,
     seed: int,
     deadline: float = math.inf,
 ) -> Found:

@@ -29,7 +29,7 @@ class Bounded:
 
 
 def local_bounds(
-    network: Network, region: InputRegion, c: Tensor, d: Tensor, *, method: str, config: LocalLipConfig
+    network: Network, region: InputRegion, c: Tensor, d: Tensor, method: str, *, config: LocalLipConfig
 ) -> Bounded:
     """``local-lip`` or ``sdp-crown`` over the ball, cut by the box. A box alone is cut out of the ball around it."""
     bounded = network.bounded(config)
@@ -47,7 +47,7 @@ def region_input(region: InputRegion) -> tuple[Any]:
     return (in_region(centre, PerturbationLpNorm(norm=2, eps=radius, **box)),)
 
 
-def crown_bounds(network: Network, region: InputRegion, c: Tensor, d: Tensor, *, method: str, steps: int) -> Bounded:
+def crown_bounds(network: Network, region: InputRegion, c: Tensor, d: Tensor, method: str, *, steps: int) -> Bounded:
     """CROWN over the box that encloses the region.
 
     Args:

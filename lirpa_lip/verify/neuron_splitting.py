@@ -46,9 +46,9 @@ def branch(
     network: Network,
     cases: Sequence[Case],
     margins: Margins,
-    *,
     is_open: Tensor,
     order: Tensor,
+    *,
     config: LocalLipConfig,
     deadline: float,
 ) -> Iterator[Branched]:
