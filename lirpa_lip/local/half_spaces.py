@@ -29,7 +29,7 @@ from lirpa_lip.local.layers import Layer, Layers
 from lirpa_lip.local.linearised import pull_back
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import RowErrors, positive_slack, widest
-from lirpa_lip.regions.region import Region, safe_square, support_point
+from lirpa_lip.regions.region import Region, SupportSearch, safe_square, support_point
 
 #: First step on slopes, on β in units of a layer's rows, and on the logarithms of multipliers; all fall to a fifth.
 _SLOPE_STEP, _OFFSET_STEP, _LOG_STEP, _LAST_STEP = 0.1, 0.1, 0.5, 0.2
@@ -218,12 +218,12 @@ class PartBounds:
         optimizer = torch.optim.Adam(groups, betas=_BETAS)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, _LAST_STEP ** (1 / max(1, steps - 1)))
         variables = [t for table, _ in tables for t in table.values()]
-        best = torch.full_like(goal, torch.inf)
+        best, support = torch.full_like(goal, torch.inf), SupportSearch(self.region)
         for _ in range(steps if variables else 0):
             for t in variables:
                 t.requires_grad_()
             with torch.enable_grad():
-                value, certified = self._evaluate(rows, neurons, self._of(slopes, shares, logs, units))
+                value, certified = self._evaluate(rows, neurons, self._of(slopes, shares, logs, units), support)
                 value.sum().backward(inputs=variables)
             best = _smaller(best, certified)
             if bool((best < goal).all()):
@@ -267,7 +267,12 @@ class PartBounds:
         return units
 
     def _evaluate(
-        self, rows: Tensor, neurons: Mapping[str, _PartNeurons], given: Multipliers, trace: _Trace | None = None
+        self,
+        rows: Tensor,
+        neurons: Mapping[str, _PartNeurons],
+        given: Multipliers,
+        support: Callable[[Tensor], Tensor],
+        trace: _Trace | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The dual, differentiable, and the bound that it gives with all rounding, each ``(parts,)``."""
         value: Tensor | float = 0.0
@@ -299,8 +304,8 @@ class PartBounds:
         collected = pull_back(self.graph, self.target, rows, rule, errors.visit, entering=entering)
         at_input = collected.get(self.graph.input)
         if at_input is not None:
-            support = self.region.support(at_input.unsqueeze(0)).squeeze(0)
-            value, size = value + support, size + support.detach()
+            moved = support(at_input)
+            value, size = value + moved, size + moved.detach()
             if trace is not None:
                 trace.at_input = at_input
         value = value + rows.new_zeros(len(rows))
@@ -310,7 +315,7 @@ class PartBounds:
 
     def _answer(self, rows: Tensor, neurons: Mapping[str, _PartNeurons], found: Multipliers, best: Tensor) -> Descent:
         trace = _Trace()
-        _, certified = self._evaluate(rows, neurons, found, trace)
+        _, certified = self._evaluate(rows, neurons, found, self._support, trace)
         x = self.region.centre.expand(len(rows), *self.region.centre.shape[1:])
         if trace.at_input is not None:
             x = support_point(self.region, trace.at_input)
@@ -321,6 +326,9 @@ class PartBounds:
         }
         strength = {name: part[0].abs() for name, part in trace.parts.items()}
         return Descent(_smaller(best, certified), found, x, gaps, strength)
+
+    def _support(self, at_input: Tensor) -> Tensor:
+        return self.region.support(at_input.unsqueeze(0)).squeeze(0)
 
     @torch.no_grad()
     def _project(self, slopes: dict[str, Tensor], logs: dict[str, Tensor]) -> None:

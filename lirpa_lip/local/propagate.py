@@ -58,7 +58,7 @@ def propagate(
         anchored: override of ``config.anchored``.
     """
     anchored = config.anchored if anchored is None else anchored
-    return Propagation(graph, region, config, norm, prior_intervals or {}, anchored).run()
+    return Propagation(graph, region, config, norm, prior_intervals=prior_intervals or {}, anchored=anchored).run()
 
 
 class Propagation:
@@ -70,6 +70,7 @@ class Propagation:
         region: Region,
         config: LocalLipConfig,
         norm: Norm,
+        *,
         prior_intervals: Mapping[str, Interval],
         anchored: bool,
     ) -> None:

@@ -102,7 +102,7 @@ class _TrainingPass(Propagation):
     def __init__(
         self, graph: NetworkGraph, region: Region, config: LocalLipConfig, norm: JointNorm, gradients: bool
     ) -> None:
-        super().__init__(graph, region, config, norm, {}, config.anchored)
+        super().__init__(graph, region, config, norm, prior_intervals={}, anchored=config.anchored)
         self.gradients = gradients
         self.heads = set(graph.sources(graph.output))
         self.inner_folds = {node.isometry_of.fold for node in graph.activations if node.isometry_of is not None}

@@ -58,6 +58,7 @@ class LocalBound(nn.Module):
         model: nn.Module,
         sample: Tensor,
         bound: Literal["product", "auto"] = "product",
+        *,
         certificate: Literal["estimate", "auto", "deterministic", "probabilistic"] = "estimate",
         iterations: int = 2,
         refinements: int = 1,

@@ -96,9 +96,9 @@ def _convolution(builder: GraphBuilder, name: str, layer: nn.Module, parent: str
     assert isinstance(layer, nn.Conv2d)
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         raise _unsupported(name, layer, f"padding={layer.padding!r}, padding_mode={layer.padding_mode!r}")
-    geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    geometry = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "groups": layer.groups}
     bias = None if layer.bias is None else layer.bias.reshape(1, -1, 1, 1)
-    return builder.affine(name, "Conv2d", [parent], [Conv2dMap(layer.weight, builder.shape(parent), *geometry)], bias)
+    return builder.affine(name, "Conv2d", [parent], [Conv2dMap(layer.weight, builder.shape(parent), **geometry)], bias)
 
 
 def _flatten(builder: GraphBuilder, name: str, layer: nn.Module, parent: str) -> str:

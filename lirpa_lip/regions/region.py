@@ -212,9 +212,9 @@ class Region:
         flat = direction.flatten(2)
         if self.low is None or ball_only:
             return safe_norm(flat) * self.eps.unsqueeze(1)
-        return box_ball_support(flat, *self._offsets(), self.eps)
+        return box_ball_support(flat, *self.offsets(), self.eps)
 
-    def _offsets(self) -> Interval:
+    def offsets(self) -> Interval:
         """Ends of the enclosing box from the centre, rounded outward, ``(batch, n)``."""
         low, high = (end - self.centre for end in self.interval())
         # a difference that is 0 is exact
@@ -335,10 +335,50 @@ def support_point(region: Region, direction: Tensor) -> Tensor:
         size = safe_norm(flat).unsqueeze(-1)
         step = flat / size.clamp(min=torch.finfo(flat.dtype).tiny) * eps.unsqueeze(-1)
     else:
-        low, high = (end.unsqueeze(1) for end in region._offsets())
+        low, high = (end.unsqueeze(1) for end in region.offsets())
         step = _clipped(flat * _scale(flat, low, high, eps).unsqueeze(-1), low, high)
     x = region.centre + step.reshape(direction.shape)
     return x if region.low is None else torch.minimum(torch.maximum(x, region.low), region.high)
+
+
+class SupportSearch:
+    """`Region.support` of directions that change little from call to call: each goes on from the last multiplier.
+
+    For the region of one sample; as valid, and cheaper, but not the smaller of three bounds.
+    """
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+        self._ends = None if region.low is None else region.offsets()
+        self._last: Tensor | None = None
+
+    def __call__(self, direction: Tensor) -> Tensor:
+        """Upper bounds of ``max direction · (x − centre)``, ``(rows, *shape) -> (rows,)``."""
+        a, radius = direction.flatten(1), self.region.eps
+        if self._ends is None:
+            return safe_norm(a) * radius
+        low, high = self._ends
+        with torch.no_grad():
+            if self._last is None:
+                ends = low.unsqueeze(0), high.unsqueeze(0)
+                self._last = _scale(a.unsqueeze(0), *ends, radius.reshape(1, 1)).squeeze(0)
+            else:
+                self._last = self._next(a, low, high, radius)
+            multiplier = 0.5 / self._last
+            e = _clipped(a * self._last.unsqueeze(1), low, high)
+        return (a * e - multiplier.unsqueeze(1) * e.square()).sum(1) + multiplier * safe_square(radius)
+
+    def _next(self, a: Tensor, low: Tensor, high: Tensor, radius: Tensor) -> Tensor:
+        assert self._last is not None
+        free_e = a * self._last.unsqueeze(1)
+        e = _clipped(free_e, low, high)
+        squares = e.square()
+        moving = torch.where(e == free_e, squares, 0.0).sum(1)
+        room = radius.square() - (squares.sum(1) - moving)
+        ratio = (room.clamp(min=0) / torch.where(moving > 0, moving, 1.0)).sqrt()
+        # where nothing moves any more the box decides, and the ball's multiplier falls to nothing
+        ratio = torch.where(moving > 0, ratio.clamp(0.5, 4.0), torch.where(room > 0, 4.0, 0.5))
+        return (self._last * ratio).clamp(1e-100, 1e100)
 
 
 def safe_square(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -107,6 +107,7 @@ def decide(
     *,
     time_limit: float,
     settings: BranchSettings | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> BranchResult:
     """Whether ``C f + d > 0`` in every row on a region.
 
@@ -117,12 +118,13 @@ def decide(
         c: ``(rows, outputs)``, or ``(1, rows, outputs)``.
         d: ``(rows,)``, zeros by default.
         time_limit: seconds, at which the search stops between two batches.
+        clock: that counts them, from any moment on; `time.process_time` counts the work of this process alone.
 
     Raises:
         ShapeError: more than one sample, or ``C`` or ``d`` does not fit.
         CertificateError: the settings ask for estimates.
     """
-    begun = time.monotonic()
+    begun = clock()
     config = LocalLipConfig.from_options(bounded.bound_opts)
     if config.is_estimate:
         raise CertificateError("an estimate decides nothing: choose auto, deterministic or probabilistic.")
@@ -138,7 +140,7 @@ def decide(
         norm = NormBudget(config, 2 * planned_norms(graph, config))
         layers = _root(graph, region, config, norm, settings)
         lost = inference_error(graph, rows, layers, config, dtype)[0]
-        search = _Search(graph, region, layers, rows[0], offset, lost, settings, begun + time_limit)
+        search = _Search(graph, region, layers, rows[0], offset, lost, settings, clock, begun + time_limit)
         search.run()
     lower = search.lower
     verified = bool((lower > 0).all())
@@ -146,7 +148,7 @@ def decide(
         "verified" if verified else "open",
         lower,
         search.domains,
-        time.monotonic() - begun,
+        clock() - begun,
         None if verified else search.counterexample,
         norm.worth,
     )
@@ -180,7 +182,8 @@ def _root(
         low[:, open_] = torch.maximum(low[:, open_], below - slack * (at.abs() + below.abs()))
         high[:, open_] = torch.minimum(high[:, open_], above + slack * (at.abs() + above.abs()))
         prior[layer.parent] = low.reshape(layer.lower.shape), high.reshape(layer.upper.shape)
-    return propagate(graph, region, config, norm, prior) if refined else layers
+    # what the first pass has tightened is among the bounds given to the second
+    return propagate(graph, region, replace(config, tighten=0), norm, prior) if refined else layers
 
 
 @dataclass
@@ -194,6 +197,7 @@ class _Search:
     offset: Tensor
     lost: Tensor
     settings: BranchSettings
+    clock: Callable[[], float]
     deadline: float
     domains: int = 0
     counterexample: Tensor | None = None
@@ -224,7 +228,7 @@ class _Search:
 
     @property
     def _goes_on(self) -> bool:
-        late = time.monotonic() >= self.deadline or self.domains >= self.settings.most_domains
+        late = self.clock() >= self.deadline or self.domains >= self.settings.most_domains
         return bool(self.waiting) and self.counterexample is None and not late
 
     def run(self) -> None:

@@ -25,6 +25,8 @@ from lirpa_lip.verify.settings import VerifySettings
 
 #: Steps of the attack that precedes all bounds.
 _QUICK = 20
+#: Bounding the whole region anew, with the rows of every neuron, takes branching this many times what sdp-crown took.
+_ROOT = 2.0
 #: What another method may do better at: the instance stays open, and the next stage is tried.
 _PASSES_ON = (DomainError, InvalidBoundError, MethodFailedError, UnsupportedOperatorError)
 
@@ -154,16 +156,19 @@ def _stages(work: _Work, index: int) -> Iterator[Stage]:
     yield "local-lip", _local("local-lip", settings.local(0, len(work.groups)))
     # auto_LiRPA's bounds count no rounding of the network as it runs
     boxes = settings.inference is None and not any(group.region.is_ball for group in work.groups)
+    thorough = _attack(settings.pgd_steps, settings.restarts, seed + 1)
+    small = boxes and settings.branch and all(free_dimensions(g.region) <= DIMENSIONS for g in work.groups)
     if boxes:
         yield "crown", _crown("crown", 0)
+    if small:  # cuts of few dimensions do more than better bounds of the whole
+        yield "attack", thorough
+        yield "input-splitting", _split_inputs
     if settings.optimize:
         yield "sdp-crown", _local("sdp-crown", settings.local(settings.optimize, len(work.groups)))
     if boxes and settings.optimize:
         yield "alpha-crown", _crown("alpha-crown", settings.optimize)
-    if settings.pgd_steps and settings.restarts:
-        yield "attack", _attack(settings.pgd_steps, settings.restarts, seed + 1)
-    if settings.branch and boxes:
-        yield "input-splitting", _split_inputs
+    if not small:
+        yield "attack", thorough
     if settings.branch:
         yield "branching", _branch
 
@@ -173,7 +178,7 @@ def _attack(steps: int, restarts: int, seed: int) -> Callable[[_Work], None]:
         for group in work.left:
             open_cases = [case for case, is_open in zip(group.cases, group.open_cases.tolist()) if is_open]
             margins = margins_of(open_cases, work.network.outputs)
-            found = attack(work.network, open_cases, margins, steps, restarts, seed, work.deadline)
+            found = attack(work.network, open_cases, margins, steps, restarts, seed=seed, deadline=work.deadline)
             group.upper = min(group.upper, found.least)
             if found.counterexample is not None:
                 work.counterexample, work.output = found.counterexample, found.output
@@ -183,11 +188,12 @@ def _attack(steps: int, restarts: int, seed: int) -> Callable[[_Work], None]:
 
 
 def _split_inputs(work: _Work) -> None:
-    """Half of the time that is left, in equal parts for every region of few dimensions."""
-    small = [group for group in work.left if free_dimensions(group.region) <= DIMENSIONS]
-    for place, group in enumerate(small):
+    """Half of the time that is left, in equal parts for every region."""
+    left = work.left
+    end = time.monotonic() + (work.deadline - time.monotonic()) / 2
+    for place, group in enumerate(left):
         now = time.monotonic()
-        share = (work.deadline - now) / 2 / (len(small) - place)
+        share = (end - now) / (len(left) - place)
         if not math.isfinite(share):
             return  # without a time limit there would be no end
         places = group.open_cases.nonzero().squeeze(1)
@@ -200,8 +206,10 @@ def _split_inputs(work: _Work) -> None:
 
 
 def _branch(work: _Work) -> None:
-    """The time that is left, in equal parts for every region."""
+    """The time that is left, in equal parts for every region; none where it is too short for a search to begin."""
     left = work.left
+    if work.deadline - time.monotonic() < _ROOT * work.seconds.get("sdp-crown", 0.0):
+        return
     for place, group in enumerate(left):
         now = time.monotonic()
         share = (work.deadline - now) / (len(left) - place)
@@ -209,7 +217,7 @@ def _branch(work: _Work) -> None:
             return  # without a time limit there would be no end
         config = work.settings.local(work.settings.optimize, len(work.groups) * searches(group.margins))
         parts = (group.cases, group.margins, group.open_cases, group.lower)
-        for found in branch(work.network, *parts, config, now + share):
+        for found in branch(work.network, *parts, config=config, deadline=now + share):
             group.raise_to(found.rows, found.lower)
             work.kinds.add(found.worth.kind)
             work.spent += found.worth.delta
@@ -219,11 +227,11 @@ def _branch(work: _Work) -> None:
 
 
 def _local(method: str, config: LocalLipConfig) -> Callable[[_Work], None]:
-    return _bound(lambda work, group, c, d: local_bounds(work.network, group.region, c, d, method, config))
+    return _bound(lambda work, group, c, d: local_bounds(work.network, group.region, c, d, method, config=config))
 
 
 def _crown(method: str, steps: int) -> Callable[[_Work], None]:
-    return _bound(lambda work, group, c, d: crown_bounds(work.network, group.region, c, d, method, steps))
+    return _bound(lambda work, group, c, d: crown_bounds(work.network, group.region, c, d, method, steps=steps))
 
 
 def _bound(method: Callable[[_Work, _Group, Tensor, Tensor], Bounded]) -> Callable[[_Work], None]:

@@ -77,4 +77,4 @@ def choices(
 
 
 #: Of what a relaxation can exceed its neuron by, beside what it does at one point.
-_SHARE = 0.1
+_SHARE = 0.02

@@ -95,6 +95,7 @@ COMMANDS = {
     "certify": ["--eps", "0.01", "--limit", "2", "--pgd-steps", "0", "--bound", "global", "--radius-steps", "0"],
     "compare": ["--eps", "0.01", "--limit", "2", "--methods", "ibp"],
     "lipschitz": ["--limit", "1", "--methods", "naive"],
+    "verify": ["--data", "digits", "--eps", "0.01", "--limit", "2", "--no-branch"],
 }
 
 

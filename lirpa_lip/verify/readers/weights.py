@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,12 +57,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            f"{path} holds more than tensors, which could run code and is not read; save model.state_dict() alone, "
-            "best as .safetensors."
-        ) from error
     except Exception as error:
+        if type(error).__name__ == "UnpicklingError":  # of a module that nothing here imports
+            raise DataError(
+                f"{path} holds more than tensors, which could run code and is not read; save model.state_dict() alone, "
+                "best as .safetensors."
+            ) from error
         raise DataError(f"{path} is damaged, or no file of weights ({type(error).__name__}: {error}).") from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
