@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
-sys.path[:0] = [str(DOCS.parent), str(DOCS / "tools")]
+sys.path[:0] = [str(DOCS.parent), str(DOCS), str(DOCS / "tools")]
 
 import pages  # noqa: E402
 
@@ -39,7 +39,24 @@ html_theme = "pydata_sphinx_theme"
 html_title = "lirpa_lip"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}
 html_show_sourcelink = False
+
+
+def figures(block: tuple, block_vars: dict, gallery_conf: dict) -> str:
+    """Saves the `matplotlib.figure.Figure` that a block ends with: sphinx-gallery itself looks for pyplot's only."""
+    from matplotlib.figure import Figure
+    from sphinx_gallery.scrapers import figure_rst
+
+    lines = [line for line in block[1].strip().splitlines() if line]
+    shown = block_vars["example_globals"].get(lines[-1]) if lines else None
+    if not isinstance(shown, Figure):
+        return ""
+    path = next(block_vars["image_path_iterator"])
+    shown.savefig(path, dpi=120)
+    return str(figure_rst([path], gallery_conf["src_dir"]))
+
+
 sphinx_gallery_conf = {
+    "image_scrapers": ("conf.figures",),
     "examples_dirs": "gallery",
     "gallery_dirs": "generated/gallery",
     "filename_pattern": r"/plot_",
