@@ -57,7 +57,7 @@ class PublishedStep(nn.Module):
         low, high = (lower - centre).flatten(1), (upper - centre).flatten(1)
         # All pairs, of which the published code then uses the label's.
         every = [
-            worst_case_increase(weight, torch.full_like(labels, c), eps * rate, low, high, 10)
+            worst_case_increase(weight, torch.full_like(labels, c), eps * rate, low, high, iterations=10)
             for c in range(logits.shape[1])
         ]
         return logits + torch.stack(every, dim=1)[torch.arange(len(x)), labels]

@@ -178,7 +178,7 @@ def _data_set(network: Any, data: str, settings: Any, options: dict[str, Any]) -
                     table.add(*cells(entry))
                 advance(1)
 
-            verify_shard(network, samples, question, settings, out, rank, processes, show)
+            verify_shard(network, samples, question, settings, out, rank=rank, processes=processes, progress=show)
         wait()
         if rank:
             return "unknown"

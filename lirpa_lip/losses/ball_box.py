@@ -25,7 +25,7 @@ _CHUNK_ELEMENTS = 2**24  # floats of one temporary of shape (batch, classes, fea
 
 
 def worst_case_increase(
-    weight: Tensor, labels: Tensor, radius: Tensor, lower: Tensor, upper: Tensor, iterations: int = 20
+    weight: Tensor, labels: Tensor, radius: Tensor, lower: Tensor, upper: Tensor, *, iterations: int = 20
 ) -> Tensor:
     """Upper bound, per class j, of ⟨w_j − w_y, v⟩ over ‖v‖₂ ≤ radius and lower ≤ v ≤ upper.
 

@@ -65,6 +65,7 @@ class WarmStarts(nn.Module):
         columns: Tensor | None = None,
         rows: Tensor | None = None,
         iterations: int = 1,
+        *,
         shared: bool = False,
     ) -> Tensor:
         """``warm_norm`` from vector ``index``, times what so few iterations fall short of on average.
@@ -154,7 +155,7 @@ class WarmNorms:
         self.calls = 0
 
     def __call__(self, map_: LinearMap, mask_in: Tensor | None = None, mask_out: Tensor | None = None) -> Tensor:
-        return self.starts.norm(self._next(), map_, mask_in, mask_out, self.iterations, self.shared)
+        return self.starts.norm(self._next(), map_, mask_in, mask_out, self.iterations, shared=self.shared)
 
     def joint(self, map_: StackedMap, radii: Tensor) -> Tensor:
         """``max over unit u of Σ_j ‖M_jᵀ u‖ r_j``, ``(batch,)``, what the sources can do together.

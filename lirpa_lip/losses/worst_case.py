@@ -17,6 +17,7 @@ def worst_case_logits(
     eps: float | Tensor,
     labels: Tensor,
     region: FeatureRegion | None = None,
+    *,
     iterations: int = 20,
 ) -> Tensor:
     """Upper bounds of logit_j(x') − logit_y(x') + logit_y(x) over ‖x' − x‖₂ ≤ eps.
@@ -38,7 +39,7 @@ def worst_case_logits(
     increase = _column(eps, logits) * pair_lipschitz
     if region is not None:
         centre, radius, lower, upper, weight = (full_precision(t) for t in region)
-        inner = worst_case_increase(weight, labels, radius, lower - centre, upper - centre, iterations)
+        inner = worst_case_increase(weight, labels, radius, lower - centre, upper - centre, iterations=iterations)
         increase = torch.minimum(increase, inner)
     # An infinite Lipschitz constant is a valid (useless) bound of every pair but the one of y with itself.
     return logits + torch.where(_is_label(logits, labels), 0.0, increase)

@@ -40,6 +40,7 @@ def attack(
     margins: Margins,
     steps: int,
     restarts: int,
+    *,
     seed: int,
     deadline: float = math.inf,
 ) -> Found:

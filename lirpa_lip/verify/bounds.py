@@ -29,7 +29,7 @@ class Bounded:
 
 
 def local_bounds(
-    network: Network, region: InputRegion, c: Tensor, d: Tensor, method: str, config: LocalLipConfig
+    network: Network, region: InputRegion, c: Tensor, d: Tensor, method: str, *, config: LocalLipConfig
 ) -> Bounded:
     """``local-lip`` or ``sdp-crown`` over the ball, cut by the box. A box alone is cut out of the ball around it."""
     bounded = network.bounded(config)
@@ -47,18 +47,18 @@ def region_input(region: InputRegion) -> tuple[Any]:
     return (in_region(centre, PerturbationLpNorm(norm=2, eps=radius, **box)),)
 
 
-def crown_bounds(network: Network, region: InputRegion, c: Tensor, d: Tensor, method: str, steps: int) -> Bounded:
+def crown_bounds(network: Network, region: InputRegion, c: Tensor, d: Tensor, method: str, *, steps: int) -> Bounded:
     """CROWN over the box that encloses the region.
 
     Args:
         method: ``"crown"``, or ``"alpha-crown"`` with ``steps`` of descent.
     """
-    lower = crown_on_boxes(network, *enclosing_box(region), c, d, method, steps)
+    lower = crown_on_boxes(network, *enclosing_box(region), c, d, method=method, steps=steps)
     return Bounded(lower[0], "deterministic", 0.0)
 
 
 def crown_on_boxes(
-    network: Network, low: Tensor, high: Tensor, c: Tensor, d: Tensor, method: str = "crown", steps: int = 0
+    network: Network, low: Tensor, high: Tensor, c: Tensor, d: Tensor, *, method: str = "crown", steps: int = 0
 ) -> Tensor:
     """Lower bounds ``(batch, rows)`` of ``C f + d`` on boxes ``(batch, *shape)``, in float64 and less what rounding can
     have taken from them.

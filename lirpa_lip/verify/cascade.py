@@ -178,7 +178,7 @@ def _attack(steps: int, restarts: int, seed: int) -> Callable[[_Work], None]:
         for group in work.left:
             open_cases = [case for case, is_open in zip(group.cases, group.open_cases.tolist()) if is_open]
             margins = margins_of(open_cases, work.network.outputs)
-            found = attack(work.network, open_cases, margins, steps, restarts, seed, work.deadline)
+            found = attack(work.network, open_cases, margins, steps, restarts, seed=seed, deadline=work.deadline)
             group.upper = min(group.upper, found.least)
             if found.counterexample is not None:
                 work.counterexample, work.output = found.counterexample, found.output
@@ -217,7 +217,7 @@ def _branch(work: _Work) -> None:
             return  # without a time limit there would be no end
         config = work.settings.local(work.settings.optimize, len(work.groups) * searches(group.margins))
         parts = (group.cases, group.margins, group.open_cases, group.lower)
-        for found in branch(work.network, *parts, config, now + share):
+        for found in branch(work.network, *parts, config=config, deadline=now + share):
             group.raise_to(found.rows, found.lower)
             work.kinds.add(found.worth.kind)
             work.spent += found.worth.delta
@@ -227,11 +227,11 @@ def _branch(work: _Work) -> None:
 
 
 def _local(method: str, config: LocalLipConfig) -> Callable[[_Work], None]:
-    return _bound(lambda work, group, c, d: local_bounds(work.network, group.region, c, d, method, config))
+    return _bound(lambda work, group, c, d: local_bounds(work.network, group.region, c, d, method, config=config))
 
 
 def _crown(method: str, steps: int) -> Callable[[_Work], None]:
-    return _bound(lambda work, group, c, d: crown_bounds(work.network, group.region, c, d, method, steps))
+    return _bound(lambda work, group, c, d: crown_bounds(work.network, group.region, c, d, method, steps=steps))
 
 
 def _bound(method: Callable[[_Work, _Group, Tensor, Tensor], Bounded]) -> Callable[[_Work], None]:

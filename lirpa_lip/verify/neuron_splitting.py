@@ -48,6 +48,7 @@ def branch(
     margins: Margins,
     is_open: Tensor,
     order: Tensor,
+    *,
     config: LocalLipConfig,
     deadline: float,
 ) -> Iterator[Branched]:

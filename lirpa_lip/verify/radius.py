@@ -34,7 +34,7 @@ class Radii:
 
 
 def search_radius(
-    network: Network, claim: Property, question: Question, first: Verdict, settings: VerifySettings, index: int
+    network: Network, claim: Property, question: Question, first: Verdict, settings: VerifySettings, *, index: int
 ) -> Radii:
     """Halves the bracket between the largest certified and the smallest other radius until it is ``question.radius``.
 

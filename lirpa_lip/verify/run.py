@@ -57,6 +57,7 @@ def verify_shard(
     question: Question,
     settings: VerifySettings,
     folder: Path,
+    *,
     rank: int = 0,
     processes: int = 1,
     progress: Callable[[Entry], None] = lambda entry: None,
@@ -92,7 +93,7 @@ def _decided(network: Network, claim: Property, question: Question, settings: Ve
         return replace(entry, verdict=decide_property(network, claim, settings, entry.index))
     half = replace(settings, delta=settings.delta / 2)  # the search takes the other half
     verdict = decide_property(network, claim, half, entry.index)
-    found = search_radius(network, claim, question, verdict, half, entry.index)
+    found = search_radius(network, claim, question, verdict, half, index=entry.index)
     verdict = replace(verdict, certificate=found.certificate, delta=found.delta)
     return replace(entry, verdict=verdict, radius=found.certified, radius_failed=found.refuted)
 

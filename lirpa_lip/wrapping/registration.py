@@ -178,6 +178,10 @@ MISSING: dict[str, Missing] = {
     "onnx::Pow": Missing("BoundPow", True, _odd_power),
     # theirs is violated by intervals around 0, in 0.7
     "onnx::Tan": Missing("BoundTan", True, _constant),
+    "onnx::Tile": Missing("BoundTile", False, _never),
+    "onnx::Where": Missing("BoundWhere", False, _constant),
+    "onnx::ReduceL2": Missing("BoundReduceL2", False),
+    "onnx::InstanceNormalization": Missing("BoundInstanceNormalization", False),
     "onnx::LogSoftmax": Missing("BoundLogSoftmax", False),
     "onnx::ReduceLogSumExp": Missing("BoundReduceLogSumExp", False),
     # 0.7 writes those with a constant as a ReLU behind it, which cancels the value where the constant is far away
@@ -191,6 +195,9 @@ ATEN: dict[str, str] = {
     "adaptive_avg_pool1d": "BoundAdaptiveAveragePool",
     "adaptive_avg_pool2d": "BoundAdaptiveAveragePool",
     "upsample_bilinear2d": "BoundUpsampleAligned",
+    "cumsum": "BoundCumSum",
+    "channel_shuffle": "BoundChannelShuffle",
+    "im2col": "BoundUnfold",
 }
 
 

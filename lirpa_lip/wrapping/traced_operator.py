@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lirpa_lip.activations.lines import relaxations
 from lirpa_lip.activations.planes import Plane, Relaxation
+from lirpa_lip.errors import DomainError
 from lirpa_lip.network.emit import GraphBuilder, Traced, depends_on_input
 from lirpa_lip.network.node import Interval, Node, affine_value, own_interval
 from lirpa_lip.wrapping.coefficients import dense
@@ -124,6 +125,10 @@ class TracedOperator(Bound):
 
 def _intervals(nodes: list[Node], intervals: dict[str, Interval]) -> dict[str, Interval]:
     for node in nodes:
+        if node.activation is not None:
+            reason = node.activation.outside(*intervals[node.parents[0]])
+            if reason:
+                raise DomainError(node.name, node.operator, reason)
         intervals[node.name] = own_interval(node, intervals)
     return intervals
 

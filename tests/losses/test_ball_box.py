@@ -54,7 +54,7 @@ def test_never_below_any_feasible_point(seed: int, iterations: int, scale: float
     """However early the search stops, whatever is feasible scores no more."""
     weight, labels, radius, lower, upper = problem(seed, batch=2, classes=3, features=6)
     radius = radius * scale
-    bound = worst_case_increase(weight, labels, radius, lower, upper, iterations)
+    bound = worst_case_increase(weight, labels, radius, lower, upper, iterations=iterations)
     c = weight.unsqueeze(0) - weight[labels].unsqueeze(1)
     for step in torch.logspace(-3, 3, 40, dtype=torch.float64):
         v = torch.minimum(torch.maximum(step * c, lower.unsqueeze(1)), upper.unsqueeze(1))
@@ -65,7 +65,7 @@ def test_never_below_any_feasible_point(seed: int, iterations: int, scale: float
 
 def test_more_iterations_only_tighten():
     weight, labels, radius, lower, upper = problem(1, features=40)
-    values = [worst_case_increase(weight, labels, radius, lower, upper, n) for n in (0, 1, 3, 20)]
+    values = [worst_case_increase(weight, labels, radius, lower, upper, iterations=n) for n in (0, 1, 3, 20)]
     assert all((later <= earlier + 1e-12).all() for earlier, later in pairwise(values))
     assert (values[-1] < values[0] - 1e-3).any()
 

@@ -20,6 +20,9 @@ from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
 IMAGE, LINE, FLAT = (2, 5, 4), (2, 8), (6,)
 
 
+MASK = torch.arange(80).reshape(4, 5, 4) % 3 == 0
+
+
 class Call(nn.Module):
     """A function as a module."""
 
@@ -202,6 +205,12 @@ ROWS: dict[str, Row] = {
     "concat": Row(around(lambda x: torch.cat([x, F.relu(x)], 1))),
     "stack": Row(around(lambda x: torch.stack([x, x.relu()], dim=1).flatten(1))),
     "expand": Row(around(lambda x: x[:, :1].expand(-1, 3, -1, -1))),
+    "tile": Row(around(lambda x: x.repeat(1, 2, 1, 1) + x.tile(1, 2, 1, 1))),
+    "cumulative sum": Row(around(lambda x: x.cumsum(1))),
+    "differences": Row(around(lambda x: x.diff(dim=2))),
+    "channel shuffle": Row(around(nn.ChannelShuffle(2))),
+    "unfold": Row(around(lambda x: F.unfold(x, 2))),
+    "where": Row(around(lambda x: torch.where(MASK, x, 2 * x.relu()).masked_fill(~MASK[:1], 0.5))),
     "pad": Row(around(lambda x: F.pad(x, (1, 0, 0, 2)))),
     "pad with a value": Row(around(lambda x: F.pad(x, (1, 1, 0, 2), value=0.3))),
     "pad 1d": Row(on_line(nn.Conv1d(2, 3, 2), nn.ConstantPad1d((1, 2), 0.5), nn.Conv1d(3, 3, 2)), LINE),
@@ -269,6 +278,15 @@ ROWS: dict[str, Row] = {
     "attention": Row(Attention, (3, 4)),
     "layer norm": Row(around(nn.LayerNorm(4, eps=0.1))),
     "softmax": Row(around(lambda x: torch.softmax(3 * x, 1))),
+    "euclidean norm": Row(around(lambda x: (x + 1).norm(dim=1))),
+    "variance": Row(around(lambda x: 2 * x.std((1, 3)) - x.var((1, 3), keepdim=True)[:, 0, :, 0])),
+    "instance norm": Row(around(nn.InstanceNorm2d(4, eps=0.1, affine=True))),
+    "group norm": Row(around(nn.GroupNorm(2, 4, eps=0.1))),
+    "gated linear unit": Row(around(nn.GLU(1))),
+    "celu": Row(around(nn.CELU(0.7))),
+    "softshrink": Row(around(nn.Softshrink(0.2))),
+    "interpolation": Row(around(lambda x: torch.lerp(x, x.relu(), 0.3) + torch.hypot(x, x + 2))),
+    "attention in one call": Row(around(lambda x: F.scaled_dot_product_attention(x, 2 * x, x + 1))),
     "log softmax": Row(around(lambda x: torch.log_softmax(3 * x, 1) + 1)),
     "log sum exp": Row(around(lambda x: torch.logsumexp(3 * x, (2, 3)))),
     "clipped relu": Row(around(ClippedReLU((4, 5, 4), threshold=0.3))),
@@ -305,6 +323,5 @@ def traced(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Bo
 
 #: Models that must be refused, and a word that the message has to hold beside the operator's name.
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
-    "instance norm": (lambda: nn.InstanceNorm2d(2), IMAGE, "InstanceNormalization"),
     "round": (lambda: Call(torch.round), FLAT, "supported are"),
 }

@@ -106,6 +106,10 @@ RIGHT: dict[str, Case] = {
         IMAGE, lambda: nn.ConvTranspose2d(2, 4, 3, stride=2), lambda: nn.BatchNorm2d(4), lambda: nn.LeakyReLU(0.2)
     ),
     # pooling
+    "gated linear unit": on(FLAT, lambda x: F.glu(x, 1)),
+    "rms norm": on(FLAT, lambda x, w: F.rms_norm(x, (6,), w, 0.1), (6,)),
+    "group norm": on(IMAGE, lambda x: F.group_norm(x, 2, eps=0.1)),
+    "attention": on((3, 4), lambda x: F.scaled_dot_product_attention(x, x + 1, 2 * x, scale=0.7)),
     "average divisor": pool2d(nn.AvgPool2d, 2, divisor_override=3),
     "average divisor one": pool2d(nn.AvgPool2d, 2, divisor_override=1),
     "average divisor padded": pool2d(nn.AvgPool2d, 3, 2, 1, divisor_override=5),
@@ -214,7 +218,6 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "matrix that moves the batch": (Case(lambda: With(lambda x, w: (w @ x.t()).t(), (4, 6)), FLAT), "batch axis"),
     "matrices of channels": (on(IMAGE, torch.matmul, (2, 6, 3)), "one matrix"),
     "einsum": (on(FLAT, lambda x, w: torch.einsum("bi,oi->bo", x, w), (4, 6)), "F.linear"),
-    "gated linear unit": (on(FLAT, lambda x: F.glu(x, 1)), "gating"),
     "lstm": (Case(lambda: First(nn.LSTM(8, 3, batch_first=True)), LINE), "recurrent"),
     "two outputs": (Case(lambda: Call(lambda x: (x.relu(), x)), FLAT), "tuple"),
 }

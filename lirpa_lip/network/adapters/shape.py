@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lirpa_lip.network.adapters.elementwise_affine import one_sample, widened
+from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample, one_sample, widened
 from lirpa_lip.network.emit import GraphBuilder, Traced
-from lirpa_lip.norms.linear_map import FunctionMap, ReshapeMap
+from lirpa_lip.norms.linear_map import ComposedMap, DiagonalMap, FunctionMap, ReshapeMap
 
 
 def _moved(builder: GraphBuilder, traced: Traced, fn: Callable[[Tensor], Tensor], parent: str | None = None) -> str:
@@ -223,3 +223,66 @@ def _resize_target(traced: Traced, size: torch.Size) -> dict:
     if all(abs(n - round(n)) < 1e-4 for n in exact):
         return {"size": tuple(round(n) for n in exact)}
     return {"scale_factor": tuple(factors)}
+
+
+def tile(builder: GraphBuilder, traced: Traced) -> str:
+    """Repetition of whole samples along axes other than the batch's."""
+    counts = [int(n) for n in torch.as_tensor(traced.constant(1)).flatten()]
+    if counts[0] != 1:
+        raise traced.unsupported("it repeats the batch axis")
+    return _moved(builder, traced, lambda x: x.repeat(*counts), traced.parents[0])
+
+
+def cumulative_sum(builder: GraphBuilder, traced: Traced) -> str:
+    """Sums up to each position along one axis."""
+    parent = traced.parent
+    axis = _sample_axis(int(torch.as_tensor(traced.constant(1)).flatten()[0]), len(builder.shape(parent)) + 1, traced)
+    maps = FunctionMap(
+        lambda x: x.cumsum(axis), builder.shape(parent), builder.dtype, builder.device, entries_nonnegative=True
+    )
+    return builder.affine(traced.name, traced.operator, [parent], [maps])
+
+
+def channel_shuffle(builder: GraphBuilder, traced: Traced) -> str:
+    """Channels in another order: groups interleaved."""
+    groups = int(torch.as_tensor(traced.constant(1)).flatten()[0])
+
+    def shuffled(x: Tensor) -> Tensor:
+        return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+    return _moved(builder, traced, shuffled)
+
+
+def unfold(builder: GraphBuilder, traced: Traced) -> str:
+    """Windows of an image side by side (``F.unfold``)."""
+    kernel, dilation, padding, stride = (
+        tuple(map(int, torch.as_tensor(traced.constant(i)).flatten())) for i in range(1, 5)
+    )
+    return _moved(
+        builder, traced, partial(F.unfold, kernel_size=kernel, dilation=dilation, padding=padding, stride=stride)
+    )
+
+
+def choose(builder: GraphBuilder, traced: Traced) -> str:
+    """``where(mask, x, y)`` for a constant mask."""
+    if traced.parents[0] is not None:
+        raise traced.unsupported(
+            "its condition depends on the input, where the function may jump; use relu, abs or max"
+        )
+    mask = torch.as_tensor(traced.constant(0)).bool()
+    sizes = [mask.shape] + [
+        (1, *builder.shape(p)) if p is not None else traced.constant(i).shape
+        for i, p in enumerate(traced.parents[1:], start=1)
+    ]
+    shape = torch.broadcast_shapes(*sizes)[1:]
+    chosen = broadcast_to_sample(mask.to(builder.dtype), shape)
+    parents, maps, bias = [], [], None
+    for index, share in ((1, chosen), (2, 1 - chosen)):
+        parent = traced.parents[index]
+        if parent is None:
+            constant = broadcast_to_sample(traced.constant(index).to(builder.dtype), shape)
+            bias = torch.where(share != 0, constant, 0.0).unsqueeze(0)
+            continue
+        parents.append(parent)
+        maps.append(ComposedMap([DiagonalMap(share, shape), widened(builder, parent, shape)]))
+    return builder.affine(traced.name, traced.operator, parents, maps, bias)

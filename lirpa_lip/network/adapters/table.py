@@ -6,7 +6,17 @@ To support another operator write an adapter and add its row here (docs/extendin
 
 from __future__ import annotations
 
-from lirpa_lip.network.adapters import activations, affine, elementwise_affine, pairs, pooling, products, shape, softmax
+from lirpa_lip.network.adapters import (
+    activations,
+    affine,
+    elementwise_affine,
+    normalise,
+    pairs,
+    pooling,
+    products,
+    shape,
+    softmax,
+)
 
 ADAPTERS = {
     # affine
@@ -39,6 +49,11 @@ ADAPTERS = {
     "BoundPad": shape.pad,
     "BoundResize": shape.resize,
     "BoundUpsampleAligned": shape.upsample_aligned,
+    "BoundTile": shape.tile,
+    "BoundCumSum": shape.cumulative_sum,
+    "BoundChannelShuffle": shape.channel_shuffle,
+    "BoundUnfold": shape.unfold,
+    "BoundWhere": shape.choose,
     "BoundDropout": shape.identity,
     "BoundIdentity": shape.identity,
     "BoundCast": shape.identity,
@@ -70,6 +85,9 @@ ADAPTERS = {
     "BoundSiLU": activations.SILU,
     "BoundGelu": activations.GELU,
     "BoundClippedRelu": activations.clipped_relu,
+    # norms
+    "BoundReduceL2": normalise.euclidean_norm,
+    "BoundInstanceNormalization": normalise.instance_norm,
     # log-sum-exp
     "BoundSoftmax": softmax.softmax,
     "BoundLogSoftmax": softmax.log_softmax,

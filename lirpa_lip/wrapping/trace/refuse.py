@@ -189,10 +189,6 @@ def _recurrent(node: Any) -> str:
     )
 
 
-def _glu(node: Any) -> str:
-    return "it multiplies two values that both depend on the input (gating), which has no Lipschitz rule here"
-
-
 def _einsum(node: Any) -> str:
     return "auto_LiRPA cannot trace it; write the sum with matmul, F.linear, permute and reshape"
 
@@ -213,7 +209,6 @@ RULES: dict[str, Rule] = {
     "aten::adaptive_max_pool3d": _adaptive_max_pool,
     "aten::squeeze": _squeeze,
     "aten::roll": _roll,
-    "aten::glu": _glu,
     "aten::einsum": _einsum,
     **dict.fromkeys(("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"), _recurrent),
 }

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lirpa_lip.wrapping.trace.compositions import COMPOSITIONS
 from lirpa_lip.wrapping.trace.dependence import Dependence, argument, dtype, sizes
 
 Rewrite = Callable[["Rewriter", Any], None]
@@ -245,4 +246,5 @@ REWRITES: dict[str, Rewrite] = {
     "aten::clamp_min": _clamp,
     "aten::clamp_max": _clamp,
     "aten::batch_norm": _batch_norm,
+    **COMPOSITIONS,
 }

@@ -1,0 +1,213 @@
+"""Operators written as compositions of simpler ones: normalisations, gates, attention, shrinkage."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from lirpa_lip.wrapping.trace.dependence import argument, dtype, sizes
+
+
+def _binary(rewriter: Any, kind: str, x: Any, y: Any, like: Any) -> Any:
+    """``x + y`` and the like; addition and subtraction take a factor."""
+    more = [rewriter.constant(1)] if kind in ("add", "sub") else []
+    return rewriter.insert(f"aten::{kind}", [x, y, *more], like)
+
+
+def _number(rewriter: Any, value: float, like: Any) -> Any:
+    return rewriter.constant(torch.tensor(float(value), dtype=dtype(like)))
+
+
+def _example(shape: list[int], like: Any) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype(like))
+
+
+def _reduced(rewriter: Any, kind: str, x: Any, axes: list[int], shape: list[int]) -> Any:
+    """A mean or sum of a value of the given shape over axes, which stay with size 1."""
+    kept = _example([1 if i in axes else n for i, n in enumerate(shape)], x)
+    arguments = [x, rewriter.integers(axes), rewriter.constant(True), rewriter.constant(None)]
+    return rewriter.insert(f"aten::{kind}", arguments, kept)
+
+
+def _over_root(rewriter: Any, x: Any, centred: Any, axes: list[int], shape: list[int], eps: float) -> Any:
+    """``x / √(mean(centred²) + ε)``."""
+    squares = _binary(rewriter, "mul", centred, centred, centred)
+    power = _reduced(rewriter, "mean", squares, axes, shape)
+    floor = _binary(rewriter, "add", power, _number(rewriter, eps, x), power)
+    return _binary(rewriter, "div", x, rewriter.insert("aten::sqrt", [floor], floor), x)
+
+
+def _scaled(rewriter: Any, x: Any, weight: Any, kind: str, shape: list[int] | None) -> Any:
+    """A weight or bias applied to ``x``, if there is one, in a shape that broadcasts."""
+    if dtype(weight) is None:
+        return x
+    if shape is not None:
+        weight = rewriter.insert("aten::reshape", [weight, rewriter.integers(shape)], _example(shape, x))
+    return _binary(rewriter, kind, x, weight, x)
+
+
+def _group_norm(rewriter: Any, node: Any) -> None:
+    x, _, weight, bias = list(node.inputs())[:4]
+    groups, eps, shape = argument(node, 1), argument(node, 4), sizes(x)
+    if not isinstance(groups, int) or not isinstance(eps, float) or not shape:
+        return
+    inner = [shape[0], groups, math.prod(shape[1:]) // groups]
+    flat = rewriter.insert("aten::reshape", [x, rewriter.integers([-1, *inner[1:]])], _example(inner, x))
+    mean = _reduced(rewriter, "mean", flat, [2], inner)
+    centred = _binary(rewriter, "sub", flat, mean, flat)
+    found = _over_root(rewriter, centred, centred, [2], inner, eps)
+    found = rewriter.insert("aten::reshape", [found, rewriter.integers([-1, *shape[1:]])], node.output())
+    channels = [1, shape[1], *[1] * (len(shape) - 2)]
+    for value, kind in ((weight, "mul"), (bias, "add")):
+        found = _scaled(rewriter, found, value, kind, channels)
+    rewriter.replace(node, found)
+
+
+def _rms_norm(rewriter: Any, node: Any) -> None:
+    x, _, weight = list(node.inputs())[:3]
+    last, eps, shape = argument(node, 1), argument(node, 3), sizes(x)
+    kind = dtype(x)
+    if not isinstance(last, list) or not shape or kind is None or eps is ...:
+        return
+    axes = list(range(len(shape) - len(last), len(shape)))
+    found = _over_root(rewriter, x, x, axes, shape, torch.finfo(kind).eps if eps is None else eps)
+    rewriter.replace(node, _scaled(rewriter, found, weight, "mul", None))
+
+
+def _glu(rewriter: Any, node: Any) -> None:
+    """The first half times the sigmoid of the second."""
+    x, axis = next(iter(node.inputs())), argument(node, 1)
+    shape = sizes(x)
+    if not isinstance(axis, int) or not shape:
+        return
+    axis, half = axis % len(shape), shape[axis % len(shape)] // 2
+    halves = []
+    for start in (0, half):
+        arguments = [x, *(rewriter.constant(n) for n in (axis, start, start + half, 1))]
+        halves.append(rewriter.insert("aten::slice", arguments, node.output()))
+    gate = rewriter.insert("aten::sigmoid", [halves[1]], node.output())
+    rewriter.replace(node, _binary(rewriter, "mul", halves[0], gate, node.output()))
+
+
+def _attention(rewriter: Any, node: Any) -> None:
+    """``softmax(q kᵀ · scale) v``, without mask and dropout."""
+    q, k, v = list(node.inputs())[:3]
+    shapes = [sizes(t) for t in (q, k, v)]
+    plain = argument(node, 3) is None and argument(node, 4) in (0, None) and argument(node, 5) is False
+    scale = argument(node, 6)
+    if not plain or scale is ... or any(s is None for s in shapes):
+        return
+    (*lead, rows, width), (*_, columns, _) = shapes[0], shapes[1]  # type: ignore[misc]
+    turned = rewriter.insert("aten::transpose", [k, rewriter.constant(-2), rewriter.constant(-1)],
+                             _example([*lead, width, columns], q))  # fmt: skip
+    score = rewriter.insert("aten::matmul", [q, turned], _example([*lead, rows, columns], q))
+    score = _binary(rewriter, "mul", score, _number(rewriter, width**-0.5 if scale is None else scale, q), score)
+    arguments = [score, rewriter.constant(-1), rewriter.constant(None)]
+    weights = rewriter.insert("aten::softmax", arguments, score)
+    rewriter.replace(node, rewriter.insert("aten::matmul", [weights, v], node.output()))
+
+
+def _soft_shrink(rewriter: Any, node: Any) -> None:
+    """``x − clip(x, −λ, λ)``."""
+    x, threshold = next(iter(node.inputs())), argument(node, 1)
+    if isinstance(threshold, (int, float)):
+        ends = [rewriter.constant(float(t)) for t in (-threshold, threshold)]
+        clipped = rewriter.insert("aten::hardtanh", [x, *ends], node.output())
+        rewriter.replace(node, _binary(rewriter, "sub", x, clipped, node.output()))
+
+
+def _hypot(rewriter: Any, node: Any) -> None:
+    """``√(x² + y²)``."""
+    x, y = node.inputs()
+    squares = [_binary(rewriter, "mul", t, t, t) for t in (x, y)]
+    total = _binary(rewriter, "add", squares[0], squares[1], node.output())
+    rewriter.replace(node, rewriter.insert("aten::sqrt", [total], node.output()))
+
+
+def _interpolated(rewriter: Any, node: Any) -> None:
+    """``x + w (y − x)`` for a number w."""
+    x, y, _ = node.inputs()
+    if isinstance(argument(node, 2), (int, float)):
+        away = _binary(rewriter, "sub", y, x, node.output())
+        step = _binary(rewriter, "mul", away, _number(rewriter, argument(node, 2), away), away)
+        rewriter.replace(node, _binary(rewriter, "add", x, step, node.output()))
+
+
+def _difference(rewriter: Any, node: Any) -> None:
+    """Differences of neighbours, once."""
+    x, order, axis = next(iter(node.inputs())), argument(node, 1), argument(node, 2)
+    shape = sizes(x)
+    if order != 1 or not isinstance(axis, int) or not shape or argument(node, 3) or argument(node, 4):
+        return
+    axis, count, parts = axis % len(shape), shape[axis % len(shape)], []
+    for start in (1, 0):
+        arguments = [x, *(rewriter.constant(n) for n in (axis, start, start + count - 1, 1))]
+        parts.append(rewriter.insert("aten::slice", arguments, node.output()))
+    rewriter.replace(node, _binary(rewriter, "sub", parts[0], parts[1], node.output()))
+
+
+def _tile(rewriter: Any, node: Any) -> None:
+    counts, shape = argument(node, 1), sizes(next(iter(node.inputs())))
+    if isinstance(counts, list) and shape and len(counts) <= len(shape):
+        counts = [1] * (len(shape) - len(counts)) + counts
+        x = next(iter(node.inputs()))
+        rewriter.replace(node, rewriter.insert("aten::repeat", [x, rewriter.integers(counts)], node.output()))
+
+
+def _celu(rewriter: Any, node: Any) -> None:
+    """``α elu(x/α)``."""
+    x, alpha = next(iter(node.inputs())), argument(node, 1)
+    kind = dtype(node.output())
+    if not isinstance(alpha, (int, float)) or alpha <= 0 or kind is None:
+        return
+    number = rewriter.constant(torch.tensor(float(alpha), dtype=kind))
+    inner = rewriter.insert("aten::div", [x, number], node.output())
+    ones = [rewriter.constant(1.0) for _ in range(3)]
+    bent = rewriter.insert("aten::elu", [inner, *ones], node.output())
+    rewriter.replace(node, rewriter.insert("aten::mul", [bent, number], node.output()))
+
+
+def _variance(rewriter: Any, node: Any) -> None:
+    """``Σ (x − mean)² / (n − correction)`` over axes, and its root."""
+    x, axes, correction, keep = next(iter(node.inputs())), argument(node, 1), argument(node, 2), argument(node, 3)
+    shape, kind, made = sizes(x), dtype(node.output()), sizes(node.output())
+    if not isinstance(axes, list) or not shape or not made or kind is None or not isinstance(keep, bool):
+        return
+    if isinstance(correction, bool):  # the older form says whether to correct at all
+        correction = int(correction)
+    axes = [a % len(shape) for a in axes]
+    count = math.prod(shape[a] for a in axes) - (1 if correction is None else correction)
+    if 0 in axes or count <= 0 or not isinstance(count, (int, float)):
+        return
+    kept = torch.empty([1 if i in axes else n for i, n in enumerate(shape)], dtype=kind)
+    none, one = rewriter.constant(None), rewriter.constant(1)
+    mean = rewriter.insert("aten::mean", [x, rewriter.integers(axes), rewriter.constant(True), none], kept)
+    away = rewriter.insert("aten::sub", [x, mean, one], x)
+    squares = rewriter.insert("aten::mul", [away, away], x)
+    total = rewriter.insert(
+        "aten::sum", [squares, rewriter.integers(axes), rewriter.constant(keep), none], node.output()
+    )
+    number = rewriter.constant(torch.tensor(float(count), dtype=kind))
+    result = rewriter.insert("aten::div", [total, number], node.output())
+    if node.kind() == "aten::std":
+        result = rewriter.insert("aten::sqrt", [result], node.output())
+    rewriter.replace(node, result)
+
+
+COMPOSITIONS: dict[str, Callable[[Any, Any], None]] = {
+    "aten::group_norm": _group_norm,
+    "aten::rms_norm": _rms_norm,
+    "aten::glu": _glu,
+    "aten::scaled_dot_product_attention": _attention,
+    "aten::softshrink": _soft_shrink,
+    "aten::celu": _celu,
+    "aten::hypot": _hypot,
+    "aten::lerp": _interpolated,
+    "aten::diff": _difference,
+    "aten::tile": _tile,
+    "aten::var": _variance,
+    "aten::std": _variance,
+}
