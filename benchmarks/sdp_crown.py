@@ -91,7 +91,7 @@ def measure(name: str, images: int, settings: VerifySettings, attack_steps: int)
         verdicts.append(verdict)
         if verdict.status == "certified" and attack_steps:
             margins = margins_of(claim.cases, network.outputs)
-            found = attack(network, claim.cases, margins, attack_steps, 2, seed=10**6 + index)
+            found = attack(network, claim.cases, margins, steps=attack_steps, restarts=2, seed=10**6 + index)
             violations += found.counterexample is not None or found.least < verdict.lower
         shown = f"{name} {index}: {verdict.status} by {verdict.decided_by or 'nothing'}, {seconds[-1]:.1f} s"
         click.echo(f"{shown}, margin {verdict.lower:.4g} to {verdict.upper:.4g}")

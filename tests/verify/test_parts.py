@@ -311,7 +311,7 @@ def test_what_is_certified_survives_a_long_attack(norm):
             margins = margins_of(claim.cases, 3)
             if v.status == "certified":
                 certified += 1
-                found = attack(network_of(model, (8,)), claim.cases, margins, 200, 20, seed=9)
+                found = attack(network_of(model, (8,)), claim.cases, margins, steps=200, restarts=20, seed=9)
                 assert found.counterexample is None and found.least >= v.lower
             elif v.status == "refuted":
                 assert claim.violated(v.counterexample, v.output.tolist())
