@@ -56,7 +56,7 @@ class BranchSettings:
 
     root_steps: int = 100
     steps: int = 15
-    rate: float = 0.5
+    rate: float = 0.2
     elements: int = 1 << 19
     most_parts: int = 256
     most_waiting: int = 20_000
