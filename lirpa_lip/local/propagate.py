@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.config import LocalLipConfig
-from lirpa_lip.errors import DomainError
+from lirpa_lip.errors import DomainError, NonFiniteError
 from lirpa_lip.local.composed import composed_rate
 from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.layers import Gain, Layer, Layers, safe_sqrt, zero_safe_product
@@ -171,15 +171,17 @@ class Propagation:
 
         Raises:
             DomainError: the activation is not defined on the interval.
+            NonFiniteError: its slopes there overflow (of estimates they are left as they are).
         """
         activation = node.activation
         assert activation is not None
         lower, upper = torch.minimum(interval[0], anchor), torch.maximum(interval[1], anchor)
         check_domain(node, (lower, upper))
-        if self.anchored:
-            return (lower, upper), activation.secant_range(anchor, lower, upper), None
-        slopes = activation.slope_range(lower, upper)
-        return (lower, upper), slopes, slopes
+        between = activation.slope_range(lower, upper) if not self.anchored else None
+        slopes = activation.secant_range(anchor, lower, upper) if between is None else between
+        if self.errors is not None:
+            _check_slopes(node, slopes)
+        return (lower, upper), slopes, between
 
     def _outward(self, rate: Tensor) -> Tensor:
         return rate if self.errors is None else rate * (1 + positive_slack(0, self.graph.dtype))
@@ -252,6 +254,12 @@ def check_domain(node: Node, interval: Interval) -> None:
     reason = "" if node.activation is None else node.activation.outside(*interval)
     if reason:
         raise DomainError(node.name, node.operator, reason)
+
+
+def _check_slopes(node: Node, slopes: SlopeRange) -> None:
+    if not bool(torch.isfinite(slopes.magnitude).all()):
+        where = f"a slope of {node.operator} at node {node.name!r}"
+        raise NonFiniteError(where, "the network's slopes overflow in this region: make eps smaller")
 
 
 def _tighten(

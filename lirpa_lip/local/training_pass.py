@@ -83,18 +83,19 @@ class HeldLayer(Layer):
 
 
 class _Values(dict[str, Tensor]):
-    """Values at the centre, computed when they are first read."""
+    """Values at the centre, computed when they are first read: with gradients, whoever reads them first."""
 
     def __init__(self, graph: NetworkGraph, x: Tensor) -> None:
         super().__init__({graph.input: x})
-        self.graph = graph
+        self.graph, self.gradients = graph, torch.is_grad_enabled()
 
     def __missing__(self, name: str) -> Tensor:
         node = self.graph[name]
-        if node.activation is not None:
-            self[name] = node.activation.value(self[node.parents[0]])
-        else:
-            self[name] = affine_value(node, self)
+        with torch.set_grad_enabled(self.gradients):
+            if node.activation is not None:
+                self[name] = node.activation.value(self[node.parents[0]])
+            else:
+                self[name] = affine_value(node, self)
         return self[name]
 
 

@@ -78,11 +78,11 @@ def test_lipschitz_rows_are_written_as_they_come(run, tmp_path, monkeypatch):
 
     seen, original = [], lipschitz.bound_sample
 
-    def counting(*arguments):
+    def counting(*arguments, **options):
         seen.append(len((tmp_path / "t.csv").read_text().splitlines()) - 1)
         if len(seen) == 3:
             raise KeyboardInterrupt
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(lipschitz, "bound_sample", counting)
     options = ["--methods", "naive,fastlip", "--limit", "3", "--out", str(tmp_path / "t.csv")]

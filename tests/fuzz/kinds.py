@@ -271,7 +271,7 @@ def convolution_norms(rng: random.Random) -> str:
     kernel, stride, padding = rng.randint(1, 2), rng.randint(1, 2), rng.randint(0, 1)
     dtype = rng.choice([torch.float32, torch.float64])
     weight = torch.randn(2 * groups, channels // groups, kernel, kernel, generator=generator, dtype=torch.float64)
-    map_ = Conv2dMap(weight.to(dtype), (channels, side, side), stride, padding, 1, groups)
+    map_ = Conv2dMap(weight.to(dtype), (channels, side, side), stride, padding, 1, groups=groups)
     share = rng.choice([0.0, 0.3, 0.9, 1.0])
     mask = (torch.rand(2, *map_.in_shape, generator=generator) < share).to(dtype)
     result = masked_spectral_norm(map_, mask_in=mask, certificate=rng.choice(["deterministic", "probabilistic"]))

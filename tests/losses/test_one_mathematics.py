@@ -104,6 +104,22 @@ def test_sequential_against_graph(name: str, method: str):
     assert len(a.intervals) == len(b.intervals)
 
 
+@pytest.mark.parametrize("interval_gradients", [False, True])
+@pytest.mark.parametrize("name", ["relu", "clipped relu", "maxmin", "tanh"])
+@pytest.mark.parametrize("method", METHODS)
+def test_logits_have_all_gradients_of_the_model(name: str, method: str, interval_gradients: bool):
+    """Whoever asks first for a value, an interval without gradients among them."""
+    model = network(name)
+    options = {} if method == "global-product" else {"interval_gradients": interval_gradients}
+    bound = make_bound(method, model, X, **options)
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(bound(X, 0.2, LABELS).logits.square().sum(), parameters, allow_unused=True)
+    true = torch.autograd.grad(model(X).square().sum(), parameters, allow_unused=True)
+    assert sum(gradient is not None for gradient in true) >= 6
+    for one, other in zip(found, true, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["relu", "clipped relu", "clipped maxmin", "relu6", "hardtanh", "tanh", "sigmoid"])
 def test_neurons_are_eliminated_in_training(name: str):
     """Around a sample the saturated or dead neurons take no part: the local product is well below the global one."""

@@ -149,6 +149,7 @@ def test_every_import_is_a_declared_dependency():
     core = re.search(r"^dependencies = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1]
     train = re.search(r"^train = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1]
     onnx = re.search(r"^onnx = \[(.*?)^\]", text, re.DOTALL | re.MULTILINE)[1]
+    plots = re.search(r"^plots = \[(.*?)\]", text, re.DOTALL | re.MULTILINE)[1]
     names = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
     def declared(module: str, where: str) -> bool:
@@ -156,7 +157,7 @@ def test_every_import_is_a_declared_dependency():
 
     for path in sorted((ROOT / "lirpa_lip").rglob("*.py")):
         inside = path.relative_to(ROOT / "lirpa_lip").parts[0]
-        extra = train if inside in ("training", "cli") else onnx if inside == "verify" else ""
+        extra = {"training": train, "cli": train, "verify": onnx, "plots": plots}.get(inside, "")
         allowed = core + extra
         missing = [module for module in third_party(path) if not declared(module, allowed)]
         assert not missing, f"{path}: {missing}"
