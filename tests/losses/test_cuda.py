@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from loss_networks import SHAPE, small_network
+from networks.classifiers import SHAPE, small_network
 
 from lirpa_lip.losses import BOUNDS, LOSSES, make_bound, make_loss
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loss_networks import SHAPE, dense_product, small_network, worst_rate
+from networks.classifiers import SHAPE, dense_product, small_network, worst_rate
 from torch import nn
 
 from lirpa_lip.errors import UnknownMethodError

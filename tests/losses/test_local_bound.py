@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from loss_networks import SHAPE, dense_product, points_in_ball, small_network, worst_rate
+from networks.classifiers import SHAPE, dense_product, points_in_ball, small_network, worst_rate
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm

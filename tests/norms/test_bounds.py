@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from cases import BATCH, BUILDERS, masks, singular_values
+from networks.maps import BATCH, BUILDERS, masks, singular_values
 
 from lirpa_lip.errors import ConfigError
 from lirpa_lip.norms import masked_spectral_norm

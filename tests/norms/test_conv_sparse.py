@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import BATCH, BUILDERS, masks, singular_values
+from networks.maps import BATCH, BUILDERS, masks, singular_values
 from torch import Tensor
 
 from lirpa_lip.norms import conv_sparse, masked_spectral_norm, reduce

@@ -7,7 +7,7 @@ import math
 import mpmath
 import pytest
 import torch
-from cases import BUILDERS, masks, singular_values
+from networks.maps import BUILDERS, masks, singular_values
 from torch import Tensor
 
 from lirpa_lip.norms import deterministic as deterministic_module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import BUILDERS, masks
+from networks.maps import BUILDERS, masks
 from torch import Tensor
 
 from lirpa_lip.errors import ConfigError

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from cases import BUILDERS, masks
+from networks.maps import BUILDERS, masks
 from torch import Tensor
 
 from lirpa_lip.errors import MissingDependencyError, UnknownMethodError

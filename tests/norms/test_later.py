@@ -6,7 +6,7 @@ import gc
 
 import pytest
 import torch
-from cases import BUILDERS, masks
+from networks.maps import BUILDERS, masks
 from torch import Tensor, nn
 
 from lirpa_lip.norms import masked_spectral_norm

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from map_contract import MapContract, explicit
+from contracts.linear_map import MapContract, explicit
 from torch.nn import functional as F
 
 from lirpa_lip.errors import ShapeError

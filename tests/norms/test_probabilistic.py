@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from cases import BUILDERS, masks, singular_values
+from networks.maps import BUILDERS, masks, singular_values
 from torch import Tensor
 
 from lirpa_lip.norms import masked_spectral_norm

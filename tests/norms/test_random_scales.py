@@ -8,7 +8,7 @@ import random
 import mpmath
 import pytest
 import torch
-from test_range import METHODS, exact, exact_norm, solve
+from references.norms import METHODS, exact, exact_norm, solve
 from torch import Tensor
 
 from lirpa_lip.errors import NonFiniteError

@@ -6,7 +6,8 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from cases import BUILDERS, masks
+from networks.maps import BUILDERS, masks
+from references.norms import METHODS, Matrix, exact, exact_norm, solve
 from torch import Tensor
 
 from lirpa_lip.norms import NormResult, masked_spectral_norm
@@ -24,27 +25,9 @@ from lirpa_lip.norms.linear_map import (
 from lirpa_lip.norms.powers import exponents, outward, power_of_two, times_power
 from lirpa_lip.norms.solve import SOLVERS
 
-Matrix = mpmath.matrix
-METHODS = list(SOLVERS)
 CERTIFIED = [name for name, solver in SOLVERS.items() if solver.certificate != "estimate"]
 #: How far above sigma each method may lie on the small matrices here; the others see no signs.
 TIGHT = {"polynomial": 1e-2, "cholesky": 2e-5, "gram": 2e-2}
-
-
-def exact(matrix: Tensor) -> Matrix:
-    """The entries, without rounding."""
-    return mpmath.matrix([[mpmath.mpf(x) for x in row] for row in matrix.double().tolist()])
-
-
-def exact_norm(matrix: Matrix) -> mpmath.mpf:
-    """Largest singular value to 40 digits, as the root of the top eigenvalue of the smaller Gram matrix."""
-    with mpmath.workdps(60):
-        gram = matrix.T * matrix if matrix.cols <= matrix.rows else matrix * matrix.T
-        largest = max(abs(x) for x in gram)
-        if largest == 0:
-            return mpmath.mpf(0)
-        values = mpmath.eigsy(gram / largest, eigvals_only=True)
-        return mpmath.sqrt(max(values) * largest)
 
 
 def masked(matrix: Tensor, mask_in: Tensor | None, mask_out: Tensor | None) -> Matrix:
@@ -57,10 +40,6 @@ def masked(matrix: Tensor, mask_in: Tensor | None, mask_out: Tensor | None) -> M
                 column = 1 if mask_in is None else mpmath.mpf(mask_in.flatten()[j].item())
                 found[i, j] = row * found[i, j] * column
         return found
-
-
-def solve(method: str, *arguments, **options) -> NormResult:
-    return masked_spectral_norm(*arguments, method=method, certificate=SOLVERS[method].certificate, **options)
 
 
 def check(method: str, result: NormResult, norms: list[mpmath.mpf], factor: float = 1.0) -> None:

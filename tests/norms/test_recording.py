@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from cases import BUILDERS, masks
+from networks.maps import BUILDERS, masks
 
 from lirpa_lip.norms import NormResult, masked_spectral_norm, step_pair
 from lirpa_lip.norms.kernels.recording import cuda_graph, recorder, use_recorder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import BUILDERS, masks, singular_values
+from networks.maps import BUILDERS, masks, singular_values
 
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError, UnknownMethodError
 from lirpa_lip.norms import NormResult, SharedStart, masked_spectral_norm

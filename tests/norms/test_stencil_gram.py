@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import singular_values
+from networks.maps import singular_values
 
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.linear_map import Conv2dMap, ConvMap, DenseMap

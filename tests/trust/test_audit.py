@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from operators.models import ROWS, Call
+from networks.operators import ROWS, Call
 from torch import nn
 from torch.nn import functional as F
 

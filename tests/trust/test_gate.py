@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from operators.models import ROWS, Call, around, traced
+from networks.operators import ROWS, Call, around, traced
 from sampling import assert_sound
 from torch import nn
 from torch.nn import functional as F

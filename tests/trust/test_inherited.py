@@ -6,7 +6,7 @@ import auto_LiRPA
 import pytest
 import torch
 from auto_LiRPA import BoundedParameter
-from operators.models import Call
+from networks.operators import Call
 from torch import nn
 
 import lirpa_lip

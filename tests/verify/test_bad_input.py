@@ -6,12 +6,12 @@ import errno
 import os
 
 import numpy as np
-import onnx_networks
 import pytest
 import torch
 from click.testing import CliRunner
+from networks import files
+from networks.files import BOX, convolutional, mlp, save, tensor, weights
 from onnx import helper
-from onnx_networks import BOX, convolutional, mlp, save, tensor, weights
 
 from lirpa_lip.cli import main
 from lirpa_lip.errors import (
@@ -62,7 +62,7 @@ def test_an_unsupported_operator_is_named_with_its_node(tmp_path, operator):
         [helper.make_tensor_value_info("y", 1, [1, 3])],
     )
     path = tmp_path / "hardmax.onnx"
-    onnx_networks.onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
+    files.onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), path)
     with pytest.raises(UnsupportedOperatorError, match=f"{operator} at node 'the_node'"):
         read_network(path)
 

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from onnx_networks import BOX, convolutional, mlp, run_original
+from networks.files import BOX, convolutional, mlp, run_original
 
 from lirpa_lip.cli import main
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import exact
 import numpy as np
 import pytest
 import torch
+from references import verdicts as exact
 
 from lirpa_lip.verify import cascade
 from lirpa_lip.verify.settings import VerifySettings

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from onnx_networks import convolutional
+from networks.files import convolutional
 
 from lirpa_lip.cli import main
 from lirpa_lip.verify.rows import read_entries
