@@ -30,6 +30,7 @@ autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 exclude_patterns = [
     "_build",
+    "generated/tables",
     "generated/gallery/*.ipynb",
     "**sg_execution_times.rst",
     "**/GALLERY_HEADER.rst",
@@ -68,5 +69,9 @@ suppress_warnings = ["config.cache"]
 
 
 def setup(app: object) -> None:
-    """Tables come from the CSV files, at every build."""
+    """Tables come from the CSV files, at every build; what was generated of an example that is gone, goes."""
     pages.write(DOCS / "generated")
+    there = {path.stem for path in (DOCS / "gallery").glob("plot_*.py")}
+    for path in (DOCS / "generated" / "gallery").glob("plot_*"):
+        if path.name.split(".")[0] not in there:
+            path.unlink()

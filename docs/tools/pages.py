@@ -1,17 +1,12 @@
-"""Pages built from the CSV files of benchmarks/results: benchmark tables, and the board of certified networks."""
+"""The board of certified networks, built from the CSV files of benchmarks/results, and the tables that pages include."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
-sys.path.append(str(ROOT / "benchmarks"))
-
-import tables  # noqa: E402
-from lib.table import read  # noqa: E402
+import fragments
+from fragments import RESULTS, read, tables
 
 _SHARED = "networks that others trained are looked for in the folder that `LIRPA_LIP_SHARED` names"
 
@@ -95,7 +90,7 @@ def _table(entries: list[Entry], link: bool) -> str:
 
 
 def write(folder: Path) -> None:
-    """Writes ``board/index.md``, a page per network beside it, and ``benchmarks.md``."""
+    """Writes ``board/index.md``, a page per network beside it, and the tables that pages include."""
     entries = board()
     names = list(dict.fromkeys(e.network for e in entries))
     toc = "\n".join(["```{toctree}", ":hidden:", "", *names, "```"])
@@ -115,18 +110,7 @@ def write(folder: Path) -> None:
             "the machine's rounding, and a command that names a setting trains all its networks:\n\n"
             f"```sh\n{commands}\n```\n",
         )
-    rows = read(RESULTS / "verify.csv")
-    parts = ["# Benchmarks", "Built from the CSV files in `benchmarks/results`; `benchmarks/README.md` says what each "
-             "script measures. Certified accuracy in per cent on the images that all columns saw; processor seconds per image."]  # fmt: skip
-    titles = ("Methods", "Beside SDP-CROWN as published (our rendering)", "With the image box and tightened intervals")
-    for title, (methods, timed) in zip(titles, tables.README, strict=True):
-        parts += [f"## {title}", tables.markdown(tables.verification(rows, methods.split(","), timed.split(",")))]
-    parts += ["## Certified training", tables.markdown(tables.training(read(RESULTS / "train_cpu.csv")))]
-    norm_titles = ("Lanczos against power iteration, times", "Certified products over converged ones", "Eliminated neurons",
-                   "Random starts", "Trained weights")  # fmt: skip
-    for title, table in zip(norm_titles, tables.norms(read(RESULTS / "norms.csv")), strict=True):
-        parts += [f"## Norms: {title}", tables.markdown(table)]
-    _write(folder / "benchmarks.md", "\n\n".join(parts) + "\n")
+    fragments.write(folder / "tables")
 
 
 def _write(path: Path, text: str) -> None:

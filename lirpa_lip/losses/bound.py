@@ -25,8 +25,8 @@ BOUNDS: dict[str, str] = {
 class ActivationInterval(NamedTuple):
     """Interval of one elementwise activation's input over the region, and where the activation is constant.
 
-    ``lower``, ``upper``: (batch, *shape). ``constant_below``, ``constant_above``: the activation is constant where its
-    whole interval lies below, or above, these thresholds (tensors that broadcast, or numbers); None for nowhere.
+    ``lower``, ``upper``: ``(batch, *shape)``. ``constant_below``, ``constant_above``: the activation is constant where
+    its whole interval lies below, or above, these thresholds (tensors that broadcast, or numbers); None for nowhere.
     """
 
     lower: Tensor
@@ -62,8 +62,8 @@ class BoundOutput(NamedTuple):
 
     Attributes:
         logits: (batch, classes) of the unperturbed input.
-        pair_lipschitz: (batch, classes); entry [b, j] bounds |Δ(logit_y − logit_j)| / ‖x' − x‖₂ on the ball around
-            sample b, where y is its label. Zero at j = y.
+        pair_lipschitz: (batch, classes); entry [b, j] bounds how far logit_y − logit_j moves over ‖x' − x‖₂, on the
+            ball around sample b, where y is its label. Zero at j = y.
         intervals: intervals of the activations' inputs, for the sparsity loss; empty where the bound has none.
         region: the set that BCP maximises over; None where the bound has none.
     """

@@ -50,7 +50,7 @@ class ClippedReLU(nn.Module):
         threshold: initial θ ≥ 0, a number or a tensor that broadcasts to ``shape``.
         learnable: whether ``raw_threshold`` is a parameter (else a buffer, saved but never trained).
 
-    Shape: (batch, *shape) → the same.
+    Shape: ``(batch, *shape)`` → the same.
 
     Raises:
         ConfigError: a threshold is negative or not finite, or ``shape`` is none.
