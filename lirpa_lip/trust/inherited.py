@@ -221,7 +221,7 @@ class _Allowance:
     def _rows(self, values: Values, samples: Tensor, specifications: Tensor) -> Tensor:
         c = self.call.get("C")
         if c is None:
-            outputs = values.at.flatten(1).shape[1]
+            outputs = _flat(values.at).shape[1]
             return torch.nn.functional.one_hot(specifications, outputs).double()
         return c.detach().double().flatten(2)[torch.zeros_like(samples) if len(c) == 1 else samples, specifications]
 
