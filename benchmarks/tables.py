@@ -81,6 +81,11 @@ def jacobians(rows: list[dict[str, str]], norm: str) -> list[list[str]]:
     return table
 
 
+def columns(rows: list[dict[str, str]], names: dict[str, str]) -> list[list[str]]:
+    """Some columns as they stand: ``{column: its head}``."""
+    return [list(names.values()), *([row[name] for name in names] for row in rows)]
+
+
 def steps(rows: list[dict[str, str]]) -> list[list[str]]:
     """Training steps, in times of a plain one."""
     table = [["network, activation", "batch", "bound", "s", "times plain", "floats kept"]]

@@ -85,6 +85,8 @@ class LocalLipConfig:
         if self.tighten < -1 or self.optimize < 0:
             raise ConfigError("tighten must be -1, 0 or a number of layers, and optimize a number of steps, >= 0.")
         if self.image_box is not None:
+            if not isinstance(self.image_box, tuple | list) or len(self.image_box) != 2:
+                raise ConfigError(f"image_box={self.image_box!r} must be two numbers, (low, high).")
             low, high = self.image_box
             if not (math.isfinite(low) and math.isfinite(high) and low < high):
                 raise ConfigError(f"image_box={self.image_box} must be a finite (low, high) with low < high.")

@@ -94,8 +94,8 @@ def check_input(bounded: Any, x: Any) -> int | None:
     """Checks the input (``None`` stands for the last one) and returns its batch size.
 
     Raises:
-        ShapeError: an empty batch.
-        ConfigError: the input and the model differ in precision.
+        ShapeError: an empty batch, or a region that does not fit the input.
+        ConfigError: the input and the model differ in precision, or a region lies around whole numbers.
     """
     inputs = x if isinstance(x, (tuple, list)) else (x,)
     kinds = {p.dtype for p in bounded.parameters() if p.is_floating_point()} | {own_dtype(bounded)}
@@ -107,6 +107,7 @@ def check_input(bounded: Any, x: Any) -> int | None:
         batch = value.shape[0] if batch is None else batch
         if value.shape[0] == 0:
             raise ShapeError(f"the input has shape {tuple(value.shape)}, an empty batch; give at least one sample.")
+        _check_region(value)
         if own and value.is_floating_point() and value.dtype not in own:
             kind = next(iter(own))
             raise ConfigError(
@@ -116,6 +117,29 @@ def check_input(bounded: Any, x: Any) -> int | None:
     return batch
 
 
+def _check_region(x: Tensor) -> None:
+    region = getattr(x, "ptb", None)
+    if not isinstance(region, auto_LiRPA.PerturbationLpNorm):
+        return
+    if not x.is_floating_point():
+        raise ConfigError(f"the input is {x.dtype}, around which there is no region; convert it, as in x.float().")
+    eps = torch.as_tensor(0.0 if region.eps is None else region.eps)
+    if eps.ndim == 1 and len(eps) not in (1, len(x)):
+        raise ShapeError(f"eps has {len(eps)} entries for a batch of {len(x)}; give one for each sample.")
+    for name in ("x_L", "x_U"):
+        end = getattr(region, name, None)
+        if isinstance(end, Tensor) and not fits(end.shape, x.shape):
+            raise ShapeError(
+                f"{name} has shape {tuple(end.shape)} beside an input of shape {tuple(x.shape)}; give one end for each "
+                "feature of each sample, or a shape that broadcasts to that."
+            )
+
+
+def fits(shape: torch.Size, whole: torch.Size) -> bool:
+    """Whether a tensor of one shape broadcasts to the other."""
+    return len(shape) <= len(whole) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(whole), strict=False))
+
+
 def check_rows(c: Any, batch: int | None) -> Any:
     """A specification ``(batch, specs, outputs)``, or one ``(specs, outputs)`` for all samples, as the former.
 
@@ -123,8 +147,10 @@ def check_rows(c: Any, batch: int | None) -> Any:
         ShapeError: no rows, or rows for another batch.
         NonFiniteError: NaN or infinite entries.
     """
-    if not isinstance(c, Tensor):
+    if c is None:
         return c
+    if not isinstance(c, Tensor):
+        raise ShapeError(f"C is a {type(c).__name__}; give a tensor (batch, specs, outputs).")
     if c.ndim < 2 or c.numel() == 0:
         raise ShapeError(f"C has shape {tuple(c.shape)}; expected (batch, specs, outputs) with at least one row.")
     if not bool(torch.isfinite(c).all()):

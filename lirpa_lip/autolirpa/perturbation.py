@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,11 +30,11 @@ class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
     Args:
         eps: the radius, a float or a tensor of shape () or (batch,), finite and ≥ 0.
         norm: p, from 1 to ∞.
-        x_L, x_U: the box, each None or of a shape that broadcasts to the input's.
+        x_L, x_U: the box, each None, a number, or of a shape that broadcasts to the input's.
         options: further arguments of auto_LiRPA's class (they differ between its versions).
 
     Raises:
-        ConfigError: p < 1, eps < 0, or an empty box.
+        ConfigError: p < 1, eps < 0, an empty box, or what is no number.
         ShapeError: eps has more than one dimension, or not one entry for each sample.
         NonFiniteError: eps is NaN or infinite, the box holds a NaN, or the input does.
     """
@@ -46,13 +47,17 @@ class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
         self,
         eps: float | Tensor = 0.0,
         norm: float = np.inf,
-        x_L: Tensor | None = None,
-        x_U: Tensor | None = None,
+        x_L: Tensor | float | None = None,
+        x_U: Tensor | float | None = None,
         **options: Any,
     ) -> None:
-        if not norm >= 1:
-            raise ConfigError(f"norm={norm} is no norm; use a number from 1 to infinity.")
+        if not isinstance(norm, numbers.Real) or not norm >= 1:
+            raise ConfigError(f"norm={norm!r} is no norm; use a number from 1 to infinity.")
         _check_radius(eps)
+        x_L, x_U = (
+            torch.tensor(float(end), dtype=torch.float64) if isinstance(end, numbers.Real) else end
+            for end in (x_L, x_U)
+        )
         _check_box(x_L, x_U)
         with np.errstate(divide="ignore"):  # for p = 1 the dual norm is 1/0, rightly ∞
             super().__init__(eps=eps, norm=norm, x_L=x_L, x_U=x_U, **options)
@@ -90,15 +95,23 @@ class PerturbationLpNorm(auto_LiRPA.perturbations.PerturbationLpNorm):
             raise ShapeError(f"eps has {eps.shape[0]} entries for a batch of {x.shape[0]}; give one for each sample.")
         else:
             self.eps = rounded_up(eps, x.dtype, x.device).reshape(-1, *[1] * trailing)
-        self.x_L = low if low is None or low.dtype == x.dtype else -rounded_up(-low, x.dtype)
-        self.x_U = high if high is None or high.dtype == x.dtype else rounded_up(high, x.dtype)
+        self.x_L = low if low is None else -_end(-low, x)
+        self.x_U = high if high is None else _end(high, x)
         try:
             yield
         finally:
             self.eps, self.x_L, self.x_U = given
 
 
+def _end(given: Tensor, x: Tensor) -> Tensor:
+    """An end of the box in the precision of x, rounded up; one number for all features as auto_LiRPA wants it."""
+    end = given if given.dtype == x.dtype else rounded_up(given, x.dtype)
+    return end.to(x.device).expand_as(x) if end.ndim == 0 else end
+
+
 def _check_radius(eps: float | Tensor) -> None:
+    if not isinstance(eps, numbers.Real | Tensor | np.ndarray):
+        raise ConfigError(f"eps={eps!r} is no radius; give a number, or a tensor with one for each sample.")
     values = torch.as_tensor(eps)
     if values.ndim > 1:
         raise ShapeError(f"eps has shape {tuple(values.shape)}; give one number, or one for each sample.")
@@ -110,6 +123,8 @@ def _check_radius(eps: float | Tensor) -> None:
 
 def _check_box(x_L: Tensor | None, x_U: Tensor | None) -> None:
     for side, name in ((x_L, "x_L"), (x_U, "x_U")):
+        if side is not None and not isinstance(side, Tensor):
+            raise ConfigError(f"{name} is a {type(side).__name__}; give a tensor, or one number.")
         if side is not None and torch.isnan(side).any():
             raise NonFiniteError(name, "give numbers, or leave it out")
     if x_L is not None and x_U is not None and (x_L > x_U).any():

@@ -109,6 +109,7 @@ class FreeSlopes:
         self.region = region.select(sample)
         # rows by sample, so that each row meets the error terms of its own
         self.slack = {name: t.expand(len(region.eps), *t.shape[1:])[sample] for name, t in layers.slack.items()}
+        self.most = {name: t.flatten(1).amax(1, keepdim=True) for name, t in self.slack.items()}
 
     def upper(
         self, target: str, rows: Tensor, start: dict[str, Tensor], steps: int, goal: Tensor | None = None
@@ -169,7 +170,7 @@ class FreeSlopes:
             parts.append(self.neurons[name].dual(c, slopes[name], logs[name], fixed))
             return slopes[name].reshape(cotangent.shape)
 
-        errors = RowErrors(self.slack, len(rows))
+        errors = RowErrors(self.slack, len(rows), self.most if fixed else None)
         collected = pull_back(self.graph, target, rows, rule, errors.visit)
         bound = sum(parts, self.region.support(collected[self.graph.input].unsqueeze(1)))
         return errors.added(bound, self.graph).squeeze(1)

@@ -209,17 +209,17 @@ def _solve(problem: Problem, solver: Solver, settings: Settings) -> NormResult:
         first = torch.zeros(1, dtype=torch.long, device=problem.map.device)
         start = None if settings.start is None else settings.start[:1]
         return _solve(problem.select(first), solver, dataclasses.replace(settings, start=start)).repeated(problem.size)
-    rows, columns = active_counts(problem)
+    core = _core(problem, solver)
+    rows, columns = active_counts(core)  # of the core: a scale of 0 eliminates as a mask does
     alive = (rows * columns).nonzero().squeeze(1).to(problem.map.device)
     if len(alive) == problem.size:
-        return _shaped(solver.run(_core(problem, solver), settings), problem)
+        return _shaped(solver.run(core, settings), problem)
     if not len(alive):
         return _nothing(problem, solver, settings)
     start = settings.start
     if start is not None and len(start) == problem.size:
         settings = dataclasses.replace(settings, start=start[alive])
-    part = problem.select(alive)
-    return combined([_shaped(solver.run(_core(part, solver), settings), part)], [alive], problem.size)
+    return combined([_shaped(solver.run(core.select(alive), settings), problem)], [alive], problem.size)
 
 
 def _all_alike(problem: Problem) -> bool:

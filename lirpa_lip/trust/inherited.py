@@ -105,7 +105,7 @@ def _check(bounded: Any, call: dict, result: Any, values: Values | None, restric
     method = call.get("method", "backward")
     if not isinstance(result, (tuple, list)) or len(result) < 2:
         return
-    lower, upper = (t.detach().flatten(1) if isinstance(t, Tensor) and t.ndim > 1 else None for t in result[:2])
+    lower, upper = (_flat(t.detach()) if isinstance(t, Tensor) and t.ndim > 0 else None for t in result[:2])
     for side in (lower, upper):
         if side is not None and bool(torch.isnan(side).any()):
             raise _invalid(bounded, method, "they contain NaN")
@@ -133,8 +133,13 @@ def _check(bounded: Any, call: dict, result: Any, values: Values | None, restric
             allowed.check(outside, mine, value, method, text, of_points=True)
 
 
+def _flat(t: Tensor) -> Tensor:
+    """(batch, entries); one number a sample is one entry."""
+    return t.flatten(1) if t.ndim > 1 else t.unsqueeze(1)
+
+
 def _specified(at: Tensor, c: Tensor | None, samples: Tensor) -> Tensor:
-    at = at.flatten(1)
+    at = _flat(at)
     if c is None:
         return at
     c = c.detach().flatten(2)
@@ -216,7 +221,7 @@ class _Allowance:
     def _rows(self, values: Values, samples: Tensor, specifications: Tensor) -> Tensor:
         c = self.call.get("C")
         if c is None:
-            outputs = values.at.flatten(1).shape[1]
+            outputs = _flat(values.at).shape[1]
             return torch.nn.functional.one_hot(specifications, outputs).double()
         return c.detach().double().flatten(2)[torch.zeros_like(samples) if len(c) == 1 else samples, specifications]
 

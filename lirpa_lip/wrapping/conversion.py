@@ -92,7 +92,11 @@ def _explained(error: Exception, model: nn.Module, given: Any, options: Mapping[
                 f"the example input is {', '.join(map(str, floats))} and the model {', '.join(map(str, kinds))}: "
                 "convert one to the other's precision, as in x.to(torch.float32) or model.double()."
             )
-        return own  # the model does not run on this input at all, and says why
+        shapes = ", ".join(f"{x.dtype} {tuple(x.shape)}" for x in inputs if isinstance(x, Tensor))
+        return ShapeError(
+            f"the model itself does not run on the example input ({shapes}): {type(own).__name__}: {_first_line(own)}. "
+            "Give an input as the model takes it, with the batch axis first."
+        )
     if not isinstance(out, Tensor):
         return ShapeError(
             f"the model returns a {type(out).__name__}; bounds are for one tensor: wrap the model in a module that "

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
-from lirpa_lip.errors import ConfigError, LirpaLipError, NonFiniteError, ShapeError
+from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError
 
 METHODS = ("ibp", "crown", "crown-ibp", "local-lip", "local-lip-crown", "sdp-crown")
 EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
@@ -18,8 +18,8 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
 
 
-def ball(x: torch.Tensor) -> tuple[BoundedTensor]:
-    return (BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.1)),)
+def ball(x: torch.Tensor, eps: float | torch.Tensor = 0.1, **box: torch.Tensor) -> tuple[BoundedTensor]:
+    return (BoundedTensor(x, PerturbationLpNorm(norm=2, eps=eps, **box)),)
 
 
 WRONG = {
@@ -28,6 +28,14 @@ WRONG = {
     "no rows": (lambda: {"x": ball(torch.rand(2, 4)), "C": torch.zeros(2, 0, 3)}, ShapeError, "at least one row"),
     "one axis": (lambda: {"x": ball(torch.rand(2, 4)), "C": torch.ones(3)}, ShapeError, "specs"),
     "another batch": (lambda: {"x": ball(torch.rand(2, 4)), "C": torch.ones(5, 1, 3)}, ShapeError, "batch of 2"),
+    "a list": (lambda: {"x": ball(torch.rand(2, 4)), "C": [[1.0, 0.0, 0.0]]}, ShapeError, "C is a list"),
+    "radii of two": (lambda: {"x": ball(torch.rand(3, 4), torch.tensor([0.1, 0.2]))}, ShapeError, "2 entries"),
+    "a box of five": (
+        lambda: {"x": ball(torch.rand(3, 4), x_L=torch.zeros(5), x_U=torch.ones(5))},
+        ShapeError,
+        r"x_L has shape \(5,\)",
+    ),
+    "integers": (lambda: {"x": ball(torch.ones(2, 4, dtype=torch.int64))}, ConfigError, "int64"),
     "NaN": (lambda: {"x": ball(torch.rand(2, 4)), "C": torch.full((2, 1, 3), torch.nan)}, NonFiniteError, "C"),
 }
 
@@ -98,7 +106,8 @@ def test_precisions_that_differ_at_wrapping():
         BoundedModule(network(), torch.rand(2, 4, dtype=torch.float64))
 
 
-def test_a_models_own_error_is_its_own():
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as error:
-        BoundedModule(network(), torch.rand(2, 7))
-    assert not isinstance(error.value, LirpaLipError)
+@pytest.mark.parametrize("x", [torch.rand(2, 7), torch.ones(2, 4, dtype=torch.int64)], ids=["shape", "integers"])
+def test_what_the_model_does_not_run_on_says_so(x):
+    with pytest.raises(ShapeError, match=r"does not run on the example input .*: RuntimeError: mat1") as error:
+        BoundedModule(network(), x)
+    assert isinstance(error.value.__cause__, RuntimeError)

@@ -68,6 +68,10 @@ def test_every_form_of_the_identity_gives_the_box(norm):
         ({"eps": torch.zeros(2, 1)}, ShapeError, r"\(2, 1\)"),
         ({"eps": 0.1, "norm": 0.5}, ConfigError, "norm=0.5"),
         ({"eps": 0.1, "norm": math.nan}, ConfigError, "norm=nan"),
+        ({"eps": 0.1, "norm": "2"}, ConfigError, "norm='2'"),
+        ({"eps": "0.1"}, ConfigError, "eps='0.1'"),
+        ({"eps": 0.1, "x_L": [0.0]}, ConfigError, "x_L is a list"),
+        ({"eps": 0.1, "x_L": 1.0, "x_U": 0.0}, ConfigError, "x_L exceeds x_U"),
         ({"eps": 0.1, "x_L": torch.tensor(math.nan)}, NonFiniteError, "x_L"),
         ({"eps": 0.1, "x_L": torch.ones(2), "x_U": torch.zeros(2)}, ConfigError, "x_L exceeds x_U"),
     ],
@@ -75,6 +79,14 @@ def test_every_form_of_the_identity_gives_the_box(norm):
 def test_bad_arguments(arguments, error, words):
     with pytest.raises(error, match=words):
         PerturbationLpNorm(**{"norm": 2, **arguments})
+
+
+@pytest.mark.parametrize("method", ["IBP", "CROWN"])
+def test_ends_of_a_box_may_be_numbers(method):
+    model, x = network(), torch.rand(2, 1, 4, 4)
+    number = PerturbationLpNorm(norm=math.inf, x_L=0.0, x_U=0.7)
+    tensor = PerturbationLpNorm(norm=math.inf, x_L=torch.zeros_like(x), x_U=torch.full_like(x, 0.7))
+    torch.testing.assert_close(bounds(model, x, number, method), bounds(model, x, tensor, method), rtol=1e-5, atol=1e-5)
 
 
 def test_set_eps_is_checked():

@@ -190,6 +190,22 @@ def test_start_speeds_an_estimate_up() -> None:
     assert masked_spectral_norm(linear_map, start=torch.zeros(1, linear_map.in_numel), **options).upper > 0
 
 
+@pytest.mark.parametrize("certificate", ["deterministic", "probabilistic", "estimate"])
+@pytest.mark.parametrize("size", [None, 1, 3])
+def test_scales_of_zero_eliminate_as_masks_do(certificate: str, size: int | None) -> None:
+    """Of all samples, or, with scales of their own, of some."""
+    matrix = DenseMap(torch.randn(3, 4))
+    zero = ComposedMap([matrix, DiagonalMap(torch.zeros(4), (4,))])
+    mask = None if size is None else torch.rand(size, 4) + 0.5
+    result = masked_spectral_norm(zero, mask_in=mask, certificate=certificate, vectors=True)
+    assert result.upper.tolist() == result.lower.tolist() == [0.0] * (size or 1)
+    assert not result.left.any() and not result.right.any()
+    half = ComposedMap([DiagonalMap(torch.tensor([1.0, 0.0, 0.0]), (3,)), matrix])
+    rows = torch.tensor([[0.0, 1.0, 1.0], [2.0, 1.0, 0.0]])
+    found = masked_spectral_norm(half, mask_out=rows, certificate=certificate).upper
+    assert found[0] == 0 and found[1] == pytest.approx(2 * float(matrix.weight[0].norm()), rel=1e-2)
+
+
 def test_public_names() -> None:
     import lirpa_lip
 

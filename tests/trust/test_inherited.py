@@ -211,3 +211,14 @@ def test_wrapped_before_registration():
             bounded.compute_bounds(x=ball(), method="local-lip")
     finally:
         lirpa_lip.unregister()
+
+
+def test_one_number_a_sample(monkeypatch):
+    """Outputs and bounds of shape (batch,) are held against each other like any others."""
+    model = Call(lambda x: torch.relu(x).sum(1)).eval()
+    x = torch.randn(3, 4)
+    lower, upper = BoundedModule(model, x).compute_bounds(x=ball(x), method="ibp")
+    assert bool((lower <= model(x)).all() and (upper >= model(x)).all())
+    spoilt(monkeypatch, lambda low, up: (low + 1, up + 1))
+    with pytest.raises(InvalidBoundError):
+        BoundedModule(model, x).compute_bounds(x=ball(x), method="ibp")
