@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from lirpa_lip.certifying import Certified
 from lirpa_lip.plots.canvas import new_figure, save
-from lirpa_lip.results import weakest
+from lirpa_lip.results import Certificate, weakest
 from lirpa_lip.training.certification import Row
 
 if TYPE_CHECKING:
@@ -16,6 +15,19 @@ if TYPE_CHECKING:
 
 _KNOWN = 0.02
 """A curve is drawn where the share of samples of which nothing is known is at most this."""
+
+
+class Answer(Protocol):
+    """What a curve needs of each sample; `lirpa_lip.certify` returns such records."""
+
+    @property
+    def prediction(self) -> int: ...
+    @property
+    def label(self) -> int: ...
+    @property
+    def radius(self) -> float: ...
+    @property
+    def worth(self) -> Certificate: ...
 
 
 def certified_curve(rows: Sequence[Row], points: int = 200) -> tuple[list[float], list[float]]:
@@ -79,7 +91,7 @@ def draw_certified_accuracy(
 
 
 def accuracy_curves(
-    records: Mapping[str, Sequence[Certified]], *, attacked: Mapping[float, float] | None = None, title: str = ""
+    records: Mapping[str, Sequence[Answer]], *, attacked: Mapping[float, float] | None = None, title: str = ""
 ) -> Figure:
     """A curve per method: the share of samples that are right and certified at each radius, at least.
 
