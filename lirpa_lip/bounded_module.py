@@ -293,7 +293,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
             C: rows ``(batch, specs, outputs)``, one constant each; ``None`` for the whole output, ``‖·‖_p → ‖·‖_p``.
             method: ``"local-lip"`` or ``"local-lip-crown"``, which differ in their pre-activation bounds; or
                 ``"clarke-jacobian"``, ``"recurjac"``, ``"fastlip"``, ``"naive"``: see `lirpa_lip.jacobian.constants`.
-            norm: p. 2; for Jacobian methods inf, 2 or 1.
+            norm: p, that is 2; for Jacobian methods inf, 2 or 1.
             options: fields of `lirpa_lip.jacobian.constants.ClarkeOptions`, for Jacobian methods.
 
         Returns:

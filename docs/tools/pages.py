@@ -11,6 +11,10 @@ from fragments import RESULTS, read, tables
 _SHARED = "networks that others trained are looked for in the folder that `LIRPA_LIP_SHARED` names"
 
 
+#: Front matter of pages with wide tables.
+_WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"
+
+
 @dataclass(frozen=True)
 class Entry:
     """One certificate of one network: accuracies in per cent, processor seconds per image, and what repeats it."""
@@ -96,7 +100,7 @@ def write(folder: Path) -> None:
     toc = "\n".join(["```{toctree}", ":hidden:", "", *names, "```"])
     _write(
         folder / "board" / "index.md",
-        f"# Board of certified networks\n\n{len(names)} networks; accuracies in per cent of the first test images, ε an "
+        f"{_WIDE}# Board of certified networks\n\n{len(names)} networks; accuracies in per cent of the first test images, ε an "
         "ℓ₂ radius in pixels of [0, 1], seconds of one core. A line shows the method that certifies most; rows of one "
         "network may stand on different numbers of images, so compare methods on the network's own page. "
         f"Times are measured where the row comes from `verify.csv`.\n\n{_table(_best(entries), True)}\n\n{toc}\n",
@@ -106,7 +110,7 @@ def write(folder: Path) -> None:
         commands = "\n".join(dict.fromkeys(e.command for e in here))
         _write(
             folder / "board" / f"{name}.md",
-            f"# {name}\n\n{_table(here, False)}\n\n## Repeat\n\nFrom a checkout ({_SHARED}); training repeats up to "
+            f"{_WIDE}# {name}\n\n{_table(here, False)}\n\n## Repeat\n\nFrom a checkout ({_SHARED}); training repeats up to "
             "the machine's rounding, and a command that names a setting trains all its networks:\n\n"
             f"```sh\n{commands}\n```\n",
         )
