@@ -94,6 +94,15 @@ def make_bound(name: str, model: nn.Module, sample: Tensor, **options: Any) -> L
 
     Raises:
         UnknownMethodError: no such bound.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.eye(2))
+        >>> x, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+        >>> output = make_bound("global-product", model, x)(x, 0.1, y)
+        >>> [round(v, 3) for v in output.pair_lipschitz[0].tolist()]  # ‖e₀ − e₁‖ = √2 beside the label itself
+        [0.0, 1.414]
     """
     module, attribute = BOUNDS[current_name(name, "train")].split(":")
     bound: LipschitzBound = getattr(import_module(module), attribute)(model, sample, **options)

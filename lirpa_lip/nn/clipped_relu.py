@@ -55,6 +55,10 @@ class ClippedReLU(nn.Module):
     Raises:
         ConfigError: a threshold is negative or not finite, or ``shape`` is none.
         ShapeError: the input does not fit ``shape``.
+
+    Example:
+        >>> ClippedReLU(3, threshold=1.0)(torch.tensor([[-1.0, 0.5, 2.0]])).tolist()
+        [[0.0, 0.5, 1.0]]
     """
 
     raw_threshold: Tensor

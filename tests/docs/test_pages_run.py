@@ -27,6 +27,8 @@ SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 @pytest.mark.parametrize("page", [p for p in PAGES if "```python" in (DOCS / p).read_text(encoding="utf-8")])
 def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "[onnx]" in (DOCS / page).read_text(encoding="utf-8"):
+        pytest.importorskip("onnx2pytorch")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "page"}
     printed = ""
