@@ -73,7 +73,11 @@ def follow(bounded: Any, fn: Any) -> None:
 
 def _shapes(bounded: Any):
     for name, node in bounded._modules.items():
-        shape = node.value.shape if getattr(node, "input_index", None) is not None else node.output_shape
+        value = getattr(node, "value", None)
+        leaf = (
+            getattr(node, "input_index", None) is not None and value is not None
+        )  # BoundConcatGrad has the first only
+        shape = value.shape if leaf else node.output_shape
         if shape is not None:
             yield name, torch.Size(shape)
 
