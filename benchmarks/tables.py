@@ -1,8 +1,11 @@
 """Markdown tables of benchmark results.
 
-python benchmarks/tables.py                                      # those of the README, in its order
+python benchmarks/tables.py                                      # verification and training
 python benchmarks/tables.py --methods crown,local-lip,sdp-crown  # these columns
-python benchmarks/tables.py --norms                              # those of docs/norms.md
+python benchmarks/tables.py --norms                              # masked norms
+python benchmarks/tables.py --readme                             # writes the table of the README anew
+
+The pages of the site take theirs from here too (docs/tools/fragments.py).
 """
 
 from __future__ import annotations
@@ -13,8 +16,11 @@ import click
 from lib.table import read
 
 RESULTS = Path(__file__).parent / "results"
-#: Columns of the README's tables, and those whose times stand beside them.
-README = (
+README = Path(__file__).resolve().parents[1] / "README.md"
+#: What stands around the README's table.
+MARKS = "<!-- benchmarks/tables.py --readme -->\n", "\n<!-- end -->"
+#: Columns of the tables of verification, and those whose times stand beside them.
+VERIFICATION = (
     ("global-product,local-product,crown,local-lip,sdp-crown", "crown,local-lip,sdp-crown"),
     ("sdp-crown,sdp-crown-global", "sdp-crown,sdp-crown-global"),
     ("crown,local-lip,sdp-crown-tight", "sdp-crown-tight"),
@@ -34,6 +40,58 @@ def verification(rows: list[dict[str, str]], methods: list[str], timed: list[str
         certified = [f"{100 * here[m]['verdicts'][:shared].count('1') / shared:.0f}" for m in methods]
         times = [f"{float(here[m]['cpu_seconds_per_image']):.2g}" for m in timed]
         table.append([", ".join(group), str(shared), *certified, f"{100 * float(fewest['pgd']):.0f}", *times])
+    return table
+
+
+def published(rows: list[dict[str, str]]) -> list[list[str]]:
+    """The verifier beside the published figures of SDP-CROWN: of each network and radius the run on most images."""
+    head = ["network, ε", "images", "certified", "refuted", "open", "s per image"]
+    table = [[*head, "SDP-CROWN, published", "its PGD"]]
+    for group in dict.fromkeys((row["network"], row["eps"]) for row in rows):
+        runs = [r for r in rows if (r["network"], r["eps"]) == group]
+        row = max(reversed(runs), key=lambda r: int(r["images"]))
+        shares = [f"{100 * float(row[f'share_{word}']):.1f}" for word in ("certified", "refuted", "open")]
+        seconds = f"{float(row['cpu_seconds_median']):.2g}"
+        table.append([", ".join(group), row["images"], *shares, seconds, row["published"], row["pgd_published"]])
+    return table
+
+
+def branching(rows: list[dict[str, str]]) -> list[list[str]]:
+    """One line per image that bounds and attacks leave open."""
+    table = [["network, ε", "image", "ends as", "margin at least", "parts", "s"]]
+    for row in rows:
+        cells = [row["image"], row["status"], row["lower"], row["domains"], row["cpu_seconds"]]
+        table.append([f"{row['network']}, {row['eps']}", *cells])
+    return table
+
+
+def jacobians(rows: list[dict[str, str]], norm: str) -> list[list[str]]:
+    """Constants of a norm: each upper bound over the largest lower bound that any method found for the network."""
+    rows = [row for row in rows if row["norm"] == norm and row["upper"]]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    table = [["network, ε", "neurons", "constant at least", *methods]]
+    for network, eps in dict.fromkeys((row["network"], row["eps"]) for row in rows):
+        here = {r["method"]: r for r in rows if (r["network"], r["eps"]) == (network, eps) and r["sample"] == "0"}
+        if not here:
+            continue
+        least = max(float(row["lower"]) for row in here.values())
+        cells = [f"{float(here[m]['upper']) / least:.4g}" if m in here else "" for m in methods]
+        neurons = next(iter(here.values()))["neurons"]
+        table.append([f"{network}, {float(eps):.3g}", neurons, f"{least:.4g}", *cells])
+    return table
+
+
+def columns(rows: list[dict[str, str]], names: dict[str, str]) -> list[list[str]]:
+    """Some columns as they stand: ``{column: its head}``."""
+    return [list(names.values()), *([row[name] for name in names] for row in rows)]
+
+
+def steps(rows: list[dict[str, str]]) -> list[list[str]]:
+    """Training steps, in times of a plain one."""
+    table = [["network, activation", "batch", "bound", "s", "times plain", "floats kept"]]
+    for row in rows:
+        cells = [row["batch"], row["step"], row["seconds"], row["times_plain"], row["kept_floats"]]
+        table.append([f"{row['arch']}, {row['activation'].replace('_', ' ')}", *cells])
     return table
 
 
@@ -115,15 +173,25 @@ def markdown(table: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def with_table(text: str) -> str:
+    """The README with its table as the CSV has it."""
+    head, rest = text.split(MARKS[0])
+    return head + MARKS[0] + markdown(published(read(RESULTS / "sdp_crown.csv"))) + MARKS[1] + rest.split(MARKS[1])[1]
+
+
 @click.command()
 @click.option("--methods", help="Print one table with these columns and their times.")
-@click.option("--norms", "of_norms", is_flag=True, help="Print those of docs/norms.md.")
-def main(methods: str | None, of_norms: bool) -> None:
+@click.option("--norms", "of_norms", is_flag=True, help="Print those of masked norms.")
+@click.option("--readme", is_flag=True, help="Write the table of the README anew.")
+def main(methods: str | None, of_norms: bool, readme: bool) -> None:
+    if readme:
+        README.write_text(with_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+        return
     if of_norms:
         click.echo("\n\n".join(markdown(table) for table in norms(read(RESULTS / "norms.csv"))))
         return
     rows = read(RESULTS / "verify.csv")
-    pairs = README if methods is None else ((methods, methods),)
+    pairs = VERIFICATION if methods is None else ((methods, methods),)
     tables = [verification(rows, *(names.split(",") for names in pair)) for pair in pairs]
     if methods is None:
         tables.append(training(read(RESULTS / "train_cpu.csv")))

@@ -18,18 +18,21 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
+    "mathml",
     "sphinx_gallery.gen_gallery",
 ]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"
 nb_execution_mode = "off"  # what runs on the site are the gallery and the doctests
 default_role = "code"  # single backticks in docstrings are code
 napoleon_use_ivar = True
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 exclude_patterns = [
     "_build",
+    "generated/tables",
     "generated/gallery/*.ipynb",
     "**sg_execution_times.rst",
     "**/GALLERY_HEADER.rst",
@@ -37,7 +40,9 @@ exclude_patterns = [
 ]
 html_theme = "pydata_sphinx_theme"
 html_title = "lirpa_lip"
-html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False}
+html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "header_links_before_dropdown": 7}
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 
 
@@ -68,5 +73,9 @@ suppress_warnings = ["config.cache"]
 
 
 def setup(app: object) -> None:
-    """Tables come from the CSV files, at every build."""
+    """Tables come from the CSV files, at every build; what was generated of an example that is gone, goes."""
     pages.write(DOCS / "generated")
+    there = {path.stem for path in (DOCS / "gallery").glob("plot_*.py")}
+    for path in (DOCS / "generated" / "gallery").glob("plot_*"):
+        if path.name.split(".")[0] not in there:
+            path.unlink()

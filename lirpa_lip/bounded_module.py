@@ -241,6 +241,21 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
     """auto_LiRPA's ``BoundedModule`` with local Lipschitz bounds, and valid ℓ₂ bounds for every graph.
 
     Used exactly as auto_LiRPA's; settings travel as ``bound_opts={"local_lip": LocalLipConfig(...)}``.
+
+    Example:
+        >>> from auto_LiRPA import BoundedTensor
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1, bias=False)).eval()
+        >>> _ = model[0].weight.data.copy_(torch.eye(2)), model[0].bias.data.copy_(torch.tensor([0.0, -5.0]))
+        >>> _ = model[2].weight.data.fill_(1.0)
+        >>> x = torch.tensor([[1.0, 1.0]])
+        >>> bounded = BoundedModule(model, x)  # relu(x₁) + relu(x₂ − 5)
+        >>> ball = (BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.5)),)
+        >>> lower, upper = bounded.compute_bounds(x=ball, method="local-lip")
+        >>> print(f"{lower.item():.3f} {upper.item():.3f} {bounded.last_certificate.kind}")
+        0.500 1.500 deterministic
+        >>> found = bounded.local_lipschitz(x=ball)  # the second neuron is constant on the ball
+        >>> print(f"{found.upper.item():.3f} {int(found.eliminated)} of {found.neurons}")
+        1.000 1 of 2
     """
 
     def __init__(self, model: Any, global_input: Any, bound_opts: Any = None, *args: Any, **kwargs: Any) -> None:
@@ -293,7 +308,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
             C: rows ``(batch, specs, outputs)``, one constant each; ``None`` for the whole output, ``‖·‖_p → ‖·‖_p``.
             method: ``"local-lip"`` or ``"local-lip-crown"``, which differ in their pre-activation bounds; or
                 ``"clarke-jacobian"``, ``"recurjac"``, ``"fastlip"``, ``"naive"``: see `lirpa_lip.jacobian.constants`.
-            norm: p. 2; for Jacobian methods inf, 2 or 1.
+            norm: p, that is 2; for Jacobian methods inf, 2 or 1.
             options: fields of `lirpa_lip.jacobian.constants.ClarkeOptions`, for Jacobian methods.
 
         Returns:
@@ -306,7 +321,16 @@ _REGISTERED = ("__init__", "check_incompatible_nodes", "compute_bounds", "_apply
 
 
 def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
-    """Gives auto_LiRPA's own ``BoundedModule`` the same methods, operators and ℓ₂ repair, in place; idempotent."""
+    """Gives auto_LiRPA's own ``BoundedModule`` the same methods, operators and ℓ₂ repair, in place; idempotent.
+
+    Example:
+        >>> register()
+        >>> hasattr(auto_LiRPA.BoundedModule, "local_lipschitz")
+        True
+        >>> unregister()
+        >>> hasattr(auto_LiRPA.BoundedModule, "local_lipschitz")
+        False
+    """
     if "local_lipschitz" in cls.__dict__:
         return
     own = {name: vars(cls)[name] for name in _REGISTERED if name in vars(cls)}

@@ -86,6 +86,16 @@ def certify(
         ShapeError: ``y`` does not fit ``x``, or the output is not ``(batch, classes)`` with two classes at least.
         TrainingModeError: the model is in training mode.
         NonFiniteError: an input is NaN or infinite.
+
+    Example:
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.eye(2))  # the larger of two numbers
+        >>> x = torch.tensor([[1.0, 0.0], [0.5, 0.4]])
+        >>> first, second = certify(model.eval(), x, torch.tensor([0, 0]), eps="1/10", method="local-lip")
+        >>> first.certified, round(first.radius, 4), first.kind  # 1/√2
+        (True, 0.7071, 'deterministic')
+        >>> second.certified, round(second.radius, 4)  # 0.1/√2 is less than 0.1
+        (False, 0.0707)
     """
     exact = parse_epsilon(eps)
     COUNT.check("batch_size", batch_size)

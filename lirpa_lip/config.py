@@ -45,6 +45,13 @@ class LocalLipConfig:
             for the network in real arithmetic, which is what ``None`` speaks of.
         seed: of the random starts of norms, as an earlier run's ``details["seed"]`` or ``last_seed`` gives it, to
             repeat that run; ``None`` draws one from the operating system's entropy, and only then does ``delta`` hold.
+
+    Example:
+        >>> LocalLipConfig(optimize=True).optimize
+        30
+        >>> LocalLipConfig(delta=2.0)
+        Traceback (most recent call last):
+        lirpa_lip.errors.ConfigError: delta=2.0 must lie strictly between 0 and 1: it is a failure probability.
     """
 
     bound: Literal["auto", "product", "composed"] = "auto"

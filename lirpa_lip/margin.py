@@ -13,6 +13,11 @@ def margin_specification(labels: Tensor, classes: int, dtype: torch.dtype | None
 
     Raises:
         ShapeError: a label outside ``0 … classes − 1``.
+
+    Example:
+        >>> margin_specification(torch.tensor([1]), 3)
+        tensor([[[-1.,  1.,  0.],
+                 [ 0.,  1., -1.]]])
     """
     if labels.numel() and (int(labels.min()) < 0 or int(labels.max()) >= classes):
         raise ShapeError(f"labels must lie in 0 … {classes - 1}.")
@@ -23,5 +28,10 @@ def margin_specification(labels: Tensor, classes: int, dtype: torch.dtype | None
 
 
 def certified(margin_lower: Tensor) -> Tensor:
-    """Which samples are verified: every margin's lower bound strictly positive. Ties and NaN are not, ``(batch,)``."""
+    """Which samples are verified: every margin's lower bound strictly positive. Ties and NaN are not, ``(batch,)``.
+
+    Example:
+        >>> certified(torch.tensor([[0.2, 0.1], [0.2, 0.0]]))
+        tensor([ True, False])
+    """
     return (margin_lower > 0).all(dim=1)

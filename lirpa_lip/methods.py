@@ -99,7 +99,12 @@ CHANGED: dict[Door, dict[str, str]] = {
 
 
 def names_at(door: Door, family: Family | None = None) -> tuple[str, ...]:
-    """Names that can be asked for at a door, of one family or of all."""
+    """Names that can be asked for at a door, of one family or of all.
+
+    Example:
+        >>> names_at("local_lipschitz", "jacobian")
+        ('naive', 'fastlip', 'recurjac', 'clarke-jacobian')
+    """
     return tuple(m.name for m in _ROWS if door in m.doors and family in (None, m.family))
 
 

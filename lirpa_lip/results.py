@@ -49,6 +49,10 @@ def weakest(certificates: Iterable[Certificate]) -> Certificate:
 
     Raises:
         ValueError: there is none.
+
+    Example:
+        >>> weakest([Certificate(), Certificate("probabilistic", 1e-6)])
+        Certificate(kind='probabilistic', delta=1e-06)
     """
     found = list(certificates)
     kind = weaker(*(certificate.kind for certificate in found))

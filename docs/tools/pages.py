@@ -1,19 +1,18 @@
-"""Pages built from the CSV files of benchmarks/results: benchmark tables, and the board of certified networks."""
+"""The board of certified networks, built from the CSV files of benchmarks/results, and the tables that pages include."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "benchmarks" / "results"
-sys.path.append(str(ROOT / "benchmarks"))
-
-import tables  # noqa: E402
-from lib.table import read  # noqa: E402
+import fragments
+from fragments import RESULTS, read, tables
 
 _SHARED = "networks that others trained are looked for in the folder that `LIRPA_LIP_SHARED` names"
+
+
+#: Front matter of pages with wide tables.
+_WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,13 @@ def _table(entries: list[Entry], link: bool) -> str:
 
 
 def write(folder: Path) -> None:
-    """Writes ``board/index.md``, a page per network beside it, and ``benchmarks.md``."""
+    """Writes ``board/index.md``, a page per network beside it, and the tables that pages include."""
     entries = board()
     names = list(dict.fromkeys(e.network for e in entries))
     toc = "\n".join(["```{toctree}", ":hidden:", "", *names, "```"])
     _write(
         folder / "board" / "index.md",
-        f"# Board of certified networks\n\n{len(names)} networks; accuracies in per cent of the first test images, ε an "
+        f"{_WIDE}# Board of certified networks\n\n{len(names)} networks; accuracies in per cent of the first test images, ε an "
         "ℓ₂ radius in pixels of [0, 1], seconds of one core. A line shows the method that certifies most; rows of one "
         "network may stand on different numbers of images, so compare methods on the network's own page. "
         f"Times are measured where the row comes from `verify.csv`.\n\n{_table(_best(entries), True)}\n\n{toc}\n",
@@ -111,22 +110,11 @@ def write(folder: Path) -> None:
         commands = "\n".join(dict.fromkeys(e.command for e in here))
         _write(
             folder / "board" / f"{name}.md",
-            f"# {name}\n\n{_table(here, False)}\n\n## Repeat\n\nFrom a checkout ({_SHARED}); training repeats up to "
+            f"{_WIDE}# {name}\n\n{_table(here, False)}\n\n## Repeat\n\nFrom a checkout ({_SHARED}); training repeats up to "
             "the machine's rounding, and a command that names a setting trains all its networks:\n\n"
             f"```sh\n{commands}\n```\n",
         )
-    rows = read(RESULTS / "verify.csv")
-    parts = ["# Benchmarks", "Built from the CSV files in `benchmarks/results`; `benchmarks/README.md` says what each "
-             "script measures. Certified accuracy in per cent on the images that all columns saw; processor seconds per image."]  # fmt: skip
-    titles = ("Methods", "Beside SDP-CROWN as published (our rendering)", "With the image box and tightened intervals")
-    for title, (methods, timed) in zip(titles, tables.README, strict=True):
-        parts += [f"## {title}", tables.markdown(tables.verification(rows, methods.split(","), timed.split(",")))]
-    parts += ["## Certified training", tables.markdown(tables.training(read(RESULTS / "train_cpu.csv")))]
-    norm_titles = ("Lanczos against power iteration, times", "Certified products over converged ones", "Eliminated neurons",
-                   "Random starts", "Trained weights")  # fmt: skip
-    for title, table in zip(norm_titles, tables.norms(read(RESULTS / "norms.csv")), strict=True):
-        parts += [f"## Norms: {title}", tables.markdown(table)]
-    _write(folder / "benchmarks.md", "\n\n".join(parts) + "\n")
+    fragments.write(folder / "tables")
 
 
 def _write(path: Path, text: str) -> None:

@@ -25,8 +25,8 @@ BOUNDS: dict[str, str] = {
 class ActivationInterval(NamedTuple):
     """Interval of one elementwise activation's input over the region, and where the activation is constant.
 
-    ``lower``, ``upper``: (batch, *shape). ``constant_below``, ``constant_above``: the activation is constant where its
-    whole interval lies below, or above, these thresholds (tensors that broadcast, or numbers); None for nowhere.
+    ``lower``, ``upper``: ``(batch, *shape)``. ``constant_below``, ``constant_above``: the activation is constant where
+    its whole interval lies below, or above, these thresholds (tensors that broadcast, or numbers); None for nowhere.
     """
 
     lower: Tensor
@@ -62,8 +62,8 @@ class BoundOutput(NamedTuple):
 
     Attributes:
         logits: (batch, classes) of the unperturbed input.
-        pair_lipschitz: (batch, classes); entry [b, j] bounds |Δ(logit_y − logit_j)| / ‖x' − x‖₂ on the ball around
-            sample b, where y is its label. Zero at j = y.
+        pair_lipschitz: (batch, classes); entry [b, j] bounds how far logit_y − logit_j moves over ‖x' − x‖₂, on the
+            ball around sample b, where y is its label. Zero at j = y.
         intervals: intervals of the activations' inputs, for the sparsity loss; empty where the bound has none.
         region: the set that BCP maximises over; None where the bound has none.
     """
@@ -94,6 +94,15 @@ def make_bound(name: str, model: nn.Module, sample: Tensor, **options: Any) -> L
 
     Raises:
         UnknownMethodError: no such bound.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        >>> _ = model[0].weight.data.copy_(torch.eye(2))
+        >>> x, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
+        >>> output = make_bound("global-product", model, x)(x, 0.1, y)
+        >>> [round(v, 3) for v in output.pair_lipschitz[0].tolist()]  # ‖e₀ − e₁‖ = √2 beside the label itself
+        [0.0, 1.414]
     """
     module, attribute = BOUNDS[current_name(name, "train")].split(":")
     bound: LipschitzBound = getattr(import_module(module), attribute)(model, sample, **options)

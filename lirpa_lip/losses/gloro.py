@@ -18,6 +18,12 @@ class GloRoLoss(RobustLoss):
     Leino et al. take the pairs of the predicted class, we those of the label, as Huang et al. (2021) do: they differ
     on misclassified samples alone, where ⊥ is then at least the largest logit too. The ball ∩ box of BCP tightens ⊥
     where the bound gives one.
+
+    Example:
+        >>> logits, pairs, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.4]]), torch.tensor([0])
+        >>> loss = GloRoLoss()
+        >>> [round(float(loss(logits, pairs, eps, labels)), 3) for eps in (0.0, 0.5, 1.0)]
+        [0.24, 0.342, 0.521]
     """
 
     uses_region = True

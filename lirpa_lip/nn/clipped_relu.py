@@ -50,11 +50,15 @@ class ClippedReLU(nn.Module):
         threshold: initial θ ≥ 0, a number or a tensor that broadcasts to ``shape``.
         learnable: whether ``raw_threshold`` is a parameter (else a buffer, saved but never trained).
 
-    Shape: (batch, *shape) → the same.
+    Shape: ``(batch, *shape)`` → the same.
 
     Raises:
         ConfigError: a threshold is negative or not finite, or ``shape`` is none.
         ShapeError: the input does not fit ``shape``.
+
+    Example:
+        >>> ClippedReLU(3, threshold=1.0)(torch.tensor([[-1.0, 0.5, 2.0]])).tolist()
+        [[0.0, 0.5, 1.0]]
     """
 
     raw_threshold: Tensor

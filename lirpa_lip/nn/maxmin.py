@@ -25,6 +25,10 @@ class MaxMin(nn.Module):
 
     Raises:
         ShapeError: C is odd.
+
+    Example:
+        >>> MaxMin()(torch.tensor([[1.0, 5.0, 3.0, 4.0]])).tolist()  # pairs (1, 3) and (5, 4)
+        [[3.0, 5.0, 1.0, 4.0]]
     """
 
     def forward(self, z: Tensor) -> Tensor:
@@ -55,6 +59,10 @@ class ClippedMaxMin(nn.Module):
     Raises:
         ConfigError: a threshold is not finite, or ``shape`` is none.
         ShapeError: C is odd, or the input does not fit ``shape``.
+
+    Example:
+        >>> ClippedMaxMin(2, max_threshold=2.0, min_threshold=-2.0)(torch.tensor([[-3.0, 5.0]])).tolist()
+        [[2.0, -2.0]]
     """
 
     max_threshold: Tensor

@@ -145,6 +145,13 @@ def masked_spectral_norm(
 
     Raises:
         ShapeError, NonFiniteError, ConfigError: bad input, each with a remedy.
+
+    Example:
+        >>> from lirpa_lip.norms.linear_map import DenseMap
+        >>> keep = torch.tensor([[1.0, 1.0], [1.0, 0.0]])  # two samples; the second has lost an input
+        >>> found = masked_spectral_norm(DenseMap(torch.tensor([[3.0, 0.0], [0.0, 4.0]])), mask_in=keep)
+        >>> [round(v, 3) for v in found.upper.tolist()], found.certificate
+        ([4.0, 3.0], 'deterministic')
     """
     masked, problem = prepare(linear_map, mask_in, mask_out)
     _check(certificate, delta, rtol, max_iterations)

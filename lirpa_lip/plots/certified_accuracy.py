@@ -4,13 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from lirpa_lip.plots.canvas import new_figure, save
-from lirpa_lip.results import weakest
+from lirpa_lip.results import Certificate, weakest
 from lirpa_lip.training.certification import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _KNOWN = 0.02
 """A curve is drawn where the share of samples of which nothing is known is at most this."""
+
+
+class Answer(Protocol):
+    """What a curve needs of each sample; `lirpa_lip.certify` returns such records."""
+
+    @property
+    def prediction(self) -> int: ...
+    @property
+    def label(self) -> int: ...
+    @property
+    def radius(self) -> float: ...
+    @property
+    def worth(self) -> Certificate: ...
 
 
 def certified_curve(rows: Sequence[Row], points: int = 200) -> tuple[list[float], list[float]]:
@@ -71,3 +88,31 @@ def draw_certified_accuracy(
     axes.set_title(title, fontsize=10)
     axes.legend()
     save(figure, path)
+
+
+def accuracy_curves(
+    records: Mapping[str, Sequence[Answer]], *, attacked: Mapping[float, float] | None = None, title: str = ""
+) -> Figure:
+    """A curve per method: the share of samples that are right and certified at each radius, at least.
+
+    Args:
+        records: name -> what `lirpa_lip.certify` says of the same samples; ``radius_steps`` there says how close the
+            radii are.
+        attacked: {ε: accuracy under attack}, fractions; drawn as a ceiling.
+        title: which network, on which data.
+    """
+    figure, axes = new_figure((7, 4.5))
+    safe = {name: [r.radius for r in found if r.prediction == r.label] for name, found in records.items()}
+    top = max((r for radii in safe.values() for r in radii if 0 < r < float("inf")), default=1.0)
+    grid = [1.05 * top * i / 400 for i in range(401)]
+    for name, radii in safe.items():
+        count = max(1, len(records[name]))
+        worth = weakest(r.worth for r in records[name]) if records[name] else None
+        label = f"{name} (n = {len(records[name])}{f', {worth.kind}' if worth else ''})"
+        axes.plot(grid, [100 * sum(r >= eps for r in radii) / count for eps in grid], label=label)
+    if attacked:
+        axes.plot(list(attacked), [100 * share for share in attacked.values()], "k:", marker=".", label="under attack")
+    axes.set(xlabel="radius ε", ylabel="certified accuracy (%)", ylim=(0, 102), xlim=(0, grid[-1]))
+    axes.set_title(title, fontsize=10)
+    axes.legend()
+    return figure

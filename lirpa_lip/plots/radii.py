@@ -23,6 +23,10 @@ def radius_histogram(radii: Sequence[float], *, bins: int = 20, unit: str = "ℓ
 
     Raises:
         ShapeError: a radius is NaN.
+
+    Example:
+        >>> radius_histogram([0.1, 0.2, -math.inf]).axes[0].get_title()
+        'n = 3, without any certified ball: 1'
     """
     _no_nan(radii)
     finite = [r for r in radii if 0 <= r < math.inf]

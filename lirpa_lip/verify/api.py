@@ -63,6 +63,13 @@ def verify(
     Raises:
         ConfigError: arguments that do not go together, or a value that a setting cannot have.
         ShapeError, NonFiniteError, TrainingModeError, UnsupportedOperatorError, DataError: as named.
+
+    Example:
+        >>> model = nn.Linear(2, 2, bias=False)
+        >>> _ = model.weight.data.copy_(torch.eye(2))  # the larger of two numbers
+        >>> x = torch.tensor([[1.0, 0.0], [0.5, 0.4]])
+        >>> [v.status for v in verify(model.eval(), x, [0, 0], eps="1/10", norm=math.inf)]
+        ['certified', 'refuted']
     """
     chosen = _settings(settings, options)
     if isinstance(property, (str, Path, Property)) and (x is not None or labels is not None or region is not None):

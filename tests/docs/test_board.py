@@ -25,7 +25,7 @@ def test_pages_are_written_with_every_link_on_the_board(pages, tmp_path):
     assert len(names) >= 12
     index = (tmp_path / "board" / "index.md").read_text()
     assert all(f"({name}.md)" in index and (tmp_path / "board" / f"{name}.md").exists() for name in names)
-    assert "mnist_cnn_a_adv, 0.3" in (tmp_path / "benchmarks.md").read_text()
+    assert "mnist_cnn_a_adv, 0.3" in (tmp_path / "tables" / "methods.md").read_text()
 
 
 def test_no_certificate_exceeds_what_an_attack_leaves(pages):

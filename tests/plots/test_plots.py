@@ -8,9 +8,17 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
+from lirpa_lip.certifying import Certified
 from lirpa_lip.errors import ShapeError
-from lirpa_lip.plots import margin_against_radius, method_comparison, neurons_by_layer, radius_histogram
+from lirpa_lip.plots import (
+    accuracy_curves,
+    margin_against_radius,
+    method_comparison,
+    neurons_by_layer,
+    radius_histogram,
+)
 from lirpa_lip.plots.canvas import save
+from lirpa_lip.results import DETERMINISTIC
 
 
 def test_histogram_counts_every_finite_radius_and_names_the_rest(tmp_path):
@@ -50,3 +58,15 @@ def test_bars_of_methods():
     (axes,) = method_comparison(["x", "y"], [0.5, 0.25], ceiling=0.75, samples=8).axes
     assert [bar.get_width() for bar in axes.patches] == [50, 25]
     assert axes.lines[0].get_xdata()[0] == 75 and axes.get_title() == "n = 8"
+
+
+def test_curves_count_right_samples_that_are_safe_at_each_radius():
+    radii = [(1, 0.5), (1, 1.0), (0, 1.0), (1, -math.inf)]  # the third prediction is wrong: the label is 1
+    records = {"m": [Certified(True, prediction, 1, radius, DETERMINISTIC) for prediction, radius in radii]}
+    (axes,) = accuracy_curves(records, attacked={0.5: 0.75}).axes
+    grid, share = axes.lines[0].get_data()
+    at = {round(float(eps), 6): value for eps, value in zip(grid, share)}
+    assert at[0.0] == 50 and at[min(at, key=lambda e: abs(e - 0.4))] == 50
+    assert at[min(at, key=lambda e: abs(e - 0.7))] == 25 and at[max(at)] == 0
+    assert list(axes.lines[1].get_ydata()) == [75]
+    assert accuracy_curves({"nothing": []}).axes

@@ -1,0 +1,105 @@
+"""What the pages name is there: tables and their CSV files, links, files, and the README's table as the CSV has it."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PAGES = [p for p in sorted(DOCS.rglob("*.md")) if not {"_build", "generated"} & set(p.relative_to(DOCS).parts)]
+FILES = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md"))]
+
+
+@pytest.fixture
+def fragments(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(DOCS / "tools"), str(ROOT / "benchmarks"), *sys.path])
+    return importlib.import_module("fragments")
+
+
+def prose(path: Path) -> str:
+    """The page without its code."""
+    return re.sub(r"^(```|~~~).*?^\1$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors of headings, as MyST and GitHub make them."""
+    heads = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("page", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_internal_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        where = (page.parent / name).resolve() if name else page
+        if "generated" in where.parts:
+            assert where.relative_to(DOCS).as_posix() in ("generated/board/index.md", "generated/gallery/index.md")
+            continue
+        assert where.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(where), f"{page.name}: {target} is no heading there"
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    listed = set()
+    for page in PAGES:
+        for body in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            entries = [line.strip() for line in body.splitlines() if line.strip() and not line.startswith(":")]
+            listed |= {(page.parent / f"{entry}.md").resolve() for entry in entries}
+    assert {p.resolve() for p in PAGES} - listed == {DOCS / "index.md"}
+
+
+def test_included_tables_are_made_and_made_tables_are_included(fragments: ModuleType, tmp_path: Path) -> None:
+    text = "\n".join(p.read_text(encoding="utf-8") for p in PAGES)
+    included = set(re.findall(r"\{include\} (?:\.\./)*generated/tables/(\w+)\.md", text))
+    assert included == set(fragments.TABLES) | set(fragments.FROM_CODE)
+    for source, _ in fragments.TABLES.values():
+        assert (fragments.RESULTS / f"{source}.csv").is_file()
+    fragments.write(tmp_path)
+    for name in included:
+        rows = [line for line in (tmp_path / f"{name}.md").read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+        assert len(rows) > 2, f"{name} has no rows"
+
+
+def test_no_results_are_typed() -> None:
+    """A table with three numbers in a row stands in a CSV file, not on a page."""
+    for page in PAGES:
+        typed = re.findall(r"^\|(?:.*\| *[\d.]+ %? *){3,}\|", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert not typed, f"{page.name}: {typed}"
+
+
+def test_table_of_the_readme_is_what_the_csv_says(fragments: ModuleType) -> None:
+    tables, text = fragments.tables, (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text == tables.with_table(text), "run: python benchmarks/tables.py --readme"
+    rows = fragments.read(fragments.RESULTS / "sdp_crown.csv")
+    assert all(row["violations"] == "0" for row in rows), "the README says that no certified image fell to an attack"
+
+
+def test_readme_fits_on_a_screen_and_a_half() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 90
+
+
+def test_page_of_every_public_name() -> None:
+    """The reference documents what the package and its public folders export."""
+    import lirpa_lip
+    from lirpa_lip import errors, losses, nn, plots
+
+    text = "\n".join(p.read_text(encoding="utf-8") for p in (DOCS / "api").glob("*.md"))
+    whole = {"lirpa_lip.errors"}  # documented with all members
+    for module in (lirpa_lip, losses, nn, plots):
+        for name in module.__all__:
+            if name.isupper():
+                continue
+            found = getattr(module, name)
+            home = getattr(found, "__module__", "")
+            documented = f".{name}" in text or re.search(rf"automodule:: {home}\n", text) or f"`{name}`" in text
+            documented = documented or f"lirpa_lip.{name} <" in text
+            assert documented, f"{module.__name__}.{name} is not in docs/api"
+    assert all(f"automodule:: {name}" in text for name in whole) and errors
