@@ -103,3 +103,12 @@ def test_page_of_every_public_name() -> None:
             documented = documented or f"lirpa_lip.{name} <" in text
             assert documented, f"{module.__name__}.{name} is not in docs/api"
     assert all(f"automodule:: {name}" in text for name in whole) and errors
+
+
+def test_links_of_the_built_site_are_followed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "path", [str(DOCS / "tools"), *sys.path])
+    links = importlib.import_module("links")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.html").write_text('<p id="here"><a href="../a.html#there">a</a> <img src="no.png"></p>')
+    (tmp_path / "a.html").write_text('<a href="sub/b.html#here">b</a><a href="c.html">c</a><a href="https://x">x</a>')
+    assert links.broken(tmp_path) == ["a.html: c.html", "sub/b.html: ../a.html#there", "sub/b.html: no.png"]
