@@ -9,6 +9,7 @@ from pathlib import Path
 
 import curves
 import fragments
+import pictures
 from fragments import RESULTS, ROOT, read, tables
 
 _SHARED = "networks that others trained are looked for in the folder that `LIRPA_LIP_SHARED` names"
@@ -156,6 +157,7 @@ def write(folder: Path) -> None:
             f"```sh\n{commands}\n```\n",
         )
     fragments.write(folder / "tables")
+    pictures.write(folder / "figures")
 
 
 def _rows_file(folder: Path, name: str, entries: list[Entry]) -> str:
