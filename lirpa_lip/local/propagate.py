@@ -26,7 +26,8 @@ from lirpa_lip.local.product import (
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import Interval, check_interval, intersect, node_interval
 from lirpa_lip.network.rounding import NodeErrors, positive_slack
-from lirpa_lip.regions.region import Region, safe_norm
+from lirpa_lip.regions.region import Region
+from lirpa_lip.regions.sizes import safe_norm
 
 #: Most elements of one batch of composed rows (rows × widest layer): about what caches hold.
 _ROW_ELEMENTS = 1 << 20
