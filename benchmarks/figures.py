@@ -1,6 +1,8 @@
 """Figures of benchmark results.
 
-python benchmarks/figures.py     # docs/figures/verify.png and training.png from results/*.csv
+python benchmarks/figures.py     # build/figures/verify.png and training.png from results/*.csv
+
+The site draws its own whenever it is built (docs/tools/pictures.py).
 """
 
 from __future__ import annotations
@@ -149,6 +151,6 @@ def draw_training(rows: list[dict], path: Path) -> None:
 if __name__ == "__main__":
     from tables import RESULTS, read
 
-    folder = Path(__file__).parents[1] / "docs" / "figures"
+    folder = Path("build") / "figures"
     draw_verification(read(RESULTS / "verify.csv"), folder / "verify.png")
     draw_training(read(RESULTS / "train_cpu.csv"), folder / "training.png")

@@ -6,7 +6,7 @@ Rows are appended to a CSV (long form: one measurement a row), plots drawn from 
     python benchmarks/norms.py --quick                       # a minute: does it run?
     python benchmarks/norms.py                               # everything the machine has data and devices for
     python benchmarks/norms.py --networks 4c3f --sections speed,bounds
-    python benchmarks/norms.py --plot                        # docs/figures/norms_*.png from the CSV
+    python benchmarks/norms.py --plot                        # build/figures/norms_*.png from the CSV
 
 ``seconds`` is processor time of this process on a CPU (with one thread: the time on an idle machine), and elapsed time
 on a GPU; medians over ``--repeats``.
@@ -288,11 +288,11 @@ def measured(names: list[str], sections: list[str], quick: bool, repeats: int) -
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 @click.option("--out", type=Path, default=RESULTS, show_default=True)
-@click.option("--plot", "draw", is_flag=True, help="Draw docs/figures/norms_*.png from the CSV; measure nothing.")
+@click.option("--plot", "draw", is_flag=True, help="Draw build/figures/norms_*.png from the CSV; measure nothing.")
 def main(networks: str, sections: str, quick: bool, repeats: int, threads: int, out: Path, draw: bool) -> None:
     """Measure masked spectral norms; append to a CSV."""
     if draw:
-        plot(out, Path(__file__).parents[1] / "docs" / "figures")
+        plot(out, Path("build") / "figures")
         return
     torch.set_num_threads(threads)
     torch.manual_seed(0)

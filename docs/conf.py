@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS), str(DOCS / "tools")]
 
+import links  # noqa: E402
 import pages  # noqa: E402
+from sphinx.errors import SphinxError  # noqa: E402
 
 import lirpa_lip  # noqa: E402
 
@@ -72,9 +75,16 @@ sphinx_gallery_conf = {
 suppress_warnings = ["config.cache"]
 
 
-def setup(app: object) -> None:
+def check_links(app: Any, exception: Exception | None) -> None:
+    """A link that leads nowhere ends the build."""
+    if exception is None and (found := links.broken(Path(app.outdir))):
+        raise SphinxError("links that lead nowhere:\n" + "\n".join(found))
+
+
+def setup(app: Any) -> None:
     """Tables come from the CSV files, at every build; what was generated of an example that is gone, goes."""
     pages.write(DOCS / "generated")
+    app.connect("build-finished", check_links)
     there = {path.stem for path in (DOCS / "gallery").glob("plot_*.py")}
     for path in (DOCS / "generated" / "gallery").glob("plot_*"):
         if path.name.split(".")[0] not in there:

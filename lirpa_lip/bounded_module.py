@@ -283,13 +283,18 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         intervals: every neuron's slope is free, and each row's slopes are optimised. It is ``"local-lip"`` with
         ``LocalLipConfig(optimize=...)``, of 30 steps where none are set.
 
-        With ``decision_thresh``, a number or ``(batch, specs)``, no more is done for lower bounds once they exceed it.
+        Args:
+            x: one input and its region, an ℓ₂ ball, possibly cut by a box:
+                ``(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``.
+            C: rows ``(batch, specs, outputs)`` of what is bounded, ``C f``; None for the outputs themselves.
+            method: one of the three, or one of auto_LiRPA's, which then takes all of its own arguments.
+            bound_lower, bound_upper: False leaves that side out.
+            decision_thresh: a number or ``(batch, specs)``; no more is done for lower bounds once they exceed it.
 
-        All are for one input in an ℓ₂ ball, ``x=(BoundedTensor(x, PerturbationLpNorm(norm=2, eps=...)),)``, and
-        return ``(lower, upper)``, each ``(batch, specs)``, with ``None`` for what ``bound_lower=False`` or
-        ``bound_upper=False`` leaves out. They hold as the certificate kind says, which is afterwards in
-        ``last_certificate`` (`lirpa_lip.results.Certificate`), ``None`` after auto_LiRPA's own methods;
-        ``LocalLipConfig(seed=bounded.last_seed)`` repeats the run.
+        Returns:
+            ``(lower, upper)``, each ``(batch, specs)``, or None for a side that is left out. They hold as the certificate
+            kind says, which is afterwards in ``last_certificate`` (`lirpa_lip.results.Certificate`), None after
+            auto_LiRPA's own methods; ``LocalLipConfig(seed=bounded.last_seed)`` repeats the run.
 
         Raises:
             UnknownMethodError: no such method.

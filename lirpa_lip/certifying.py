@@ -61,7 +61,7 @@ def certify(
     inference: str | None = None,
     batch_size: int = 10,
 ) -> list[Certified]:
-    """Certifies that a classifier's predictions stay the same on ℓ₂ balls.
+    """Certifies that a classifier's predictions stay the same on ℓ₂ balls::
 
         for c in lirpa_lip.certify(model, images, labels, eps="36/255"):
             print(c.certified, c.radius, c.kind, c.delta)

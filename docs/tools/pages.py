@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import csv
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import curves
 import fragments
-from fragments import RESULTS, read, tables
+import pictures
+from fragments import RESULTS, ROOT, read, tables
 
 _SHARED = "networks that others trained are looked for in the folder that `LIRPA_LIP_SHARED` names"
 
+
+_OWN = "`python benchmarks/contribute.py runs/mine --name my_network`, after `lirpa-lip train` and `lirpa-lip certify`."
 
 #: Front matter of pages with wide tables.
 _WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"
@@ -29,11 +35,42 @@ class Entry:
     seconds: str
     kind: str
     command: str
+    source: dict[str, str] = field(default_factory=dict, compare=False)
 
 
 def board() -> list[Entry]:
-    """Every measured row: of given networks from verify.csv, of networks trained here from train_cpu.csv."""
-    return [*_given(read(RESULTS / "verify.csv")), *_trained(read(RESULTS / "train_cpu.csv"))]
+    """Every measured row, from the CSV file of the script that measured it."""
+    sources = {"sdp_crown": _verified, "verify": _given, "board": _contributed, "train_cpu": _trained}
+    return [entry for name, entries in sources.items() for entry in entries(read(RESULTS / f"{name}.csv"))]
+
+
+def _verified(rows: list[dict[str, str]]) -> list[Entry]:
+    """Of the verifier: what no counterexample was found for is what its attack leaves; clean accuracy is not kept."""
+    return [
+        Entry(
+            row["network"],
+            row["eps"],
+            row["images"],
+            math.nan,
+            100 * (1 - float(row["share_refuted"])),
+            f"verify, {float(row['time_limit']):g} s",
+            100 * float(row["share_certified"]),
+            f"{float(row['cpu_seconds_median']):.2g}",
+            row["certificate"],
+            f"python benchmarks/sdp_crown.py --networks {row['network']} --images {row['images']}"
+            f" --time-limit {row['time_limit']} --out build/again.csv",
+            row,
+        )
+        for row in rows
+    ]
+
+
+def _contributed(rows: list[dict[str, str]]) -> list[Entry]:
+    return [
+        Entry(row["network"], row["eps"], row["images"], 100 * float(row["clean"]), 100 * float(row["pgd"]), row["method"],
+              100 * float(row["certified"]), "", row["certificate"], f"{row['train']}\n{row['certify']}", row)
+        for row in rows
+    ]  # fmt: skip
 
 
 def _given(rows: list[dict[str, str]]) -> list[Entry]:
@@ -50,6 +87,7 @@ def _given(rows: list[dict[str, str]]) -> list[Entry]:
             row["certificate"],
             f"python benchmarks/verify.py --networks {row['network']} --eps {row['eps']} --methods {row['method']}"
             f" --images {row['images']} --out build/again.csv",
+            row,
         )
         for row in rows
         if int(row["images"] or 0)
@@ -69,7 +107,7 @@ def _trained(rows: list[dict[str, str]]) -> list[Entry]:
             if key.startswith("certified_"):
                 entries.append(
                     Entry(name, row["setting"].rpartition("-")[2], row["samples"], float(row["clean"]),
-                          float(row["pgd"]), key[10:], float(row[key]), "", row["certificate"], command)
+                          float(row["pgd"]), key[10:], float(row[key]), "", row["certificate"], command, row)
                 )  # fmt: skip
     return entries
 
@@ -86,7 +124,7 @@ def _best(entries: list[Entry]) -> list[Entry]:
 def _table(entries: list[Entry], link: bool) -> str:
     head = ["network", "ε", "images", "clean", "PGD", "certified", "method", "kind", "s per image"]
     body = [
-        [f"[{e.network}]({e.network}.md)" if link else e.network, e.eps, e.images, f"{e.clean:.1f}", f"{e.pgd:.1f}",
+        [f"[{e.network}]({e.network}.md)" if link else e.network, e.eps, e.images, "" if math.isnan(e.clean) else f"{e.clean:.1f}", f"{e.pgd:.1f}",
          f"{e.certified:.1f}", e.method, e.kind, e.seconds]
         for e in entries
     ]  # fmt: skip
@@ -101,20 +139,35 @@ def write(folder: Path) -> None:
     _write(
         folder / "board" / "index.md",
         f"{_WIDE}# Board of certified networks\n\n{len(names)} networks; accuracies in per cent of the first test images, ε an "
-        "ℓ₂ radius in pixels of [0, 1], seconds of one core. A line shows the method that certifies most; rows of one "
+        "ℓ₂ radius in pixels of [0, 1], PGD what an attack leaves, seconds of one core. A line shows the method that certifies most; rows of one "
         "network may stand on different numbers of images, so compare methods on the network's own page. "
-        f"Times are measured where the row comes from `verify.csv`.\n\n{_table(_best(entries), True)}\n\n{toc}\n",
+        f"A network of your own takes one command: {_OWN}\n\n{_table(_best(entries), True)}\n\n{toc}\n",
     )
     for name in names:
         here = [e for e in entries if e.network == name]
-        commands = "\n".join(dict.fromkeys(e.command for e in here))
+        commands = "\n".join(dict.fromkeys(line for e in here for line in e.command.splitlines()))
+        files = sorted((ROOT / "docs" / "board" / name).glob("*.csv"))
+        curves.draw(here, files, folder / "board" / f"{name}.png")
+        links = [f"[{file.name}](../../board/{name}/{file.name})" for file in files] or [_rows_file(folder, name, here)]
         _write(
             folder / "board" / f"{name}.md",
-            f"{_WIDE}# {name}\n\n{_table(here, False)}\n\n## Repeat\n\nFrom a checkout ({_SHARED}); training repeats up to "
+            f"{_WIDE}# {name}\n\n{_table(here, False)}\n\n![certified accuracy]({name}.png)\n\n"
+            f"Certificate file: {', '.join(links)}.\n\n## Repeat\n\nFrom a checkout ({_SHARED}); training repeats up to "
             "the machine's rounding, and a command that names a setting trains all its networks:\n\n"
             f"```sh\n{commands}\n```\n",
         )
     fragments.write(folder / "tables")
+    pictures.write(folder / "figures")
+
+
+def _rows_file(folder: Path, name: str, entries: list[Entry]) -> str:
+    """Writes the measured rows of a network, with the verdict of every image where it was kept; returns a link."""
+    rows = list({id(e.source): e.source for e in entries}.values())
+    with (folder / "board" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    return f"[{name}.csv]({name}.csv)"
 
 
 def _write(path: Path, text: str) -> None:

@@ -111,7 +111,9 @@ def accuracy_curves(
         label = f"{name} (n = {len(records[name])}{f', {worth.kind}' if worth else ''})"
         axes.plot(grid, [100 * sum(r >= eps for r in radii) / count for eps in grid], label=label)
     if attacked:
-        axes.plot(list(attacked), [100 * share for share in attacked.values()], "k:", marker=".", label="under attack")
+        eps = sorted(attacked)  # between two radii what the smaller one leaves is the ceiling
+        share = [100 * attacked[e] for e in eps]
+        axes.plot(eps, share, "k:", marker=".", drawstyle="steps-post", label="under attack")
     axes.set(xlabel="radius ε", ylabel="certified accuracy (%)", ylim=(0, 102), xlim=(0, grid[-1]))
     axes.set_title(title, fontsize=10)
     axes.legend()

@@ -69,9 +69,17 @@ def checked_bounds(bounded: Any, call: dict, inherited: Callable[[], Any]) -> An
         result = inherited()
     finally:
         bounded.__dict__.pop("_inside_a_call", None)
-    restricted = any(call.get(name) is not None for name in _RESTRICTING)
+    restricted = any(call.get(name) is not None for name in _RESTRICTING) or _constrained(call)
     _check(bounded, call, result, values, restricted)
     return result
+
+
+def _constrained(call: dict) -> bool:
+    """Whether linear constraints cut the region (0.7), so that its centre, too, may lie outside."""
+    if call.get("x") is None:
+        return False
+    inputs = call["x"] if isinstance(call["x"], (tuple, list, dict)) else (call["x"],)
+    return any(getattr(getattr(t, "ptb", None), "constraints", None) is not None for t in unpack_inputs(inputs))
 
 
 def _values(bounded: Any, call: dict) -> Values | None:

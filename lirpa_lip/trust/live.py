@@ -73,7 +73,8 @@ def follow(bounded: Any, fn: Any) -> None:
 
 def _shapes(bounded: Any):
     for name, node in bounded._modules.items():
-        shape = node.value.shape if getattr(node, "input_index", None) is not None else node.output_shape
+        value = None if getattr(node, "input_index", None) is None else getattr(node, "value", None)
+        shape = node.output_shape if value is None else value.shape  # BoundConcatGrad has an input index, and no value
         if shape is not None:
             yield name, torch.Size(shape)
 

@@ -37,7 +37,7 @@ def verify(
     progress: Callable[[Verdict], None] = lambda verdict: None,
     **options: float | str | bool | None,
 ) -> list[Verdict]:
-    """Decides whether a network keeps to a property on regions of inputs: certified, refuted, or open with its gap.
+    """Decides whether a network keeps to a property on regions of inputs: certified, refuted, or open with its gap::
 
         for v in lirpa_lip.verify(model, images, labels, eps="36/255", box=(0, 1), time_limit=10):
             print(v.status, v.lower, v.upper)

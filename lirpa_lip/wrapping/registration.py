@@ -185,6 +185,8 @@ MISSING: dict[str, Missing] = {
     "onnx::Where": Missing("BoundWhere", False, _constant),
     "onnx::ReduceL2": Missing("BoundReduceL2", False),
     "onnx::InstanceNormalization": Missing("BoundInstanceNormalization", False),
+    # theirs adds a small number to a sum of exponentials, on both sides of its bounds
+    "onnx::Softmax": Missing("BoundSoftmax", False, _never),
     "onnx::LogSoftmax": Missing("BoundLogSoftmax", False),
     "onnx::ReduceLogSumExp": Missing("BoundReduceLogSumExp", False),
     # 0.7 writes those with a constant as a ReLU behind it, which cancels the value where the constant is far away

@@ -17,9 +17,14 @@ FILES = [*PAGES, *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SEC
 
 
 @pytest.fixture
-def fragments(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setattr(sys, "path", [str(DOCS / "tools"), str(ROOT / "benchmarks"), *sys.path])
-    return importlib.import_module("fragments")
+def fragments() -> ModuleType:
+    return _tool("fragments")
+
+
+def _tool(name: str) -> ModuleType:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [str(DOCS / "tools"), str(ROOT / "benchmarks"), *sys.path])
+        return importlib.import_module(name)
 
 
 def prose(path: Path) -> str:
@@ -41,7 +46,8 @@ def test_internal_links_resolve(page: Path) -> None:
         name, _, anchor = target.partition("#")
         where = (page.parent / name).resolve() if name else page
         if "generated" in where.parts:
-            assert where.relative_to(DOCS).as_posix() in ("generated/board/index.md", "generated/gallery/index.md")
+            made = {"board/index.md", "gallery/index.md", *(f"figures/{name}" for name in _tool("pictures").NAMES)}
+            assert where.relative_to(DOCS / "generated").as_posix() in made
             continue
         assert where.exists(), f"{page.name}: {target}"
         assert not anchor or anchor in anchors(where), f"{page.name}: {target} is no heading there"
@@ -103,3 +109,11 @@ def test_page_of_every_public_name() -> None:
             documented = documented or f"lirpa_lip.{name} <" in text
             assert documented, f"{module.__name__}.{name} is not in docs/api"
     assert all(f"automodule:: {name}" in text for name in whole) and errors
+
+
+def test_links_of_the_built_site_are_followed(tmp_path: Path) -> None:
+    links = _tool("links")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.html").write_text('<p id="here"><a href="../a.html#there">a</a> <img src="no.png"></p>')
+    (tmp_path / "a.html").write_text('<a href="sub/b.html#here">b</a><a href="c.html">c</a><a href="https://x">x</a>')
+    assert links.broken(tmp_path) == ["a.html: c.html", "sub/b.html: ../a.html#there", "sub/b.html: no.png"]

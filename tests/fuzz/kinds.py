@@ -19,8 +19,9 @@ from lirpa_lip.norms.linear_map import ComposedMap, Conv2dMap, DenseMap
 from lirpa_lip.regions.region import box_ball_support
 
 from .layers import Call
-from .models import random_model
+from .models import RandomModel, random_model, random_shape
 from .oracles import Violation, check_values, exact, quotients
+from .products import PRODUCTS, smooth
 from .regions import Ball, random_region
 
 DTYPES = (torch.float32, torch.float32, torch.float64)
@@ -101,11 +102,38 @@ def bounds_hold(rng: random.Random, model: nn.Module, region: Ball, methods=BOUN
     return "+".join(said)
 
 
+def product_model(rng: random.Random) -> tuple[RandomModel, tuple[int, ...]]:
+    """Something, a layer in which values meet or a rarer activation, and something again."""
+    shape = random_shape(rng)
+    first, _ = random_model(rng, shape, depth=1)
+    with torch.no_grad():
+        middle = tuple(first(torch.zeros(2, *shape)).shape[1:])
+        layer = (smooth if rng.random() < 0.3 else PRODUCTS[len(middle)])(rng, middle)
+        while isinstance(layer, nn.InstanceNorm1d | nn.InstanceNorm2d) and math.prod(middle[1:]) == 1:
+            layer = PRODUCTS[len(middle)](rng, middle)  # there is nothing to normalise
+        width = layer(torch.rand(2, *middle)).flatten(1).shape[1]
+    last = [nn.Flatten(), nn.Linear(width, rng.randint(1, 3))] if rng.random() < 0.7 else [nn.Flatten()]
+    return RandomModel([first, layer, *last], {}).eval(), shape
+
+
+def products(rng: random.Random) -> str:
+    """Products, quotients, softmax, attention, normalisations and rarer activations, by every method."""
+    dtype = rng.choice(DTYPES)
+    model, shape = product_model(rng)
+    model = model.to(dtype)
+    if rng.random() < 0.3:
+        return constants_hold(rng, model, shape, dtype)
+    return bounds_hold(rng, model, random_region(rng, shape, dtype, rng.choice([2.0, None])))
+
+
 def constants(rng: random.Random) -> str:
     """Local Lipschitz constants against difference quotients, and lower bounds against upper ones."""
     dtype = rng.choice(DTYPES)
     model, shape = random_model(rng, depth=rng.randint(1, 4))
-    model = model.to(dtype)
+    return constants_hold(rng, model.to(dtype), shape, dtype)
+
+
+def constants_hold(rng: random.Random, model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype) -> str:
     method = rng.choice(CONSTANT_METHODS)
     ours = method in ("local-lip", "local-lip-crown")
     region = random_region(rng, shape, dtype, 2.0 if ours else rng.choice([2.0, math.inf]))
@@ -404,4 +432,5 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], int]] = {
     "box and ball": (box_and_ball, 3),
     "tiny exact": (tiny_exact, 6),
     "live": (live, 4),
+    "products": (products, 16),
 }

@@ -170,6 +170,32 @@ def test_exponentials_that_overflow_are_an_error_or_infinite():
         assert torch.isinf(upper).all() and not torch.isnan(lower).any()
 
 
+@pytest.mark.parametrize("method", ["ibp", "crown", "local-lip", "local-lip-crown"])
+@pytest.mark.parametrize("eps", [0.0, 1e-7])
+def test_softmax_to_the_last_place(method, eps):
+    """auto_LiRPA adds 1e-8 to the sums of its own rule, on both sides."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Softmax(1), nn.Linear(2, 3)).double()
+    x = torch.randn(4, 2, dtype=torch.float64)
+    lower, upper = wrapped(model, x).compute_bounds(x=ball(x, eps), method=method)
+    slack = 1e-13 + 10 * eps
+    value = model(x)
+    assert (lower <= value + 1e-14).all() and (upper >= value - 1e-14).all() and (upper - lower <= slack).all()
+
+
+def test_softmax_along_one_entry():
+    """Written out, too: there is no axis then to sum over."""
+
+    def both(x, y):
+        one = (x + y).sum(1, keepdim=True)
+        parts = torch.exp(one - x.sum(1, keepdim=True))
+        return torch.softmax(one, 1) + parts / parts.sum(1, keepdim=True) + one
+
+    model = Pair(both).double()
+    x = torch.randn(2, 6, dtype=torch.float64)
+    lower, upper = wrapped(model, x).compute_bounds(x=ball(x, 0.1), method="local-lip")
+    assert (lower <= model(x)).all() and (upper >= model(x)).all()
+
+
 def test_softmax_does_not_overflow():
     model = Pair(lambda x, y: torch.softmax(300 * x, 1)).double()
     x = torch.tensor([[3.0, 2.0, -4.0, 0, 0, 0]], dtype=torch.float64)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+
 import auto_LiRPA
 import pytest
 import torch
@@ -222,3 +225,18 @@ def test_one_number_a_sample(monkeypatch):
     spoilt(monkeypatch, lambda low, up: (low + 1, up + 1))
     with pytest.raises(InvalidBoundError):
         BoundedModule(model, x).compute_bounds(x=ball(x), method="ibp")
+
+
+def test_linear_constraints_beside_a_box():
+    """Where 0.7 takes them, the centre, too, may lie outside, and is then no witness."""
+    if "constraints" not in inspect.signature(auto_LiRPA.PerturbationLpNorm.__init__).parameters:
+        pytest.skip("this auto_LiRPA has no constraints")
+    x = torch.ones(1, 2)
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)).eval()
+    low, high = torch.tensor([[-1.0, -2.0]]), torch.tensor([[2.0, 1.0]])
+    half = torch.tensor([[[1.0, 1.0]]]), torch.tensor([[2.0]])  # x₀ + x₁ + 2 <= 0
+    region = auto_LiRPA.PerturbationLpNorm(norm=math.inf, x_L=low, x_U=high, constraints=half)
+    lower, upper = BoundedModule(model, x).compute_bounds(x=(BoundedTensor(x, region),), method="CROWN")
+    points = low + (high - low) * torch.rand(200, 2)
+    inside = model(points[points.sum(1) + 2 <= 0])
+    assert len(inside) and bool((inside >= lower - 1e-5).all() and (inside <= upper + 1e-5).all())

@@ -161,6 +161,6 @@ def softmax_in_parts(builder: GraphBuilder, above: str, below: str) -> tuple[str
         x, shift = shifted.parents
         shape = builder.shape(shift)
         constant = len(shape) == len(top.shape) and all(shape[a - 1] == 1 for a in axes)
-        if constant and builder.shape(x) == top.shape:
+        if axes and constant and builder.shape(x) == top.shape:
             return x, axes
     return (shifted.name, axes) if axes else None
