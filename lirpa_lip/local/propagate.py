@@ -117,9 +117,8 @@ class Propagation:
             # a ball seen through a linear map is bounded exactly as it is
             exact = not self.layers and self.region.low is None and self.config.local_ball
             if (self.tightened < self.config.tighten or self.config.tighten == -1) and not exact:
-                found = composed_interval(
-                    self.graph, node, interval, self.values[node.name], self.layers_so_far, self.region
-                )
+                value, layers = self.values[node.name], self.layers_so_far
+                found = composed_interval(self.graph, node, interval, value, layers=layers, region=self.region)
                 interval = self._both(node, "earlier bounds", interval, "composed rows", found)
             self.tightened += 1
         self.intervals[node.name] = interval

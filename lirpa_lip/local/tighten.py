@@ -16,7 +16,7 @@ _ROW_ELEMENTS = 1 << 20
 
 
 def composed_interval(
-    graph: NetworkGraph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region
+    graph: NetworkGraph, node: Node, interval: Interval, value: Tensor, *, layers: Layers, region: Region
 ) -> Interval:
     """Bounds of the neurons whose sign is open, again, by composed rows around the centre."""
     lower, upper = (t.flatten(1).clone() for t in interval)
