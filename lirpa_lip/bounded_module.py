@@ -292,9 +292,9 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
             decision_thresh: a number or ``(batch, specs)``; no more is done for lower bounds once they exceed it.
 
         Returns:
-            ``(lower, upper)``, each ``(batch, specs)``, or None for a side that is left out. They hold as the certificate
-            kind says, which is afterwards in ``last_certificate`` (`lirpa_lip.results.Certificate`), None after
-            auto_LiRPA's own methods; ``LocalLipConfig(seed=bounded.last_seed)`` repeats the run.
+            ``(lower, upper)``, each ``(batch, specs)``, or None for a side that is left out. They hold as the
+            certificate kind says, which is afterwards in ``last_certificate`` (`lirpa_lip.results.Certificate`), None
+            after auto_LiRPA's own methods; ``LocalLipConfig(seed=bounded.last_seed)`` repeats the run.
 
         Raises:
             UnknownMethodError: no such method.
