@@ -73,9 +73,11 @@ def local_lip_bounds(
     rows = check_specification(c, len(region.eps), graph)
     prior, crown = _crown(bounded, x, rows, graph, region) if method == "local-lip-crown" else ({}, (None, None))
     limit = None if threshold is None else -_threshold(threshold, rows)
-    norm = NormBudget(config, planned_norms(graph, config))
+    # a descent and a threshold need what the product bound says first
+    defer = threshold is None and not config.optimize
+    norm = NormBudget(config, planned_norms(graph, config, defer))
     with _gradients_where_needed(graph, region):
-        layers = propagate(graph, region, config, norm, prior)
+        layers = propagate(graph, region, config, norm, prior, defer=defer)
         inference = inference_error(graph, rows, layers, config, dtype)
         # what rounding may take must be reached as well
         limit = None if limit is None else limit - inference

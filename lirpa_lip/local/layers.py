@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -98,6 +99,7 @@ class Layers(dict[str, Layer]):
         slack: error terms of affine nodes, `lirpa_lip.network.rounding.NodeErrors.slack`; empty for estimates.
         gains: of each layer, by source, for the error of compositions; empty for estimates.
         intervals: bounds of every node's value.
+        deferred: live rates not taken yet, by activation; see `lirpa_lip.local.deferred`.
     """
 
     def __init__(self, layers: Mapping[str, Layer] | None = None) -> None:
@@ -105,6 +107,7 @@ class Layers(dict[str, Layer]):
         self.slack: dict[str, Tensor] = {}
         self.gains: dict[str, dict[str, Gain]] = {}
         self.intervals: dict[str, Interval] = {}
+        self.deferred: dict[str, Any] = {}
 
     def select(self, index: Tensor) -> Layers:
         """The samples at ``index``, alone."""

@@ -11,7 +11,7 @@ from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.errors import DomainError, NonFiniteError
 from lirpa_lip.local.composed import composed_rate
-from lirpa_lip.local.deviation import Deviation
+from lirpa_lip.local.deferred import Deferred, can_defer, last_activations
 from lirpa_lip.local.layers import Gain, Layer, Layers, safe_sqrt, zero_safe_product
 from lirpa_lip.local.norm_budget import Norm, norm_below
 from lirpa_lip.local.product import (
@@ -23,23 +23,23 @@ from lirpa_lip.local.product import (
     product_rate,
     rate_of,
 )
+from lirpa_lip.local.tighten import composed_interval
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import Interval, check_interval, intersect, node_interval
 from lirpa_lip.network.rounding import NodeErrors, positive_slack
 from lirpa_lip.regions.region import Region, safe_norm
 
-#: Most elements of one batch of composed rows (rows × widest layer): about what caches hold.
-_ROW_ELEMENTS = 1 << 20
 #: Share of a layer's reach, and of its values, from which the error of its anchors is worth norms of its own.
 _NOTABLE = 1e-7
 
 
-def planned_norms(graph: NetworkGraph, config: LocalLipConfig) -> int:
-    """Norms one propagation takes, at most."""
+def planned_norms(graph: NetworkGraph, config: LocalLipConfig, defer: bool = False) -> int:
+    """Norms one propagation takes, at most; with those that it leaves for later."""
     count = 0
     for node in graph.activations:
         count += product_plan(graph, node) + (2 if config.bound != "product" else 0)
-    return count
+    # the error of an anchor may take a product's norms, which then the rate takes again
+    return count + (sum(product_plan(graph, graph[name]) for name in last_activations(graph)) if defer else 0)
 
 
 def propagate(
@@ -50,15 +50,19 @@ def propagate(
     prior_intervals: Mapping[str, Interval] | None = None,
     *,
     anchored: bool | None = None,
+    defer: bool = False,
 ) -> Layers:
     """Bounds, slopes and rates of every activation, in topological order.
 
     Args:
         prior_intervals: valid bounds of some pre-activations from elsewhere (CROWN), intersected with those found here.
         anchored: override of ``config.anchored``.
+        defer: leave live rates that nothing here reads for later (``Layers.deferred``).
     """
     anchored = config.anchored if anchored is None else anchored
-    return Propagation(graph, region, config, norm, prior_intervals=prior_intervals or {}, anchored=anchored).run()
+    found = Propagation(graph, region, config, norm, prior_intervals=prior_intervals or {}, anchored=anchored)
+    found.deferrable = last_activations(graph) if defer and not config.is_estimate else set()
+    return found.run()
 
 
 class Propagation:
@@ -83,6 +87,7 @@ class Propagation:
         self.intervals: dict[str, Interval] = {graph.input: region.interval()}
         self.rows: dict[str, dict[str, Tensor]] = {}
         self.tightened = 0
+        self.deferrable: set[str] = set()
 
     def _values(self) -> dict[str, Tensor]:
         return self.graph.values(self.region.centre)
@@ -112,7 +117,8 @@ class Propagation:
             # a ball seen through a linear map is bounded exactly as it is
             exact = not self.layers and self.region.low is None and self.config.local_ball
             if (self.tightened < self.config.tighten or self.config.tighten == -1) and not exact:
-                found = _tighten(self.graph, node, interval, self.values[node.name], self.layers_so_far, self.region)
+                value, layers = self.values[node.name], self.layers_so_far
+                found = composed_interval(self.graph, node, interval, value, layers=layers, region=self.region)
                 interval = self._both(node, "earlier bounds", interval, "composed rows", found)
             self.tightened += 1
         self.intervals[node.name] = interval
@@ -145,17 +151,21 @@ class Propagation:
         anchor = self.values[parent]
         (lower, upper), slopes, whole = self._slopes(node, anchor, self.intervals[parent])
         gains = self._gains(parent, slopes.magnitude)
-        live_rate, norms = self._live_rate(node, slopes.magnitude, gains)
-        open_rate = live_rate
+        open_rate, norms = torch.full_like(self.region.eps, torch.inf), None
         if self.config.bound != "product":
-            # every diagonal contraction of S^½ z moves no faster, R^½ z among them
             rate = composed_rate(self.graph, parent, slopes.radius, self.layers, self.norm, gains=gains)
-            open_rate = torch.minimum(live_rate, self._outward(rate))
+            open_rate = self._outward(rate)
+        live_rate, slower = torch.full_like(open_rate, torch.inf), open_rate
+        if not self._defer(node, slopes.magnitude, gains, open_rate):
+            live_rate, norms = self._live_rate(node, slopes.magnitude, gains)
+            slower = live_rate
+            # every diagonal contraction of S^½ z moves no faster, R^½ z among them
+            open_rate = torch.minimum(live_rate, open_rate)
         error: Tensor | float = 0.0
         if gains is not None:
             self.layers.gains[node.name] = gains
             if self.anchored:
-                error = self._anchor_error(node, slopes.magnitude, gains, norms, live_rate)
+                error = self._anchor_error(node, slopes.magnitude, gains, norms, slower)
         self.layers[node.name] = Layer(
             node.name, parent, activation, lower, upper, anchor, slopes, live_rate, open_rate, error
         )
@@ -165,6 +175,20 @@ class Propagation:
             slack = self.errors.activation(node, whole.magnitude, (lower, upper), after)
             after = after[0] - slack, after[1] + slack
         self.intervals[node.name] = after
+
+    def _defer(self, node: Node, mask: Tensor, gains: dict[str, Gain] | None, open_rate: Tensor) -> bool:
+        """Leaves a live rate that nothing reads, and that would be no better an open rate, for later."""
+        if node.name not in self.deferrable or self.config.bound != "auto":
+            return False
+        graph, layers = self.graph, Layers(self.layers)
+        least = torch.minimum(
+            composed_rate(graph, node.parents[0], mask, layers, norm_below),
+            product_rate(graph, node, mask, layers, norm_below),
+        ).detach()
+        if not can_defer(open_rate, least):
+            return False
+        self.layers.deferred[node.name] = Deferred(least, lambda: self._live_rate(node, mask, gains)[0])
+        return True
 
     def _slopes(self, node: Node, anchor: Tensor, interval: Interval) -> tuple[Interval, SlopeRange, SlopeRange | None]:
         """The interval with the anchor, slopes on it, and the slopes between any two points where they were taken.
@@ -260,30 +284,3 @@ def _check_slopes(node: Node, slopes: SlopeRange) -> None:
     if not bool(torch.isfinite(slopes.magnitude).all()):
         where = f"a slope of {node.operator} at node {node.name!r}"
         raise NonFiniteError(where, "the network's slopes overflow in this region: make eps smaller")
-
-
-def _tighten(
-    graph: NetworkGraph, node: Node, interval: Interval, value: Tensor, layers: Layers, region: Region
-) -> Interval:
-    """Bounds of the neurons whose sign is open, again, by composed rows around the centre."""
-    lower, upper = (t.flatten(1).clone() for t in interval)
-    open_ = (lower < 0) & (upper > 0)
-    most = int(open_.sum(1).max())
-    if most == 0:
-        return interval
-    index = open_.to(torch.int8).topk(most, dim=1).indices
-    batch, neurons = lower.shape
-    chunk = max(1, _ROW_ELEMENTS // (batch * max(n.shape.numel() for n in graph)))
-    deviation = Deviation(graph, layers, region)
-    lows, highs = [], []
-    for part in index.split(chunk, dim=1):
-        rows = torch.zeros(batch, part.shape[1], neurons, dtype=graph.dtype, device=graph.device)
-        rows.scatter_(2, part.unsqueeze(2), 1.0)
-        rows = rows.reshape(batch, -1, *node.shape)
-        lows.append(-deviation.upper(node.name, -rows))
-        highs.append(deviation.upper(node.name, rows))
-    at = value.flatten(1).gather(1, index)
-    low, high = at + torch.cat(lows, 1), at + torch.cat(highs, 1)
-    lower = lower.scatter(1, index, torch.maximum(lower.gather(1, index), low))
-    upper = upper.scatter(1, index, torch.minimum(upper.gather(1, index), high))
-    return lower.reshape(interval[0].shape), upper.reshape(interval[1].shape)

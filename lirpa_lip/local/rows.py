@@ -8,6 +8,7 @@ from torch import Tensor
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.errors import NonFiniteError, ShapeError
 from lirpa_lip.local.composed import composed_rate, composed_rows
+from lirpa_lip.local.deferred import settle, with_least
 from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.layers import Layers
 from lirpa_lip.local.norm_budget import NormBudget
@@ -77,11 +78,21 @@ def _output_upper(
     at = torch.einsum("bso,bo->bs", c, centre)
     rows = c.reshape(*c.shape[:2], *graph[graph.output].shape)
     upper = _by_interval(graph, c, layers)
+    found: Tensor | None = None
+    if layers.deferred:
+        found = at + Deviation(graph, layers, region).upper(graph.output, rows)
+        with torch.no_grad():
+            least = at + product_rows(graph, graph.output, rows, with_least(layers), region.eps)
+        if bool((least >= found).all()):
+            return torch.minimum(upper, found)
+        settle(layers)
     if config.bound != "composed":
         errors = RowErrors(layers.slack, len(c))
         reach = product_rows(graph, graph.output, rows, layers, region.eps, visit=errors.visit)
         upper = torch.minimum(upper, at + errors.added(reach, graph))
-    if config.bound != "product":
+    if found is not None:
+        upper = torch.minimum(upper, found)
+    elif config.bound != "product":
         goal = None
         if threshold is not None:
             # where the product bound is below it, nothing is left to reach

@@ -179,3 +179,18 @@ def test_function_map_in_float32_and_under_no_grad() -> None:
 def test_wrong_shapes_are_refused(build) -> None:
     with pytest.raises(ShapeError):
         build()
+
+
+@pytest.mark.parametrize("channels, out, kernel, padding, size", [(4, 4, 3, 1, 9), (5, 3, 4, 2, 8), (3, 2, 1, 0, 6)])
+def test_the_adjoint_by_a_turned_kernel(channels, out, kernel, padding, size):
+    """In float64 an adjoint may be a convolution too: the transposed one's values, and its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(out, channels, kernel, kernel, dtype=torch.float64, generator=generator).requires_grad_()
+    conv = Conv2dMap(weight, (channels, size, size), 1, padding)
+    assert conv._turned_pays and not conv.to(torch.float32)._turned_pays
+    y = torch.randn(2, *conv.out_shape, dtype=torch.float64, generator=generator)
+    wanted = F.conv_transpose2d(y, weight, padding=padding)
+    torch.testing.assert_close(conv.adjoint(y), wanted)
+    start = torch.randn(wanted.shape, dtype=torch.float64, generator=generator)
+    found, expected = (torch.autograd.grad((value * start).sum(), weight)[0] for value in (conv.adjoint(y), wanted))
+    torch.testing.assert_close(found, expected)

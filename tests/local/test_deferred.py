@@ -1,0 +1,81 @@
+"""Live rates that nothing but the output reads are taken where they can matter, and bounds are the same without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from networks.small import ball, networks, wrap
+
+from lirpa_lip.local import bounds, rows
+from lirpa_lip.local.composed import _balanced_weights, _root_weights, stacked_map
+from lirpa_lip.local.deferred import last_activations
+from lirpa_lip.local.norm_budget import NormBudget
+from lirpa_lip.local.propagate import planned_norms, propagate
+
+NETWORKS = networks()
+SETTINGS = {"certificate": "deterministic", "seed": 3}
+
+
+def both(net, shape, eps, monkeypatch):
+    """Bounds with rates left for later, how often they were taken after all, and bounds without."""
+    settled = []
+    original = rows.settle
+    monkeypatch.setattr(rows, "settle", lambda layers: (settled.append(list(layers.deferred)), original(layers)))
+    bounded, x = wrap(net, shape, **SETTINGS)
+    with torch.no_grad():
+        later = bounded.compute_bounds(x=ball(x, eps), method="local-lip")
+        with monkeypatch.context() as patched:
+            patched.setattr(bounds, "propagate", lambda *args, defer: propagate(*args))
+            at_once = bounded.compute_bounds(x=ball(x, eps), method="local-lip")
+    return later, settled, at_once
+
+
+@pytest.mark.parametrize("name", ["mlp-relu", "conv-relu", "residual", "clipped-maxmin"])
+def test_bounds_are_those_of_all_rates(name, monkeypatch):
+    later, _, at_once = both(*NETWORKS[name], 0.3, monkeypatch)
+    # anchors' errors differ in the last digits, and the search for a multiplier may end elsewhere
+    near = 1e-3 * float((at_once[1] - at_once[0]).mean())
+    for found, wanted in zip(later, at_once, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0.0, atol=near)
+
+
+def test_a_rate_that_matters_is_taken_once(monkeypatch):
+    later, settled, at_once = both(*NETWORKS["maxpool"], 3.0, monkeypatch)
+    assert len(settled) == 1
+    near = 1e-3 * float((at_once[1] - at_once[0]).mean())
+    for found, wanted in zip(later, at_once, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0.0, atol=near)
+
+
+def test_a_rate_that_cannot_matter_is_not_taken():
+    net, shape = NETWORKS["conv-relu"]
+    bounded, x = wrap(net, shape, **SETTINGS)
+    config = bounded.bound_opts["local_lip"]
+    graph, region, _ = bounds.prepare(bounded, ball(x, 0.3), config)
+    with torch.no_grad():
+        norm = NormBudget(config, planned_norms(graph, config, defer=True))
+        later = propagate(graph, region, config, norm, defer=True)
+        every = NormBudget(config, planned_norms(graph, config))
+        at_once = propagate(graph, region, config, every)
+    (last,) = last_activations(graph)
+    assert list(later.deferred) == [last] and bool(torch.isinf(later[last].live_rate).all())
+    assert norm.calls < every.calls
+    rate = at_once[last].live_rate
+    assert bool((later.deferred[last].least <= rate * (1 + 1e-9)).all())
+    torch.testing.assert_close(later.deferred[last].rate(), rate)
+
+
+def test_weights_are_found_in_float32_and_in_float64_where_it_cannot_hold_them():
+    net, shape = NETWORKS["conv-relu"]
+    for scale, single in ((1.0, True), (1e-30, False)):
+        bounded, x = wrap(net, shape, **SETTINGS)
+        config = bounded.bound_opts["local_lip"]
+        graph, region, _ = bounds.prepare(bounded, ball(x, 0.3), config)
+        with torch.no_grad():
+            layers = propagate(graph, region, config, NormBudget(config, planned_norms(graph, config)))
+            mask = torch.full((len(x), *graph[graph.output].shape), scale, dtype=torch.float64)
+            stacked, radii = stacked_map(graph, graph.output, mask, layers, len(x))
+            wanted = _balanced_weights(stacked, radii, 0.0, torch.inf)
+            found = _balanced_weights(stacked.to(torch.float32), radii.float(), 1e-12, 1e12)
+            assert (found is not None) == single
+            torch.testing.assert_close(_root_weights(stacked, radii), wanted, rtol=1e-3 if single else 0.0, atol=0.0)
