@@ -47,6 +47,7 @@ html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "heade
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_sidebars = {"install": [], "limits": []}  # pages without a section
 
 
 def figures(block: tuple, block_vars: dict, gallery_conf: dict) -> str:

@@ -83,10 +83,9 @@ def _output_upper(
         found = at + Deviation(graph, layers, region).upper(graph.output, rows)
         with torch.no_grad():
             least = at + product_rows(graph, graph.output, rows, with_least(layers), region.eps)
-        if bool((least >= found).all()):
-            return torch.minimum(upper, found)
-        settle(layers)
-    if config.bound != "composed":
+        if not bool((least >= found).all()):
+            settle(layers)
+    if config.bound != "composed" and not layers.deferred:
         errors = RowErrors(layers.slack, len(c))
         reach = product_rows(graph, graph.output, rows, layers, region.eps, visit=errors.visit)
         upper = torch.minimum(upper, at + errors.added(reach, graph))

@@ -39,6 +39,18 @@ def test_bounds_are_those_of_all_rates(name, monkeypatch):
         torch.testing.assert_close(found, wanted, rtol=0.0, atol=near)
 
 
+def test_rounding_counts_with_a_rate_left_for_later(monkeypatch):
+    """The error of the last products is added on this way too: seen where it is made large."""
+    net, shape = NETWORKS["mlp-relu"]
+    bounded, x = wrap(net, shape, **SETTINGS)
+    with torch.no_grad():
+        _, upper = bounded.compute_bounds(x=ball(x, 0.1), method="local-lip")
+        monkeypatch.setattr(rows, "positive_slack", lambda *_: 1e3)
+        monkeypatch.setattr(rows, "_by_interval", lambda graph, c, layers: c.new_full(c.shape[:2], torch.inf))
+        _, wider = bounded.compute_bounds(x=ball(x, 0.1), method="local-lip")
+    assert bool((wider > upper + 1e2 * net(x).abs()).all())
+
+
 def test_a_rate_that_matters_is_taken_once(monkeypatch):
     later, settled, at_once = both(*NETWORKS["maxpool"], 3.0, monkeypatch)
     assert len(settled) == 1
