@@ -83,7 +83,8 @@ class LipschitzResult(Certified):
         upper: ``(batch, specs)``, or ``(batch,)`` for the whole network: at least the constant, as certified.
         lower: same shape: the largest rate of change found at points of the region; never above the constant.
         worth: the certificate of ``upper``; also as ``certificate``, its kind, and ``failure_probability``.
-        details: of ``"local-lip"`` ``"seed"``, which repeats the run: ``LocalLipConfig(seed=...)``.
+        details: of ``"local-lip"`` ``"seed"``, which repeats the run, ``LocalLipConfig(seed=...)``, and ``"layers"``:
+            of every activation ``{"stable", "open", "eliminated"}``, numbers ``(batch,)`` that add up to all of it.
         stable, eliminated, neurons: neurons that are linear, of these constant, and all, per sample ``(batch,)``.
     """
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.autolirpa.calls import double_input, in_float64
 from lirpa_lip.autolirpa.reading import read_region
 from lirpa_lip.config import LocalLipConfig
@@ -127,8 +128,11 @@ def local_lip_constants(bounded: Any, x: Any, c: Tensor | None, method: str) -> 
             upper = whole_lipschitz(graph, layers, config, norm, len(region.eps))
         else:
             upper = row_lipschitz(graph, rows, layers, config)
-    counts = [(layer.slopes.stable, layer.slopes.eliminated) for layer in layers.values()]
-    stable, eliminated = (sum(t.flatten(1).sum(1) for t in kind) for kind in zip(*counts)) if counts else (None, None)
+    counted = {name: _neurons(layer.slopes) for name, layer in layers.items()}
+    stable, eliminated = (
+        sum(c["stable"] + c["eliminated"] for c in counted.values()) if counted else None,
+        sum(c["eliminated"] for c in counted.values()) if counted else None,
+    )
     return LipschitzResult(
         upper=outward_upper(upper, dtype),
         lower=-outward_upper(-_lower(graph, region, rows, layers, norm.seed), dtype).clamp(max=0),
@@ -136,8 +140,14 @@ def local_lip_constants(bounded: Any, x: Any, c: Tensor | None, method: str) -> 
         stable=stable,
         eliminated=eliminated,
         neurons=sum(layer.lower[0].numel() for layer in layers.values()),
-        details={"seed": norm.seed},
+        details={"seed": norm.seed, "layers": counted},
     )
+
+
+def _neurons(slopes: SlopeRange) -> dict[str, Tensor]:
+    """How many neurons of a layer are stable and not eliminated, open, and eliminated, per sample ``(batch,)``."""
+    stable, eliminated = (t.flatten(1).sum(1) for t in (slopes.stable, slopes.eliminated))
+    return {"stable": stable - eliminated, "open": slopes.stable[0].numel() - stable, "eliminated": eliminated}
 
 
 def network_graph(bounded: Any, dtype: torch.dtype | None = None) -> NetworkGraph:

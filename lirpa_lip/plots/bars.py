@@ -9,6 +9,7 @@ from lirpa_lip.plots.canvas import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 NEURONS = {"stable": "#4c9f70", "open": "#d9a441", "eliminated": "#9aa5b1"}
 """Colours of a layer's neurons; stable here means stable and not eliminated, so that the three add up."""
@@ -34,9 +35,14 @@ def stacked_shares(counts: Mapping[str, Mapping[str, int]], colours: Mapping[str
     return figure
 
 
-def neurons_by_layer(counts: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Stable, open, eliminated neurons per layer: ``{"layer 1": {"stable": 3, "open": 2, "eliminated": 5}}``."""
-    return stacked_shares(counts, NEURONS, "neurons")
+def neurons_by_layer(counts: Mapping[str, Mapping[str, int | Tensor]]) -> Figure:
+    """Stable, open, eliminated neurons per layer: ``{"layer 1": {"stable": 3, "open": 2, "eliminated": 5}}``.
+
+    Args:
+        counts: such numbers, or ``result.details["layers"]`` of ``local_lipschitz``, whose samples are added up.
+    """
+    whole = {name: {k: int(getattr(v, "sum", lambda v=v: v)()) for k, v in c.items()} for name, c in counts.items()}
+    return stacked_shares(whole, NEURONS, "neurons")
 
 
 def method_comparison(

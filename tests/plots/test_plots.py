@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 pytest.importorskip("matplotlib")
 
+from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.certifying import Certified
 from lirpa_lip.errors import ShapeError
 from lirpa_lip.plots import (
@@ -70,3 +72,21 @@ def test_curves_count_right_samples_that_are_safe_at_each_radius():
     assert at[min(at, key=lambda e: abs(e - 0.7))] == 25 and at[max(at)] == 0
     assert list(axes.lines[1].get_ydata()) == [75]
     assert accuracy_curves({"nothing": []}).axes
+
+
+def test_layers_of_a_constant_are_counted_as_its_intervals_say():
+    """Against the pre-activations' exact intervals on a ball, row by row: centre ± eps ‖row‖."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 40), torch.nn.ReLU(), torch.nn.Linear(40, 2)).eval()
+    x, eps = torch.randn(4, 3), 0.3
+    ball = (BoundedTensor(x, PerturbationLpNorm(norm=2, eps=eps)),)
+    found = BoundedModule(model, x[:1]).local_lipschitz(x=ball)
+    (counted,) = found.details["layers"].values()
+    centre, move = model[0](x).detach(), eps * model[0].weight.detach().norm(dim=1)
+    assert counted["eliminated"].tolist() == (centre + move <= 0).sum(1).tolist()
+    assert counted["stable"].tolist() == (centre - move >= 0).sum(1).tolist()
+    assert (sum(counted.values()) == found.neurons).all() and 0 < int(counted["open"].sum())
+    assert (found.stable == counted["stable"] + counted["eliminated"]).all()
+    (axes,) = neurons_by_layer(found.details["layers"]).axes
+    widths = [bar.get_width() for group in axes.containers for bar in group]
+    assert widths == pytest.approx([float(100 * counted[k].sum() / 160) for k in ("stable", "open", "eliminated")])
