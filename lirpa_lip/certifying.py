@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lirpa_lip.errors import NonFiniteError, ShapeError, TrainingModeError
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE
 from lirpa_lip.results import Certificate, Kind
-from lirpa_lip.training.certifiers import Certifier, make_certifier
+from lirpa_lip.training.certifiers import Certifier, Verdict, make_certifier
 from lirpa_lip.training.epsilon import parse_epsilon
 from lirpa_lip.training.rows import reaches
 
@@ -79,7 +79,7 @@ def certify(
         inference: the arithmetic that the network is run in, see ``LocalLipConfig``; None for the default.
 
     Returns:
-        One record per sample, in order.
+        One record per sample, in order. A batch for which memory does not suffice is halved.
 
     Raises:
         UnknownMethodError, ConfigError, CertificateError: a setting that cannot be.
@@ -112,12 +112,28 @@ def certify(
                 predictions = _logits(wide, images).argmax(dim=1)
             labels = predictions if y is None else y[place : place + batch_size].to(predictions)
             certifier = certifier or make_certifier(method, wide, images[:1], certificate, delta, **options)
-            verdict = certifier(images, predictions, [exact])
-            columns = (predictions.tolist(), labels.tolist(), verdict.radius.tolist())
-            for prediction, label, radius in zip(*columns):
+            radii = [(r, v.worth) for v in _in_memory(certifier, images, predictions, exact) for r in v.radius.tolist()]
+            for prediction, label, (radius, worth) in zip(predictions.tolist(), labels.tolist(), radii, strict=True):
                 certified = prediction == label and reaches(radius, exact)
-                found.append(Certified(certified, prediction, label, radius, verdict.worth))
+                found.append(Certified(certified, prediction, label, radius, worth))
     return found
+
+
+def _in_memory(certifier: Certifier, x: Tensor, predictions: Tensor, eps: Fraction) -> list[Verdict]:
+    """Verdicts of consecutive parts of a batch, each half as large as one that memory did not suffice for."""
+    try:
+        return [certifier(x, predictions, [eps])]
+    except (RuntimeError, MemoryError) as error:
+        if len(x) == 1 or not _out_of_memory(error):
+            raise
+    half = (len(x) + 1) // 2
+    parts = zip(x.split(half), predictions.split(half), strict=True)
+    return [verdict for part in parts for verdict in _in_memory(certifier, *part, eps)]
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """PyTorch has a class for it on GPUs, and on CPUs a RuntimeError of its allocator."""
+    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _check(model: nn.Module, x: Tensor, y: Tensor | None) -> None:

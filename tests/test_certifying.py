@@ -95,3 +95,29 @@ def test_inference_is_passed_on_or_refused():
     else:
         with pytest.raises(ConfigError, match="inference"):
             lirpa_lip.certify(known_network(), X[:1], eps=0.1, inference="float32")
+
+
+def test_a_batch_too_large_for_memory_is_halved(monkeypatch):
+    from lirpa_lip import certifying
+
+    whole = lirpa_lip.certify(known_network(), X, eps="1/5")
+    made, original = [], certifying.make_certifier
+
+    def small_memory(*args, **options):
+        certifier = original(*args, **options)
+
+        def call(x, predictions, eps):
+            made.append(len(x))
+            if len(x) > limit:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
+            return certifier(x, predictions, eps)
+
+        return call
+
+    monkeypatch.setattr(certifying, "make_certifier", small_memory)
+    limit = 1
+    assert lirpa_lip.certify(known_network(), X[:3], eps="1/5") == whole[:3]
+    assert made == [3, 2, 1, 1, 1]
+    limit = 0
+    with pytest.raises(RuntimeError, match="allocate"):
+        lirpa_lip.certify(known_network(), X[:1], eps="1/5")

@@ -121,7 +121,7 @@ def local_lip_constants(bounded: Any, x: Any, c: Tensor | None, method: str) -> 
     with _gradients_where_needed(graph, region):
         if config.anchored:
             # secants give tighter pre-activation bounds; the constant itself is about all pairs of points
-            first = propagate(graph, region, config, norm, prior)
+            first = propagate(graph, region, config, norm, prior, intervals_only=True)
             prior = {layer.parent: (layer.lower, layer.upper) for layer in first.values()}
         layers = propagate(graph, region, config, norm, prior, anchored=False)
         if rows is None:

@@ -52,6 +52,7 @@ def propagate(
     *,
     anchored: bool | None = None,
     defer: bool = False,
+    intervals_only: bool = False,
 ) -> Layers:
     """Bounds, slopes and rates of every activation, in topological order.
 
@@ -59,10 +60,12 @@ def propagate(
         prior_intervals: valid bounds of some pre-activations from elsewhere (CROWN), intersected with those found here.
         anchored: override of ``config.anchored``.
         defer: leave live rates that nothing here reads for later (``Layers.deferred``).
+        intervals_only: rates that no interval depends on are not wanted, and left infinite.
     """
     anchored = config.anchored if anchored is None else anchored
     found = Propagation(graph, region, config, norm, prior_intervals=prior_intervals or {}, anchored=anchored)
-    found.deferrable = last_activations(graph) if defer and not config.is_estimate else set()
+    if (defer or intervals_only) and not config.is_estimate:
+        found.deferrable, found.rates_of_last = last_activations(graph), not intervals_only
     return found.run()
 
 
@@ -89,6 +92,7 @@ class Propagation:
         self.rows: dict[str, dict[str, Tensor]] = {}
         self.tightened = 0
         self.deferrable: set[str] = set()
+        self.rates_of_last = True
 
     def _values(self) -> dict[str, Tensor]:
         return self.graph.values(self.region.centre)
@@ -153,11 +157,12 @@ class Propagation:
         (lower, upper), slopes, whole = self._slopes(node, anchor, self.intervals[parent])
         gains = self._gains(parent, slopes.magnitude)
         open_rate, norms = torch.full_like(self.region.eps, torch.inf), None
-        if self.config.bound != "product":
+        unread = node.name in self.deferrable and not self.rates_of_last
+        if self.config.bound != "product" and not unread:
             rate = composed_rate(self.graph, parent, slopes.radius, self.layers, self.norm, gains=gains)
             open_rate = self._outward(rate)
         live_rate, slower = torch.full_like(open_rate, torch.inf), open_rate
-        if not self._defer(node, slopes.magnitude, gains, open_rate):
+        if not unread and not self._defer(node, slopes.magnitude, gains, open_rate):
             live_rate, norms = self._live_rate(node, slopes.magnitude, gains)
             slower = live_rate
             # every diagonal contraction of S^½ z moves no faster, R^½ z among them

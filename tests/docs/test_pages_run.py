@@ -36,7 +36,7 @@ def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         if language == "python":
             printed = run(body, page, names)
         elif language == "sh":
-            printed = "".join(call(line) for line in body.splitlines())
+            printed = "".join(call(line) for line in body.replace("\\\n", " ").splitlines())
         elif language == "text":
             assert doctest.OutputChecker().check_output(body, printed, SAME), f"{page} says\n{body}\nnot\n{printed}"
 

@@ -77,6 +77,24 @@ def test_a_rate_that_cannot_matter_is_not_taken():
     torch.testing.assert_close(later.deferred[last].rate(), rate)
 
 
+@pytest.mark.parametrize("name", ["conv-relu", "residual"])
+def test_a_pass_for_intervals_takes_no_rates_that_none_depends_on(name, monkeypatch):
+    net, shape = NETWORKS[name]
+    bounded, x = wrap(net, shape, **SETTINGS)
+    config = bounded.bound_opts["local_lip"]
+    graph, region, _ = bounds.prepare(bounded, ball(x, 0.3), config)
+    with torch.no_grad():
+        norms = [NormBudget(config, planned_norms(graph, config)) for _ in range(2)]
+        some = propagate(graph, region, config, norms[0], intervals_only=True)
+        every = propagate(graph, region, config, norms[1])
+        for layer, wanted in zip(some.values(), every.values(), strict=True):
+            torch.testing.assert_close((layer.lower, layer.upper), (wanted.lower, wanted.upper), rtol=1e-9, atol=1e-12)
+        assert norms[0].calls <= norms[1].calls - 2 * len(last_activations(graph))
+        found = bounded.local_lipschitz(ball(x, 0.3)).upper
+        monkeypatch.setattr(bounds, "propagate", lambda *args, intervals_only=False, **rest: propagate(*args, **rest))
+        torch.testing.assert_close(found, bounded.local_lipschitz(ball(x, 0.3)).upper, rtol=1e-4, atol=0.0)
+
+
 def test_weights_are_found_in_float32_and_in_float64_where_it_cannot_hold_them():
     net, shape = NETWORKS["conv-relu"]
     for scale, single in ((1.0, True), (1e-30, False)):
