@@ -46,7 +46,8 @@ def _evaluate(bounded: Any, node: Any, points: tuple[Tensor, ...], values: dict[
     if node.name not in values:
         index = getattr(node, "input_index", None)
         if type(node).__name__ == "BoundInput" and index is not None:
-            values[node.name] = node.forward_value = points[index]
+            # beyond the model's inputs: what 0.7 adds for the shapes that gradients of a concatenation ask for
+            values[node.name] = node.forward_value = points[index] if index < len(points) else node.value
         else:
             parts = [_evaluate(bounded, parent, points, values, change) for parent in node.inputs]
             value = node.forward(*parts)

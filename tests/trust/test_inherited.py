@@ -240,3 +240,10 @@ def test_linear_constraints_beside_a_box():
     points = low + (high - low) * torch.rand(200, 2)
     inside = model(points[points.sum(1) + 2 <= 0])
     assert len(inside) and bool((inside >= lower - 1e-5).all() and (inside <= upper + 1e-5).all())
+
+
+def test_jacobian_of_a_concatenation_is_wrapped():
+    """0.7 adds inputs of its own to such a graph."""
+    jacobian = pytest.importorskip("auto_LiRPA.jacobian", reason="this auto_LiRPA has no Jacobians")
+    model = Call(lambda x: jacobian.JacobianOP.apply(torch.cat([x, x], dim=1), x)).eval()
+    BoundedModule(model, torch.randn(1, 5))
