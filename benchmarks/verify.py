@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from lirpa_lip.comparison import METHODS, make_method
 from lirpa_lip.margin import certified, margin_specification
-from lirpa_lip.regions.region import safe_norm
+from lirpa_lip.regions.sizes import safe_norm
 from lirpa_lip.results import weakest
 from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
 

@@ -17,7 +17,7 @@ from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import absolute, total_gamma
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.linear_map import LinearMap
-from lirpa_lip.regions.region import safe_norm
+from lirpa_lip.regions.sizes import safe_norm
 
 
 @torch.no_grad()

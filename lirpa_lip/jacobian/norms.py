@@ -18,7 +18,7 @@ from lirpa_lip.jacobian.forward import Interval
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.linear_map import DenseMap
-from lirpa_lip.regions.region import safe_norm
+from lirpa_lip.regions.sizes import safe_norm
 
 NORMS = (math.inf, 2, 1)
 

@@ -24,7 +24,7 @@ from lirpa_lip.local.layers import Gain, Layers, centres, safe_sqrt, zero_safe_p
 from lirpa_lip.local.linearised import StackedMap, Visit, pull_back
 from lirpa_lip.local.norm_budget import JointNorm, Norm
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.regions.region import safe_norm
+from lirpa_lip.regions.sizes import safe_norm
 
 #: Joint steps on the leading vector and the weights before the norm is certified.
 _WEIGHT_STEPS = 6

@@ -28,7 +28,8 @@ from lirpa_lip.local.linearised import pull_back
 from lirpa_lip.local.relaxation import OpenNeurons, maxima
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import RowErrors
-from lirpa_lip.regions.region import Region, safe_square
+from lirpa_lip.regions.region import Region
+from lirpa_lip.regions.sizes import safe_square
 
 #: First step on slopes (of ranges of length about 1) and on the logarithms of multipliers; both fall to a fifth.
 _SLOPE_STEP, _LOG_STEP, _LAST_STEP = 0.1, 1.0, 0.2

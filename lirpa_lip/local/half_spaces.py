@@ -29,7 +29,9 @@ from lirpa_lip.local.layers import Layer, Layers
 from lirpa_lip.local.linearised import pull_back
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import RowErrors, positive_slack, widest
-from lirpa_lip.regions.region import Region, SupportSearch, safe_square, support_point
+from lirpa_lip.regions.region import Region
+from lirpa_lip.regions.sizes import safe_square
+from lirpa_lip.regions.support import SupportSearch, support_point
 
 #: First step on slopes, on β in units of a layer's rows, and on the logarithms of multipliers; all fall to a fifth.
 _SLOPE_STEP, _OFFSET_STEP, _LOG_STEP, _LAST_STEP = 0.1, 0.1, 0.5, 0.2

@@ -20,7 +20,8 @@ from lirpa_lip.network.forward_error import forward_error
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.node import Interval
 from lirpa_lip.network.rounding import positive_slack
-from lirpa_lip.regions.region import Region, safe_norm
+from lirpa_lip.regions.region import Region
+from lirpa_lip.regions.sizes import safe_norm
 
 #: Most elements of a batch of rows.
 _ELEMENTS = 1 << 23

@@ -21,7 +21,7 @@ from lirpa_lip.network.forward_error import forward_error
 from lirpa_lip.network.graph import NetworkGraph, affine_value
 from lirpa_lip.network.node import Interval
 from lirpa_lip.network.rounding import RowErrors, positive_slack, widest
-from lirpa_lip.regions.region import safe_norm
+from lirpa_lip.regions.sizes import safe_norm
 
 #: Share of the terms of a tangent below which it is what their rounding left.
 _STILL = 1e-12

@@ -21,7 +21,7 @@ from lirpa_lip.local.norm_budget import Norm
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.rounding import absolute, map_gamma, positive_slack, summands
 from lirpa_lip.norms.linear_map import ComposedMap, SumMap
-from lirpa_lip.regions.region import safe_norm
+from lirpa_lip.regions.sizes import safe_norm
 
 
 def product_plan(graph: NetworkGraph, node: Node | None) -> int:

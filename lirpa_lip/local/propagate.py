@@ -27,7 +27,8 @@ from lirpa_lip.local.tighten import composed_interval
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import Interval, check_interval, intersect, node_interval
 from lirpa_lip.network.rounding import NodeErrors, positive_slack
-from lirpa_lip.regions.region import Region, safe_norm
+from lirpa_lip.regions.region import Region
+from lirpa_lip.regions.sizes import safe_norm
 
 #: Share of a layer's reach, and of its values, from which the error of its anchors is worth norms of its own.
 _NOTABLE = 1e-7

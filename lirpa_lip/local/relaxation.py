@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import Piece
 from lirpa_lip.local.layers import Layer
-from lirpa_lip.regions.region import safe_square
+from lirpa_lip.regions.sizes import safe_square
 
 #: Steps towards the best multiplier; any number of them gives a valid bound.
 _STEPS = 6

@@ -4,14 +4,8 @@ For every class pair the last layer of a network sees
 
     max ⟨c, v⟩   subject to   ‖v‖₂ ≤ r,   lo ≤ v ≤ up      (lo ≤ 0 ≤ up, so that v = 0 is feasible)
 
-with c = w_j − w_y. By Lagrangian duality, for every t > 0,
-
-    D(t) = r² / (2t) + Σᵢ cᵢ vᵢ − vᵢ² / (2t),     v = clip(t·c, lo, up),
-
-is at least the maximum, and equals it where ‖v‖ = r, or in the limit t → ∞ where the box lies inside the ball along c.
-The search for t is the clip-and-rescale iteration of Lee, Lee & Park (NeurIPS 2020, arXiv 2010.15480, §3.2): clip,
-give the coordinates that are still free the norm that is left, repeat. It rises monotonically and ends when the set of
-clipped coordinates settles. As we return D(t) and never ⟨c, v⟩, a search stopped early errs upwards.
+with c = w_j − w_y, from above by `lirpa_lip.regions.ball_box`: as a dual value is returned and never ⟨c, v⟩, a search
+stopped early errs upwards. What is here is the memory: class by class in the forward and in the backward pass.
 """
 
 from __future__ import annotations
@@ -20,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from lirpa_lip.regions.ball_box import clipped, dual_value, scale_to_ball
 
 _CHUNK_ELEMENTS = 2**24  # floats of one temporary of shape (batch, classes, features); a few such live at once
 
@@ -82,35 +78,23 @@ class _BallBox(torch.autograd.Function):
 
 
 def _search(c: Tensor, radius: Tensor, lower: Tensor, upper: Tensor, iterations: int) -> Tensor:
-    """Clip-and-rescale: t with ‖clip(t·c, lo, up)‖ = r, or ∞ where the whole box fits; (batch, classes)."""
-    square = c.square()
-    radius = radius.unsqueeze(1)
-    norm = square.sum(-1).sqrt()
-    t = torch.where(norm > 0, radius / norm, torch.inf)
-    for _ in range(iterations):
-        v = _clipped(c, t.unsqueeze(-1), lower, upper)
-        clipped = v != t.unsqueeze(-1) * c
-        free = torch.where(clipped, 0, square).sum(-1)
-        left = (radius.square() - torch.where(clipped, v.square(), 0).sum(-1)).clamp(min=0)
-        longer = torch.where(free > 0, (left / free).sqrt(), torch.inf)
-        settled = longer <= t
-        t = torch.where(settled, t, longer)
-        if bool(settled.all()):
-            break
-    return torch.where(radius > 0, t, 0.0)
+    """t of `scale_to_ball`, as large as can be where the whole box fits, 0 where there is no ball; (batch, classes)."""
+    t, fits = scale_to_ball(c, lower.unsqueeze(1), upper.unsqueeze(1), radius.unsqueeze(1), iterations)
+    return torch.where(radius.unsqueeze(1) > 0, torch.where(fits, _most(t), t), 0.0)
+
+
+def _most(t: Tensor) -> float:
+    """Stands for ∞, which times a coordinate that the objective ignores would be no number."""
+    return torch.finfo(t.dtype).tiny ** -0.5
 
 
 def _clipped(c: Tensor, t: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    """clip(t·c, lo, up), where 0·∞ (a coordinate the objective ignores) counts as 0."""
-    moved = torch.where(c == 0, 0.0, t * c)
-    return torch.minimum(torch.maximum(moved, lower.unsqueeze(1)), upper.unsqueeze(1))
+    return clipped(t * c, lower.unsqueeze(1), upper.unsqueeze(1))
 
 
 def _dual_value(c: Tensor, t: Tensor, radius: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-    v = _clipped(c, t.unsqueeze(-1), lower, upper)
-    linear = (c * v).sum(-1)
-    correction = (radius.unsqueeze(1).square() - v.square().sum(-1)) / (2 * t)
-    return linear + torch.where((t > 0) & ~torch.isinf(t), correction, 0.0)
+    multiplier = torch.where((t > 0) & (t < _most(t)), 0.5 / t, 0.0)
+    return dual_value(c, _clipped(c, t.unsqueeze(-1), lower, upper), multiplier, radius.unsqueeze(1))
 
 
 def _pair_norms(weight: Tensor, labels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lirpa_lip.jacobian.backward import Backward, push_tangent
 from lirpa_lip.jacobian.norms import row_norms, whole_norm
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.regions.region import safe_norm
+from lirpa_lip.regions.sizes import safe_norm
 
 
 @dataclass(frozen=True)

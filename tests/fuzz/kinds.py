@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm, masked_spectral_norm
 from lirpa_lip.norms.linear_map import ComposedMap, Conv2dMap, DenseMap
-from lirpa_lip.regions.region import box_ball_support
+from lirpa_lip.regions.ball_box import box_ball_support
 
 from .layers import Call
 from .models import RandomModel, random_model, random_shape

@@ -12,7 +12,8 @@ from lirpa_lip.activations.piecewise_linear import absolute, clip, relu
 from lirpa_lip.local import relaxation
 from lirpa_lip.local.layers import Layer
 from lirpa_lip.local.relaxation import OpenNeurons
-from lirpa_lip.regions.region import Region, box_ball_support
+from lirpa_lip.regions.ball_box import box_ball_support
+from lirpa_lip.regions.region import Region
 
 ACTIVATIONS = [relu(), absolute(), clip(-0.5, 0.4), smooth.tanh(), smooth.gelu(), smooth.elu(0.7)]
 

@@ -15,7 +15,7 @@ from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.product import zero_safe_product
 from lirpa_lip.local.propagate import propagate
 from lirpa_lip.norms import masked_spectral_norm
-from lirpa_lip.regions.region import safe_norm
+from lirpa_lip.regions.sizes import safe_norm
 
 
 class Skips(nn.Module):

@@ -161,7 +161,8 @@ def test_certified_bounds_hold_and_are_no_looser(name: str):
         config = replace(LocalLipConfig(certificate="deterministic"), bound=bound)
         bounded = BoundedModule(model, X, bound_opts={"local_lip": config})
         lower, _ = bounded.compute_bounds(x=(ball(0.2),), C=rows, method="local-lip")
-        assert (lower.detach() >= margins - 0.2 * certified - 1e-9).all()
+        # norms of two runs differ by their random starts, in the ninth digit
+        assert (lower.detach() >= margins - 0.2 * certified * (1 + 1e-6)).all()
         steps = {"iterations": 80} | ({"refinements": 40, "rivals": 3} if bound == "auto" else {})
         estimate = make_bound(method, model, X, **steps).eval()(X, 0.2, LABELS).pair_lipschitz[others].reshape(3, 3)
         assert (certified <= estimate * (1 + 2e-2)).all()

@@ -9,7 +9,8 @@ from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.precision import next_above, next_below, rounded_up
-from lirpa_lip.regions.region import Region, safe_norm
+from lirpa_lip.regions.region import Region
+from lirpa_lip.regions.sizes import safe_norm
 
 #: Rounded down by float32, and rounded up by it.
 DOWN = [eps for eps in (k / 10 for k in range(1, 100)) if float(torch.tensor(eps)) < eps]
