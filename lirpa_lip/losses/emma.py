@@ -29,6 +29,11 @@ class EMMALoss(RobustLoss):
         labels: Tensor,
         region: FeatureRegion | None = None,
     ) -> Tensor:
+        return F.cross_entropy(self.enlarged(logits, pair_lipschitz, eps, labels), labels)
+
+    @staticmethod
+    def enlarged(logits: Tensor, pair_lipschitz: Tensor, eps: float | Tensor, labels: Tensor) -> Tensor:
+        """The logits with every rival's raised by ε_j · L_j, (batch, classes)."""
         check_shapes(logits, pair_lipschitz, labels)
         logits, pair_lipschitz = full_precision(logits), full_precision(pair_lipschitz)
         with torch.no_grad():
@@ -37,4 +42,4 @@ class EMMALoss(RobustLoss):
                 margin / pair_lipschitz.clamp(min=torch.finfo(logits.dtype).tiny), _column(eps, logits)
             )
         increase = torch.where(_is_label(logits, labels), 0.0, reach * pair_lipschitz)
-        return F.cross_entropy(logits + increase, labels)
+        return logits + increase

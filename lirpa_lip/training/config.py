@@ -19,6 +19,8 @@ from lirpa_lip.training.data import DATASETS, DEFAULT_EPS
 from lirpa_lip.training.epsilon import parse_epsilon
 from lirpa_lip.training.models import ACTIVATIONS, ARCHITECTURES
 from lirpa_lip.training.sampling import AUGMENTATIONS
+from lirpa_lip.training.schedules import DECAYS
+from lirpa_lip.training.starts import INITS
 
 LOSS_NAMES = ("plain", *LOSSES)
 FORMAT = 2
@@ -54,6 +56,8 @@ class TrainConfig:
         None, "Start of the clipping thresholds; the published one if left out.", range=POSITIVE
     )
 
+    init: str = _setting("published", "Start of the weights of the named architectures.", INITS)
+
     loss: str = _setting("gloro", "Training loss.", LOSS_NAMES)
     bound: str = _setting("local-product", "Lipschitz bound inside the loss.", tuple(BOUNDS))
     bound_iterations: int = _setting(2, "Lanczos steps per layer and training step.", range=COUNT)
@@ -75,6 +79,7 @@ class TrainConfig:
     lr: float = _setting(1e-3, "Learning rate of Adam.", range=POSITIVE)
     end_lr: float = _setting(5e-6, "Learning rate at the end.", range=POSITIVE)
     lr_hold: float = _setting(0.5, "Fraction of the epochs before the learning rate decays.", range=SHARE)
+    lr_decay: str = _setting("exponential", "How the learning rate falls.", DECAYS)
     weight_decay: float = _setting(0.0, "Weight decay (decoupled).", range=NOT_NEGATIVE)
     clip_grad: float | None = _setting(None, "Largest gradient norm; none if left out.", range=POSITIVE)
     ema: float | None = _setting(None, "Decay of the weights' moving average; none if left out.", range=BETWEEN)

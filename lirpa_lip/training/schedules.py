@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from lirpa_lip.errors import ConfigError
+from lirpa_lip.errors import ConfigError, UnknownMethodError
+
+DECAYS = ("exponential", "cosine")
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,22 @@ class LinearRamp:
 
 @dataclass(frozen=True)
 class HoldThenDecay:
-    """``start`` for the first ``hold`` epochs, then exponential decay that reaches ``end`` at ``epochs``.
+    """``start`` for the first ``hold`` epochs, then a decay that reaches ``end`` at ``epochs``.
 
-    The published schedule holds for half the epochs + 25 (Huang et al. 2021, published code).
+    With p the part of the time after ``hold`` that has passed, the rate is start · (end / start)^p (``"exponential"``)
+    or end + (start − end) · (1 + cos πp) / 2 (``"cosine"``; Loshchilov & Hutter, ICLR 2017, arXiv 1608.03983).
+    The published schedule holds for half the epochs + 25 and is exponential (Huang et al. 2021, published code).
     """
 
     start: float
     end: float
     hold: float
     epochs: float
+    decay: str = "exponential"
 
     def __post_init__(self) -> None:
+        if self.decay not in DECAYS:
+            raise UnknownMethodError(self.decay, DECAYS, kind="decay")
         if self.start <= 0 or self.end <= 0 or not 0 <= self.hold <= self.epochs:
             raise ConfigError(
                 "the learning rate needs start > 0, end > 0 and 0 <= hold <= epochs; "
@@ -51,4 +59,6 @@ class HoldThenDecay:
         if epoch <= self.hold:
             return self.start
         progress = min(1.0, (epoch - self.hold) / (self.epochs - self.hold)) if self.epochs > self.hold else 1.0
+        if self.decay == "cosine":
+            return self.end + (self.start - self.end) * (1.0 + math.cos(math.pi * progress)) / 2.0
         return float(self.start * (self.end / self.start) ** progress)

@@ -28,6 +28,7 @@ from lirpa_lip.training.runlog import RunLog
 from lirpa_lip.training.sampling import augmented, derived_seed, epoch_batches, prefetched, steps_per_epoch
 from lirpa_lip.training.schedules import HoldThenDecay, LinearRamp
 from lirpa_lip.training.separation import check_radius
+from lirpa_lip.training.starts import orthogonal_start
 from lirpa_lip.training.totals import Totals
 
 
@@ -66,7 +67,10 @@ class Trainer:
             mean_std[0],
             std=mean_std[1],
             threshold=config.threshold,
-        ).to(self.accelerator.device)
+        )
+        if config.init == "orthogonal":
+            orthogonal_start(model)
+        model = model.to(self.accelerator.device)
         sample = torch.zeros(1, *self.data.shape, device=self.accelerator.device)
         self.objective = Objective(
             *(model, sample, config.loss, config.bound, config.sparsity),
@@ -79,7 +83,9 @@ class Trainer:
         train_eps, eps = (rounded_up(parse_epsilon(text or config.radius)) for text in (config.train_eps, config.eps))
         self.eps, ramp = eps, (config.warmup, config.ramp)
         self.eps_ramp, self.kappa_ramp = LinearRamp(0.0, train_eps, *ramp), LinearRamp(1.0, config.kappa, *ramp)
-        self.lr = HoldThenDecay(config.lr, config.end_lr, config.lr_hold * config.epochs, config.epochs)
+        self.lr = HoldThenDecay(
+            config.lr, config.end_lr, config.lr_hold * config.epochs, config.epochs, config.lr_decay
+        )
 
     @property
     def model(self) -> torch.nn.Module:

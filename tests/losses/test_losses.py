@@ -12,10 +12,12 @@ from lirpa_lip.errors import ConfigError, ShapeError, UnknownMethodError
 from lirpa_lip.losses import (
     LOSSES,
     BCPLoss,
+    CalibratedMarginLoss,
     CRMLoss,
     EMMALoss,
     FeatureRegion,
     GloRoLoss,
+    LogitAnnealingLoss,
     make_loss,
     mixed_loss,
     worst_case_logits,
@@ -117,6 +119,61 @@ def test_crm(batch):
     torch.testing.assert_close(loss(logits, lipschitz, eps, labels), expected)
 
 
+def test_logit_annealing(batch):
+    logits, lipschitz, labels = batch
+    loss, terms = LogitAnnealingLoss(temperature=0.7, offset=1.5, annealing=3.0), []
+    for b, y in enumerate(labels.tolist()):
+        asked = []
+        for j in range(4):
+            margin, rate = (logits[b, y] - logits[b, j]).item(), lipschitz[b, j].item()
+            raised = 0.0 if j == y else min(max(margin / rate, 0.0), 0.3) * rate
+            asked.append((logits[b, j].item() + raised - 1.5 * (j == y)) / 0.7)
+        p = math.exp(asked[y]) / sum(map(math.exp, asked))
+        terms.append(-0.7 * (1 - p) ** 3 * math.log(p))
+    assert loss(logits, lipschitz, 0.3, labels).item() == pytest.approx(sum(terms) / 6, rel=1e-12)
+
+
+def test_logit_annealing_without_annealing_is_emma(batch):
+    logits, lipschitz, labels = batch
+    plain = LogitAnnealingLoss(temperature=1.0, offset=0.0, annealing=0.0)
+    torch.testing.assert_close(plain(logits, lipschitz, 0.3, labels), EMMALoss()(logits, lipschitz, 0.3, labels))
+
+
+def test_logit_annealing_leaves_large_margins_alone():
+    """A sample that has its margin pulls less, relative to one without, than in the cross-entropy."""
+
+    def pull(annealing: float) -> float:
+        logits = torch.tensor([[0.5, 0.0], [6.0, 0.0]], dtype=torch.float64, requires_grad=True)
+        rates = torch.tensor([[0.0, 1.0]] * 2, dtype=torch.float64)
+        LogitAnnealingLoss(annealing=annealing)(logits, rates, 0.1, torch.tensor([0, 0])).backward()
+        return (logits.grad[1, 0] / logits.grad[0, 0]).item()
+
+    assert 0 < pull(5.0) < 1e-3 * pull(0.0)
+
+
+def test_calibrated_margin(batch):
+    logits, lipschitz, labels = batch
+    loss, terms = CalibratedMarginLoss(slack=0.2), []
+    sigma = 0.3 / math.log(1.8 / 0.2)
+    for b, y in enumerate(labels.tolist()):
+        radii = [((logits[b, y] - logits[b, j]) / lipschitz[b, j]).item() for j in range(4) if j != y]
+        terms.append(math.log1p(sum(math.exp((0.3 - r) / sigma) for r in radii)))
+    assert loss(logits, lipschitz, 0.3, labels).item() == pytest.approx(sum(terms) / 6, rel=1e-12)
+    # Neither the logits' scale nor the bound's is of any use to it.
+    torch.testing.assert_close(loss(7 * logits, 7 * lipschitz, 0.3, labels), loss(logits, lipschitz, 0.3, labels))
+
+
+def test_calibration_of_two_classes():
+    """p / 2, 1/2 and 1 − p / 2 at certified radii of 0, eps and 2 eps; eps = 0 is the cross-entropy."""
+    logits = torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
+    rates, loss = torch.tensor([[0.0, 2.0]], dtype=torch.float64), CalibratedMarginLoss(slack=0.3)
+    for row, p in zip(logits, (0.15, 0.5, 0.85), strict=True):
+        assert loss(row[None], rates, 0.5, torch.tensor([0])).item() == pytest.approx(-math.log(p))
+    labels, eps = torch.tensor([0, 0, 0]), torch.tensor([0.0, 0.5, 0.0], dtype=torch.float64)
+    mixed = (math.log(2) + math.log(2) + math.log1p(math.exp(-2))) / 3
+    assert loss(logits, rates.expand(3, 2), eps, labels).item() == pytest.approx(mixed)
+
+
 def test_mixed_loss(batch):
     logits, lipschitz, labels = batch
     robust = GloRoLoss()(logits, lipschitz, 0.3, labels)
@@ -156,3 +213,7 @@ def test_errors(batch):
             make_loss(name)(logits, lipschitz[:, :3], 0.1, labels)
     with pytest.raises(ConfigError, match="sharpness"):
         CRMLoss(sharpness=0.0)
+    with pytest.raises(ConfigError, match="slack"):
+        CalibratedMarginLoss(slack=1.0)
+    with pytest.raises(ConfigError, match="temperature"):
+        LogitAnnealingLoss(temperature=0.0)

@@ -63,6 +63,12 @@ def test_learning_rate():
     assert lr(237.5) == pytest.approx(1e-4)
     assert lr(300) == pytest.approx(1e-5)
     assert HoldThenDecay(1e-3, 1e-5, 10, 10)(10) == 1e-3
+    cosine = HoldThenDecay(1e-3, 1e-5, hold=100, epochs=300, decay="cosine")
+    assert cosine(100) == 1e-3 and cosine(300) == pytest.approx(1e-5)
+    assert cosine(200) == pytest.approx((1e-3 + 1e-5) / 2)
+    assert cosine(150) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (2 + 2**0.5) / 4)
+    with pytest.raises(UnknownMethodError, match="cosine"):
+        HoldThenDecay(1e-3, 1e-5, 1, 10, decay="linear")
     with pytest.raises(ConfigError, match="hold"):
         HoldThenDecay(1e-3, 1e-5, 11, 10)
 
