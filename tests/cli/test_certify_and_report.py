@@ -58,6 +58,20 @@ def test_certifying_again_repeats_it_without_work(certified):
     assert other.exit_code != 0 and "other settings" in other.output
 
 
+def test_an_image_box_only_adds_to_what_is_certified(trained, tmp_path):
+    """Radii of images in [0, 1] alone are no smaller than those of the whole ball; the box is part of the run."""
+    radii = []
+    for extra in ((), ("--image-box",)):
+        folder = tmp_path / "-".join(("out", *extra))
+        options = ("--eps", "0.1", "--limit", "8", "--pgd-steps", "0", "--bound", "local-product", "--seed", "0")
+        result = invoke("certify", trained, *options, *extra, "--out", folder)
+        assert result.exit_code == 0, result.output
+        with next(folder.rglob("certificates.csv")).open(newline="") as file:
+            radii.append([float(row["radius"]) for row in csv.DictReader(file)])
+    assert len(radii[0]) == 8 and all(box >= ball * (1 - 1e-2) for ball, box in zip(*radii, strict=True))
+    assert max(box - ball for ball, box in zip(*radii, strict=True)) > 0
+
+
 def test_report(certified, tmp_path):
     result = invoke("report", certified, "--out", tmp_path)
     assert result.exit_code == 0, result.output

@@ -105,3 +105,14 @@ def test_the_rules_can_fail():
     assert {"lirpa_lip.cli", "lirpa_lip.norms.lanczos", "triton.language"} <= imports
     assert upward_violations("norms", imports) == ["cli"]
     assert kind_tests("isinstance(f, (Smooth, PiecewiseLinear))\nPiecewiseLinear()", "PiecewiseLinear") == [1]
+
+
+def test_no_test_imports_another():
+    """What tests share lies in `networks`, `contracts`, `references` and `sampling`."""
+    tests = PACKAGE.parent / "tests"
+    for path in sorted(tests.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found = [name for name in names if name.split(".")[-1].startswith("test_")]
+            assert not found, f"{path.relative_to(tests)} imports {found}"
