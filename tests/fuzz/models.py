@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .layers import Shape, layers_for
 
+_PATIENCE = 200  # draws in a row that do not fit: some shapes take no further layer
 _MOST = 400  # most numbers in one value, so that a case takes a fraction of a second
 
 
@@ -48,10 +49,11 @@ def random_model(rng: random.Random, shape: Shape | None = None, depth: int | No
     layers: list[nn.Module] = []
     shortcuts: dict[int, int] = {}
     value = torch.zeros(2, *shape)
-    values, last_kind = [value], ""
-    while len(layers) < depth:
+    values, last_kind, refused = [value], "", 0
+    while len(layers) < depth and refused < _PATIENCE:
         table = layers_for(tuple(value.shape[1:]))
         kind = rng.choices(list(table), [weight for _, weight in table.values()])[0]
+        refused += 1
         if kind == last_kind == "activation":
             continue
         reused = layers and rng.random() < 0.05
@@ -59,7 +61,7 @@ def random_model(rng: random.Random, shape: Shape | None = None, depth: int | No
         found = None if layer is None else _applied(layer, value)
         if found is None:
             continue
-        last_kind = kind
+        last_kind, refused = kind, 0
         layers.append(layer)
         same = [i for i, v in enumerate(values) if v.shape == found.shape]
         if same and rng.random() < 0.2:
