@@ -8,10 +8,22 @@ import click
 TRAIN_GROUPS: dict[str, tuple[str, ...]] = {
     "Run": ("config_file", "resume", "trust_arch", "out", "seed", "checkpoint_every", "log_every", "force"),
     "Data": ("dataset", "data_dir", "image_size", "limit", "validation", "augment", "normalize"),
-    "Network": ("arch", "activation", "threshold"),
+    "Network": ("arch", "activation", "threshold", "init"),
     "Loss and bound": (*("eps", "train_eps", "loss", "bound", "bound_iterations", "kappa", "sparsity", "saturation"),),
     "Optimisation": (
-        *("epochs", "batch_size", "lr", "end_lr", "lr_hold", "weight_decay", "clip_grad", "ema", "warmup", "ramp"),
+        *(
+            "epochs",
+            "batch_size",
+            "lr",
+            "end_lr",
+            "lr_hold",
+            "lr_decay",
+            "weight_decay",
+            "clip_grad",
+            "ema",
+            "warmup",
+            "ramp",
+        ),
         "precision",
     ),
 }
