@@ -178,6 +178,8 @@ MISSING: dict[str, Missing] = {
     "onnx::Pow": Missing("BoundPow", True, _odd_power),
     # theirs is violated by intervals around 0, in 0.7
     "onnx::Tan": Missing("BoundTan", True, _constant),
+    # theirs divides by widths to which a small number is added, and is then off by 1e-10 on narrow intervals
+    "onnx::Exp": Missing("BoundExp", True, _constant),
     # theirs keeps tables for all modules in the precision of the first: of another it fails
     "onnx::Sin": Missing("BoundSin", True, _constant),
     "onnx::Cos": Missing("BoundCos", True, _constant),
