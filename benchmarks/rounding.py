@@ -4,9 +4,9 @@ One CSV row per network and method: the same bounds of all margins, in one proce
 without the error terms of every node and row (`lirpa_lip.network.rounding`), which is no certificate. ``ratio`` is of
 medians of process time, ``loosened`` the largest ``(margin without − margin with) / max(1, |margin without|)``,
 ``tightened`` the largest the other way: `sdp-crown` optimises slopes, by steps that take another way after any change
-in a last place, so that its margins differ in both directions by what it has not yet gained. ``added`` is what the error
-terms add to the deviation of a row at the same slopes and intervals, over max(1, |deviation|): the largest of all rows
-and steps.
+in a last place, so that its margins differ in both directions by what it has not yet gained. ``added`` is what the
+error terms add to the deviation of a row at the same slopes and intervals, over max(1, |deviation|): the largest of all
+rows and steps.
 
     python benchmarks/rounding.py
     python benchmarks/rounding.py --networks sdpcrown_mnist_mlp --images 2 --repeats 3
@@ -34,7 +34,9 @@ from lirpa_lip.network.rounding import RowErrors
 from lirpa_lip.training.epsilon import parse_epsilon
 
 RESULTS = Path(__file__).parent / "results"
-COLUMNS = "network eps method images repeats cpu_seconds cpu_seconds_without ratio loosened tightened mean_change added".split()
+COLUMNS = (
+    "network eps method images repeats cpu_seconds cpu_seconds_without ratio loosened tightened mean_change added"
+).split()
 
 
 @contextmanager
