@@ -28,8 +28,8 @@ _ROUNDING = {"network": "network", "eps": "ε", "method": "method", "images": "i
              "cpu_seconds_without": "s without", "ratio": "ratio", "loosened": "margins loosened by",
              "added": "added"}  # fmt: skip
 _SMOOTH = {"activation": "activation", "scale": "weights ×", "widths": "widths", "eps": "ε", "lower": "lower",
-           "branched": "BaB", "clarke_jacobian": "clarke-jacobian", "ranges": "ranges of slopes", "auto_lirpa": "JacobianOP",
-           "seconds": "s", "seconds_auto_lirpa": "s, JacobianOP"}  # fmt: skip
+           "branched": "BaB", "clarke_jacobian": "clarke-jacobian", "ranges": "ranges of slopes",
+           "auto_lirpa": "JacobianOP", "seconds": "s", "seconds_auto_lirpa": "s, JacobianOP"}  # fmt: skip
 
 #: Name of the fragment -> (CSV file, what makes a table of its rows).
 TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
