@@ -70,9 +70,9 @@ def jacobian_constants(
     inputs: Region,
     forward: Forward,
     seed: Tensor,
+    *,
     method: str,
     norm: float,
-    *,
     options: ClarkeOptions,
 ) -> dict[str, Bounds]:
     """Bounds by ``method`` and by every weaker one, weakest first.
