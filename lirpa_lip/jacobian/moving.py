@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,6 +74,14 @@ def moving_slopes(graph: NetworkGraph, region: Region, forward: Forward) -> Movi
     return MovingSlopes(region, forward.lines, forward.slopes, found, absolute_sizes(graph, region.size))
 
 
+class Passed(NamedTuple):
+    """``a·h ≤ tangent·g + left·z + constant``: ``(batch, rows, k, *shape)`` twice, and ``(batch, rows, k)``."""
+
+    tangent: Tensor
+    left: Tensor
+    constant: Tensor
+
+
 @dataclass(frozen=True)
 class Mixed:
     """One choice of λ for the products of an activation, ``(batch, rows, *shape)``, and the lines of its slope."""
@@ -94,9 +103,8 @@ class Mixed:
             first = torch.full_like(lower, mix)
         return cls(slopes.low.unsqueeze(1), slopes.high.unsqueeze(1), lower, upper, first, lines)
 
-    def upper_of(self, tangent: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """For tangents a ``(batch, rows, k, *shape)``: ``a·h ≤ a'·g + c·z + d``; ``a'``, ``c`` and ``d (batch, rows,
-        k)``."""
+    def upper_of(self, tangent: Tensor) -> Passed:
+        """What bounds ``a·h`` for tangents a ``(batch, rows, k, *shape)``."""
         above, below, first, second = tangent.clamp(min=0), tangent.clamp(max=0), self.first, 1 - self.first
         up, down = first * self.greatest + second * self.least, first * self.least + second * self.greatest
         moved = above * up.unsqueeze(2) + below * down.unsqueeze(2)
@@ -111,7 +119,7 @@ class Mixed:
             t[:, None, None] for t in (line.low_slope, line.low_offset, line.high_slope, line.high_offset)
         )
         constant = constant + more * high_offset + less * low_offset
-        return moved, more * high_slope + less * low_slope, constant.flatten(3).sum(-1)
+        return Passed(moved, more * high_slope + less * low_slope, constant.flatten(3).sum(-1))
 
 
 def input_maximum(graph: NetworkGraph, moving: MovingSlopes, rows: Mapping[str, Tensor], lead: torch.Size) -> Tensor:
