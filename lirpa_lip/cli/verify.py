@@ -195,7 +195,7 @@ def _data_set(network: Any, data: str, settings: Any, options: dict[str, Any]) -
             verify_shard(network, samples, question, settings, out, rank=rank, processes=processes, progress=show)
         wait()
         if rank:
-            return "unknown"
+            return "unsat"  # exits with 0, or torchrun would stop the first process, which is still writing
         entries = {i: e for i, e in read_entries(out).items() if i < len(samples)}
         assert table is not None
         for index, entry in entries.items():  # what was there before, or other processes found

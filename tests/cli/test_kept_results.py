@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from networks.files import BOX, convolutional, mlp
 
 from lirpa_lip.cli import main
+from lirpa_lip.cli import verify as verify_module
 from lirpa_lip.training.rows import append_rows, read_rows
 from lirpa_lip.verify.rows import read_entries
 from lirpa_lip_cli import one_line
@@ -60,6 +61,13 @@ def test_damaged_rows_count_for_nothing(tmp_path):
     (tmp_path / "rows-0-of-2.csv").write_bytes(b"\0" * 100)  # a head of zeros
     append_rows(tmp_path, "rows-0-of-2", [row], ["0.01"])
     assert read_rows(tmp_path) == [row]
+
+
+def test_only_the_first_process_has_an_exit_code(files, tmp_path, monkeypatch):
+    """Another one that ended with an error's code would have torchrun stop the first one in its writing."""
+    monkeypatch.setattr(verify_module, "_process", lambda: (1, 2, lambda: None))
+    assert verify(files, "--exit-code", "--out", tmp_path).exit_code == 0
+    assert list(read_entries(tmp_path)) == [1]
 
 
 @pytest.mark.parametrize("name", ["verdicts.csv", "summary.json", "counterexamples.npz", "report.html"])
