@@ -5,6 +5,7 @@ PyTorch's own forward, or its fused one, computes the same for each sample; the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +23,12 @@ def batch_first() -> Iterator[None]:
     original, fused = nn.MultiheadAttention.forward, torch.backends.mha.get_fastpath_enabled()
 
     def traced(self: nn.MultiheadAttention, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        return (forward if torch.jit.is_tracing() else original)(self, *args, **kwargs)
+        if not torch.jit.is_tracing():
+            return original(self, *args, **kwargs)
+        given = inspect.signature(original).bind(self, *args, **kwargs)
+        given.apply_defaults()
+        module, query, key, value, *_ = given.arguments.values()
+        return forward(module, query, key, value, **dict(list(given.arguments.items())[4:]))
 
     nn.MultiheadAttention.forward = traced
     torch.backends.mha.set_fastpath_enabled(False)
@@ -38,6 +44,7 @@ def forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    *,
     key_padding_mask: Tensor | None = None,
     need_weights: bool = True,
     attn_mask: Tensor | None = None,
