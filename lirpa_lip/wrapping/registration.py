@@ -288,14 +288,20 @@ def register_operator(onnx: str, adapter: Adapter, elementwise: bool = False, ke
     register_custom_op(onnx, (activation_class if elementwise else operator_class)(key, adapter))
 
 
+#: Classes that know more than an adapter says.
+OWN: dict[str, type[Bound]] = {
+    "lirpa_lip::ClippedRelu": BoundClippedRelu,
+    "lirpa_lip::MaxMin": BoundMaxMin,
+    "lirpa_lip::ClippedMaxMin": BoundClippedMaxMin,
+    # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap, puts slopes on
+    # the wrong pixels where there is padding, and its forward bounds are violated
+    "onnx::MaxPool": BoundMaxPool,
+}
+
+
 def _build() -> dict[str, Callable[..., Bound]]:
     found: dict[str, Callable[..., Bound]] = {
-        "lirpa_lip::ClippedRelu": BoundClippedRelu,
-        "lirpa_lip::MaxMin": BoundMaxMin,
-        "lirpa_lip::ClippedMaxMin": BoundClippedMaxMin,
-        # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap, puts slopes on
-        # the wrong pixels where there is padding, and its forward bounds are violated
-        "onnx::MaxPool": BoundMaxPool,
+        **OWN,
         "aten::ATen": _aten,
         "prim::Constant": BoundNothing,
         "onnx::Unsqueeze": _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis),

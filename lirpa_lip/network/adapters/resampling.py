@@ -44,6 +44,7 @@ def upsample(mode: str) -> Callable[[GraphBuilder, Traced], str]:
             traced.name, traced.operator, [traced.parent], [FunctionMap(fn, *like, entries_nonnegative=True)]
         )
 
+    adapter.__doc__ = f"Upsampling, {mode}, aligned at the corners, to a constant size or by constant factors."
     return adapter
 
 
