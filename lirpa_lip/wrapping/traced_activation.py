@@ -7,6 +7,7 @@ matrices, convolution patches, α variables), in `lirpa_lip.wrapping.relaxed_bou
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from auto_LiRPA.linear_bound import LinearBound
