@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lirpa_lip.network.emit import constant_value, may_vary
 
-_NONNEGATIVE = {f"Bound{n}" for n in "Sqr Abs Exp Relu Sigmoid HardSigmoid Softmax Softplus ReduceL2 Sqrt".split()}
+_NONNEGATIVE = {f"Bound{n}" for n in "Sqr Abs Exp Relu Sigmoid HardSigmoid Softmax Softplus ReduceL2".split()}
 _KEEPS = {f"Bound{n}" for n in """Reshape Flatten Squeeze Unsqueeze Transpose Slice Expand Gather Split Identity Dropout
 ReduceMean ReduceMax ReduceMin MaxPool AveragePool GlobalAveragePool""".split()}  # fmt: skip
 #: Sums of a few values that are rounded may lie this much (relatively) below the sum of their floors.
@@ -28,6 +28,8 @@ def floor(bound: Any) -> float:
     kind, inputs = type(bound).__name__, bound.inputs
     if kind in _NONNEGATIVE:
         return 0.0
+    if kind == "BoundSqrt":
+        return _below(max(floor(inputs[0]), 0.0) ** 0.5)
     if kind == "BoundPow":
         return 0.0 if not may_vary(inputs[1]) and _even(inputs[1]) else -math.inf
     if kind == "BoundMul":

@@ -18,6 +18,7 @@ FUNCTIONS = {
     "variance": (lambda x: x.var(1, keepdim=True) + 0.25, 0.25),
     "mean of squares": (lambda x: (x**2).mean(1, keepdim=True) + 1, 1.0),
     "sum of squares": (lambda x: (x * x).sum(1, keepdim=True), 0.0),
+    "deviation": (lambda x: torch.sqrt((x**2).mean(1, keepdim=True) + 4), 2.0),
     "scaled": (lambda x: 2 * (x.abs() + 0.5), 1.0),
     "product": (lambda x: (x.relu() + 1) * (torch.exp(x) + 3), 3.0),
     "moved": (lambda x: (torch.sigmoid(x) + 0.5).reshape(-1, 2, 2)[:, 1], 0.5),
