@@ -184,7 +184,7 @@ def test_weights_that_are_not_finite(net):
 
 
 def test_unsupported_operator_is_named():
-    with pytest.raises(UnsupportedOperatorError, match="Floor"):
+    with pytest.raises(UnsupportedOperatorError, match="floor"):
         bounded = BoundedModule(Steps(), X[:1])
         bounded.compute_bounds(x=ball(), method="local-lip")
 

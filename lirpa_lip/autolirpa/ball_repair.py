@@ -147,7 +147,9 @@ def _repair_ibp(original: Callable) -> Callable:
         if not node.perturbed and node.inputs:
             # 0.3 takes a constant for its interval only once its value is there, and squares a product of constants
             self.get_forward_value(node)
-        return original(self, node, C, *args, **kwargs)
+        found = original(self, node, C, *args, **kwargs)
+        # 0.3 takes views of what it compares a transposed value with
+        return tuple(t.contiguous() if isinstance(t, Tensor) else t for t in found)
 
     return IBP_general
 
@@ -171,6 +173,24 @@ def _repair_first_linear(original: Callable) -> Callable:
     return check_IBP_first_linear
 
 
+def _repair_chain(original: Callable) -> Callable:
+    """0.3 gives the bounds of each operator in a chain of negations and reshapes to the value the chain starts from,
+    whose other readers then take them for their input's."""
+
+    @functools.wraps(original)
+    def check_IBP_intermediate(self: Any, node: Any) -> bool:
+        first = node
+        while not (hasattr(first, "lower") and hasattr(first, "upper")) and first.inputs:
+            first = first.inputs[0]
+        known = getattr(first, "interval", (getattr(first, "lower", None), getattr(first, "upper", None)))
+        found = original(self, node)
+        if found and first is not node:
+            first.interval = first.lower, first.upper = known
+        return found
+
+    return check_IBP_intermediate
+
+
 def _repair_entry(original: Callable) -> Callable:
     @functools.wraps(original)
     def entry(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -187,6 +207,7 @@ _REPAIRS = {
     "check_prior_bounds": _repair_entry,
     "compute_intermediate_bounds": _repair_entry,
     "check_IBP_first_linear": _repair_first_linear,
+    "check_IBP_intermediate": _repair_chain,
 }
 
 
@@ -208,6 +229,7 @@ class BallRepairMixin:
     check_prior_bounds = _repair_entry(_next_in_line("check_prior_bounds"))
     compute_intermediate_bounds = _repair_entry(_next_in_line("compute_intermediate_bounds"))
     check_IBP_first_linear = _repair_first_linear(_next_in_line("check_IBP_first_linear"))
+    check_IBP_intermediate = _repair_chain(_next_in_line("check_IBP_intermediate"))
 
 
 def install_ball_repair(cls: type = auto_LiRPA.BoundedModule) -> None:

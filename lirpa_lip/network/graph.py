@@ -194,7 +194,10 @@ def _walk(bounded: Any):
     roots = [n for n in order if type(n).__name__ == "BoundInput"]
     if len(roots) != 1:
         raise UnsupportedOperatorError(
-            roots[-1].name, "BoundInput", reason=f"the model has {len(roots)} inputs and bounds are for one"
+            roots[-1].name,
+            "BoundInput",
+            reason=f"the model has {len(roots)} inputs and bounds are for one: wrap it in a module that takes one "
+            "tensor and splits it (x[:, :n], x[:, n:]), or that keeps the inputs which do not vary as buffers",
         )
     return order, {n.name for n in order}, roots[0]
 

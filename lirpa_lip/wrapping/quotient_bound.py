@@ -21,6 +21,7 @@ from lirpa_lip.activations.curved import reciprocal
 from lirpa_lip.activations.planes import Plane, Relaxation
 from lirpa_lip.errors import DomainError
 from lirpa_lip.wrapping.coefficients import dense
+from lirpa_lip.wrapping.floors import raised
 
 Interval = tuple[Tensor, Tensor]
 
@@ -55,7 +56,7 @@ class BoundDiv(Bound):
         return Relaxation(_put_in(below, line, 0), _put_in(above, line, 1))
 
     def bound_backward(self, last_lA: Any, last_uA: Any, x: Bound, y: Bound, **_: Any):
-        planes = self.planes((x.lower, x.upper), (y.lower, y.upper))
+        planes = self.planes((x.lower, x.upper), raised(self.inputs[1], y.lower, y.upper))
         found: list[list] = [[], []]
         biases: list[Any] = []
         for side, A in enumerate((last_lA, last_uA)):
@@ -78,7 +79,7 @@ class BoundDiv(Bound):
         return [tuple(found[0]), tuple(found[1])], *biases
 
     def bound_forward(self, dim_in: int, x: LinearBound, y: LinearBound) -> LinearBound:
-        planes = self.planes((x.lower, x.upper), (y.lower, y.upper))
+        planes = self.planes((x.lower, x.upper), raised(self.inputs[1], y.lower, y.upper))
         sides = []
         for side, plane in enumerate(planes):
             weight: Any = 0.0

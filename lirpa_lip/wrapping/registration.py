@@ -168,6 +168,8 @@ MISSING: dict[str, Missing] = {
     "onnx::LeakyRelu": Missing("BoundLeakyRelu", True, _never),
     "onnx::Gather": Missing("BoundGather", False, _in_shape_arithmetic_or(_one_position)),
     "onnx::Slice": Missing("BoundSlice", False, _in_shape_arithmetic_or(_step_one)),
+    # 0.3's has no bounds at all
+    "onnx::Expand": Missing("BoundExpand", False, _in_shape_arithmetic_or(_never)),
     "onnx::ReduceMean": Missing("BoundReduceMean", False, _over_one_axis),
     "onnx::ReduceMax": Missing("BoundReduceMax", False, _never),
     "onnx::ReduceMin": Missing("BoundReduceMin", False, _never),
@@ -201,11 +203,21 @@ MISSING: dict[str, Missing] = {
 ATEN: dict[str, str] = {
     "adaptive_avg_pool1d": "BoundAdaptiveAveragePool",
     "adaptive_avg_pool2d": "BoundAdaptiveAveragePool",
-    "upsample_bilinear2d": "BoundUpsampleAligned",
+    "upsample_linear1d": "BoundUpsampleLinear",
+    "upsample_bilinear2d": "BoundUpsampleBilinear",
+    "upsample_trilinear3d": "BoundUpsampleTrilinear",
+    "upsample_bicubic2d": "BoundUpsampleBicubic",
     "cumsum": "BoundCumSum",
     "channel_shuffle": "BoundChannelShuffle",
     "im2col": "BoundUnfold",
 }
+
+
+class BoundNothing(bound_ops.BoundPrimConstant):
+    """An argument that is ``None``; 0.3 wants intervals of it where they are wanted of what reads it."""
+
+    def interval_propagate(self, *v: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.forward(), self.forward()
 
 
 def _maker(theirs: type[Bound] | None, ours: Callable[..., Bound], native: Native) -> Callable[..., Bound]:
@@ -276,15 +288,22 @@ def register_operator(onnx: str, adapter: Adapter, elementwise: bool = False, ke
     register_custom_op(onnx, (activation_class if elementwise else operator_class)(key, adapter))
 
 
+#: Classes that know more than an adapter says.
+OWN: dict[str, type[Bound]] = {
+    "lirpa_lip::ClippedRelu": BoundClippedRelu,
+    "lirpa_lip::MaxMin": BoundMaxMin,
+    "lirpa_lip::ClippedMaxMin": BoundClippedMaxMin,
+    # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap, puts slopes on
+    # the wrong pixels where there is padding, and its forward bounds are violated
+    "onnx::MaxPool": BoundMaxPool,
+}
+
+
 def _build() -> dict[str, Callable[..., Bound]]:
     found: dict[str, Callable[..., Bound]] = {
-        "lirpa_lip::ClippedRelu": BoundClippedRelu,
-        "lirpa_lip::MaxMin": BoundMaxMin,
-        "lirpa_lip::ClippedMaxMin": BoundClippedMaxMin,
-        # theirs ignores dilation and ceil_mode, knows two axes, in CROWN refuses windows that overlap, puts slopes on
-        # the wrong pixels where there is padding, and its forward bounds are violated
-        "onnx::MaxPool": BoundMaxPool,
+        **OWN,
         "aten::ATen": _aten,
+        "prim::Constant": BoundNothing,
         "onnx::Unsqueeze": _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis),
     }
     for onnx, (key, elementwise, native, own) in MISSING.items():

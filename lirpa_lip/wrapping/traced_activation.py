@@ -7,6 +7,7 @@ matrices, convolution patches, α variables), in `lirpa_lip.wrapping.relaxed_bou
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from auto_LiRPA.linear_bound import LinearBound
@@ -19,7 +20,10 @@ from lirpa_lip.activations.planes import Relaxation
 from lirpa_lip.errors import DomainError, UnsupportedOperatorError
 from lirpa_lip.network.emit import GraphBuilder, Traced, depends_on_input
 from lirpa_lip.network.node import Node
+from lirpa_lip.wrapping.floors import raised
 from lirpa_lip.wrapping.relaxed_bound import RelaxedActivation
+
+_WITH_A_DOMAIN = {"BoundSqrt", "BoundLog", "BoundReciprocal", "BoundPow"}
 
 Adapter = Callable[[GraphBuilder, Traced], str]
 
@@ -57,6 +61,10 @@ class TracedActivation(RelaxedActivation):
             reason = f"only its first input may depend on the network's input, and input {varying[0]} does"
             raise UnsupportedOperatorError(self.name or "", type(self).__name__, reason=reason)
         return ("input", *[None] * (len(self.inputs) - 1))
+
+    def _bounds(self, x: Any) -> tuple[Tensor, Tensor]:
+        lower, upper = super()._bounds(x)
+        return raised(self.inputs[0], lower, upper) if type(self).__name__ in _WITH_A_DOMAIN else (lower, upper)
 
     def thresholds(self) -> tuple[Tensor, ...]:
         return ()  # its parameters are in the record

@@ -205,7 +205,7 @@ def test_softmax_does_not_overflow():
 
 def test_steps_and_products_too_large_are_refused(monkeypatch):
     x = torch.randn(1, 6)
-    for fn, word in ((torch.floor, "Floor"), (torch.sign, "Sign"), (torch.round, "round")):
+    for fn, word in ((torch.floor, "floor"), (torch.sign, "sign"), (torch.round, "round")):
         with pytest.raises(UnsupportedOperatorError, match=word):
             wrapped(Call(fn), x).compute_bounds(x=ball(x, 0.1), method="local-lip")
     monkeypatch.setattr(products, "MOST_PAIRS", 8)

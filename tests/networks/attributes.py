@@ -217,8 +217,5 @@ REFUSED: dict[str, tuple[Case, str]] = {
     "mean of samples": (Case(lambda: Call(lambda x: x.mean(0)), FLAT), "batch axis"),
     "roll of everything": (on(FLAT, lambda x: x.roll(1)), "between samples"),
     "matrix that moves the batch": (Case(lambda: With(lambda x, w: (w @ x.t()).t(), (4, 6)), FLAT), "batch axis"),
-    "matrices of channels": (on(IMAGE, torch.matmul, (2, 6, 3)), "one matrix"),
-    "einsum": (on(FLAT, lambda x, w: torch.einsum("bi,oi->bo", x, w), (4, 6)), "F.linear"),
-    "lstm": (Case(lambda: First(nn.LSTM(8, 3, batch_first=True)), LINE), "recurrent"),
     "two outputs": (Case(lambda: Call(lambda x: (x.relu(), x)), FLAT), "tuple"),
 }

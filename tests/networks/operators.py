@@ -222,6 +222,13 @@ ROWS: dict[str, Row] = {
     "upsample bilinear": Row(around(nn.Upsample(scale_factor=2, mode="bilinear"))),
     "upsample bilinear aligned": Row(around(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True))),
     "upsample linear 1d": Row(on_line(nn.Conv1d(2, 3, 2), nn.Upsample(scale_factor=2, mode="linear")), LINE),
+    "upsample linear 1d aligned": Row(
+        on_line(nn.Conv1d(2, 3, 2), nn.Upsample(scale_factor=2, mode="linear", align_corners=True)), LINE
+    ),
+    "upsample trilinear aligned": Row(
+        around(lambda x: F.interpolate(x.unsqueeze(1), (2, 5, 3), mode="trilinear", align_corners=True))
+    ),
+    "upsample bicubic": Row(around(nn.Upsample(scale_factor=1.5, mode="bicubic"))),
     "dropout": Row(around(nn.Dropout(0.5))),
     "identity": Row(around(nn.Identity())),
     # graphs
@@ -323,5 +330,6 @@ def traced(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Bo
 
 #: Models that must be refused, and a word that the message has to hold beside the operator's name.
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
-    "round": (lambda: Call(torch.round), FLAT, "supported are"),
+    "round": (lambda: Call(torch.round), FLAT, "step function"),
+    "arc sine": (lambda: Call(torch.asin), FLAT, "supported are"),
 }

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import TrainingModeError
-from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample
+from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample, one_sample, scale_by
 from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import (
     ComposedMap,
@@ -39,25 +39,29 @@ def matmul(builder: GraphBuilder, traced: Traced) -> str:
     left = traced.parents[0] is None
     parent = traced.varying(1 if left else 0)
     shape, weight = builder.shape(parent), traced.constant(0 if left else 1)
+    if weight.ndim > len(shape) + 1:
+        raise traced.unsupported("the constant factor has more axes than the value it multiplies; reshape that first")
     while weight.ndim > 2 and weight.shape[0] == 1:
         weight = weight[0]
-    if weight.ndim != 2 and (left or weight.ndim != 1):
-        raise traced.unsupported("the constant factor must be one matrix, the same for all samples and channels")
+    if weight.ndim > 2:
+        return _matrix_each(builder, traced, parent, weight, left)
+    if weight.ndim == 1 and left:
+        raise traced.unsupported("a constant vector on the left; write x.mT @ vector")
     if left and len(shape) < 2:
         raise traced.unsupported("a constant matrix on the left multiplies the batch axis; write x @ W.T")
     if left:
-        maps = _turned(builder, _along_last(builder, weight.mT, torch.Size([*shape[:-2], shape[-1], shape[-2]])))
+        maps = along_last_but_one(builder, weight.mT, shape)
     elif weight.ndim == 1:
-        product = _along_last(builder, weight.unsqueeze(1), shape)
+        product = along_last(builder, weight.unsqueeze(1), shape)
         maps = ComposedMap(
             [ReshapeMap(product.out_shape, shape[:-1], dtype=builder.dtype, device=builder.device), product]
         )
     else:
-        maps = _along_last(builder, weight, shape)
+        maps = along_last(builder, weight, shape)
     return builder.affine(traced.name, traced.operator, [parent], [maps])
 
 
-def _along_last(builder: GraphBuilder, weight: Tensor, shape: torch.Size) -> LinearMap:
+def along_last(builder: GraphBuilder, weight: Tensor, shape: torch.Size) -> LinearMap:
     """``x W`` along the last axis of samples of a shape."""
     if len(shape) == 1:
         return DenseMap(weight.mT)
@@ -75,11 +79,31 @@ def _along_last(builder: GraphBuilder, weight: Tensor, shape: torch.Size) -> Lin
     )
 
 
-def _turned(builder: GraphBuilder, maps: LinearMap) -> LinearMap:
-    """A map of matrices between two transpositions of them."""
-    before = torch.Size([*maps.in_shape[:-2], maps.in_shape[-1], maps.in_shape[-2]])
+def along_last_but_one(builder: GraphBuilder, weight: Tensor, shape: torch.Size) -> LinearMap:
+    """``Wᵀ x`` along the last axis but one of samples of a shape: the above between two transpositions."""
+    maps = along_last(builder, weight, torch.Size([*shape[:-2], shape[-1], shape[-2]]))
     like = {"dtype": builder.dtype, "device": builder.device, "monomial": True, "entries_nonnegative": True}
-    return ComposedMap([FunctionMap(_turn, maps.out_shape, **like), maps, FunctionMap(_turn, before, **like)])
+    return ComposedMap([FunctionMap(_turn, maps.out_shape, **like), maps, FunctionMap(_turn, shape, **like)])
+
+
+def _matrix_each(builder: GraphBuilder, traced: Traced, parent: str, weight: Tensor, left: bool) -> str:
+    """``x W`` or ``W x`` with a matrix of its own for each of some leading axes: all products, then their sums."""
+    shape = builder.shape(parent)
+    if len(shape) < 2:
+        raise traced.unsupported("its constant is a stack of matrices, and a sample of the other factor is none")
+    weight = one_sample(weight) if weight.ndim == len(shape) + 1 else weight.unsqueeze(0)
+    spread = torch.Size([*shape[:-2], 1, *shape[-2:]] if left else [*shape, 1])
+    like = {"dtype": builder.dtype, "device": builder.device}
+    name = f"{traced.name}:products"
+    x = builder.affine(f"{traced.name}:input", traced.operator, [parent], [ReshapeMap(shape, spread, **like)])
+    inner = Traced(name, traced.operator, traced.bound, traced.attr, traced.parents, None, builder)
+    products = scale_by(builder, inner, x, weight.unsqueeze(-1 if left else -3))
+    total = FunctionMap(_summed, builder.shape(products), **like, entries_nonnegative=True)
+    return builder.affine(traced.name, traced.operator, [products], [total])
+
+
+def _summed(x: Tensor) -> Tensor:
+    return x.sum(-2)
 
 
 def _turn(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Adapters of operators that move values without changing them: reshape, transpose, slice, concat, pad, resize."""
+"""Adapters of operators that move values without changing them: reshape, transpose, slice, concat, pad."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import ComposedMap, DiagonalMap, FunctionMap, ReshapeMap
 
 
-def _moved(builder: GraphBuilder, traced: Traced, fn: Callable[[Tensor], Tensor], parent: str | None = None) -> str:
+def moved(builder: GraphBuilder, traced: Traced, fn: Callable[[Tensor], Tensor], parent: str | None = None) -> str:
     parent = parent or traced.parent
     maps = FunctionMap(
         fn, builder.shape(parent), builder.dtype, builder.device, monomial=True, entries_nonnegative=True
@@ -63,7 +63,7 @@ def transpose(builder: GraphBuilder, traced: Traced) -> str:
     order = tuple(traced.attr["perm"])
     if order[0] != 0:
         raise traced.unsupported(f"permutation {order} moves the batch axis")
-    return _moved(builder, traced, partial(torch.permute, dims=order))
+    return moved(builder, traced, partial(torch.permute, dims=order))
 
 
 def _sample_axis(axis: int, ndim: int, traced: Traced) -> int:
@@ -91,7 +91,7 @@ def slice_(builder: GraphBuilder, traced: Traced) -> str:
             x = x.index_select(axis, torch.tensor(positions, dtype=torch.long, device=x.device))
         return x
 
-    return _moved(builder, traced, cut, traced.parents[0])
+    return moved(builder, traced, cut, traced.parents[0])
 
 
 def gather(builder: GraphBuilder, traced: Traced) -> str:
@@ -104,16 +104,21 @@ def gather(builder: GraphBuilder, traced: Traced) -> str:
     out = (*shape[: axis - 1], *index.shape, *shape[axis:])
 
     def pick(x: Tensor) -> Tensor:
-        return torch.cat([x.narrow(axis, i, 1) for i in positions], dim=axis).reshape(-1, *out)
+        chosen = x.index_select(axis, torch.tensor(positions, dtype=torch.long, device=x.device))
+        return chosen.reshape(-1, *out)
 
-    return _moved(builder, traced, pick, traced.parents[0])
+    return moved(builder, traced, pick, traced.parents[0])
 
 
 def expand(builder: GraphBuilder, traced: Traced) -> str:
     """Repetition along axes of size 1."""
     if traced.parents[0] is None:
         raise traced.unsupported("its first input is constant")
-    parent, shape = traced.parents[0], traced.shape
+    parent = traced.parents[0]
+    source, target = builder.shape(parent), [int(n) for n in torch.as_tensor(traced.constant(1)).flatten()]
+    if len(target) != len(source) + 1:
+        raise traced.unsupported("it puts an axis in front of the batch's; use unsqueeze(1) first")
+    shape = torch.Size(n if wanted in (1, -1) else wanted for n, wanted in zip(source, target[1:]))
     return builder.affine(traced.name, traced.operator, [parent], [widened(builder, parent, shape)])
 
 
@@ -125,7 +130,7 @@ def split(builder: GraphBuilder, traced: Traced) -> str:
     sizes = [int(s) for s in (sizes if sizes is not None else torch.as_tensor(traced.constant(1)).tolist())]
     index = traced.bound.output_index
     start = sum(sizes[:index])
-    return _moved(builder, traced, lambda x: x.narrow(axis, start, sizes[index]), traced.parents[0])
+    return moved(builder, traced, lambda x: x.narrow(axis, start, sizes[index]), traced.parents[0])
 
 
 def concatenate(builder: GraphBuilder, traced: Traced) -> str:
@@ -169,8 +174,8 @@ def pad(builder: GraphBuilder, traced: Traced) -> str:
     if mode != "constant":
         while len(widths) > 2 and widths[-2:] == [0, 0]:
             widths = widths[:-2]  # PyTorch does not want to hear of channels here
-        return _moved(builder, traced, lambda x: F.pad(x, widths, mode=mode))
-    name = _moved(builder, traced, lambda x: F.pad(x, widths))
+        return moved(builder, traced, lambda x: F.pad(x, widths, mode=mode))
+    name = moved(builder, traced, lambda x: F.pad(x, widths))
     if value:
         node = builder.nodes[name]
         assert node.maps is not None
@@ -179,58 +184,12 @@ def pad(builder: GraphBuilder, traced: Traced) -> str:
     return name
 
 
-def resize(builder: GraphBuilder, traced: Traced) -> str:
-    """Upsampling by constant factors, nearest or bilinear."""
-    mode, parent = traced.attr.get("mode", "nearest"), traced.varying(0)
-    shape, names = builder.shape(parent), {1: "linear", 2: "bilinear", 3: "trilinear"}
-    axes = len(shape) - 1
-    where = traced.attr.get("coordinate_transformation_mode", "half_pixel")
-    plain = mode == "nearest" or (mode == "linear" and axes in names and where in ("half_pixel", "align_corners"))
-    if not plain:
-        raise traced.unsupported(f"mode {mode!r} with {where!r} coordinates in {axes} dimensions")
-    options = _resize_target(traced, shape[1:])
-    if mode == "nearest":
-        return _moved(builder, traced, partial(F.interpolate, mode="nearest", **options), parent)
-    corners = where == "align_corners"
-    fn = partial(F.interpolate, mode=names[axes], align_corners=corners, **options)
-    maps = FunctionMap(fn, shape, builder.dtype, builder.device, entries_nonnegative=True)
-    return builder.affine(traced.name, traced.operator, [parent], [maps])
-
-
-def upsample_aligned(builder: GraphBuilder, traced: Traced) -> str:
-    """Bilinear upsampling with ``align_corners``, to the traced size or by constant factors."""
-    size, factors = traced.constant(1), traced.constant(3)
-    corners = bool(traced.constant(2))
-    # an argument that was None is an empty tensor here
-    given = size.numel() > 0
-    options = {"size": tuple(map(int, size))} if given else {"scale_factor": tuple(map(float, factors))}
-    fn = partial(F.interpolate, mode="bilinear", align_corners=corners, **options)
-    maps = FunctionMap(fn, builder.shape(traced.parent), builder.dtype, builder.device, entries_nonnegative=True)
-    return builder.affine(traced.name, traced.operator, [traced.parent], [maps])
-
-
-def _resize_target(traced: Traced, size: torch.Size) -> dict:
-    """``size=`` where it is given or a whole number, else ``scale_factor=``, which also decides what is read where."""
-    count = len(traced.parents)
-    sizes = traced.constant(3) if count > 3 else None
-    scales: Any = traced.constant(1 if count < 3 else 2) if sizes is None else None
-    if scales is None and sizes is None:
-        scales = torch.as_tensor(traced.attr["scales"])
-    if sizes is not None:
-        return {"size": tuple(int(n) for n in sizes[2:])}
-    factors = [float(f) for f in scales[2:]]
-    exact = [n * f for n, f in zip(size, factors)]
-    if all(abs(n - round(n)) < 1e-4 for n in exact):
-        return {"size": tuple(round(n) for n in exact)}
-    return {"scale_factor": tuple(factors)}
-
-
 def tile(builder: GraphBuilder, traced: Traced) -> str:
     """Repetition of whole samples along axes other than the batch's."""
     counts = [int(n) for n in torch.as_tensor(traced.constant(1)).flatten()]
     if counts[0] != 1:
         raise traced.unsupported("it repeats the batch axis")
-    return _moved(builder, traced, lambda x: x.repeat(*counts), traced.parents[0])
+    return moved(builder, traced, lambda x: x.repeat(*counts), traced.parents[0])
 
 
 def cumulative_sum(builder: GraphBuilder, traced: Traced) -> str:
@@ -250,7 +209,7 @@ def channel_shuffle(builder: GraphBuilder, traced: Traced) -> str:
     def shuffled(x: Tensor) -> Tensor:
         return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
 
-    return _moved(builder, traced, shuffled)
+    return moved(builder, traced, shuffled)
 
 
 def unfold(builder: GraphBuilder, traced: Traced) -> str:
@@ -258,7 +217,7 @@ def unfold(builder: GraphBuilder, traced: Traced) -> str:
     kernel, dilation, padding, stride = (
         tuple(map(int, torch.as_tensor(traced.constant(i)).flatten())) for i in range(1, 5)
     )
-    return _moved(
+    return moved(
         builder, traced, partial(F.unfold, kernel_size=kernel, dilation=dilation, padding=padding, stride=stride)
     )
 

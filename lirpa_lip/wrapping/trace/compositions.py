@@ -11,13 +11,13 @@ import torch
 from lirpa_lip.wrapping.trace.dependence import argument, dtype, sizes
 
 
-def _binary(rewriter: Any, kind: str, x: Any, y: Any, like: Any) -> Any:
+def binary(rewriter: Any, kind: str, x: Any, y: Any, like: Any) -> Any:
     """``x + y`` and the like; addition and subtraction take a factor."""
     more = [rewriter.constant(1)] if kind in ("add", "sub") else []
     return rewriter.insert(f"aten::{kind}", [x, y, *more], like)
 
 
-def _number(rewriter: Any, value: float, like: Any) -> Any:
+def number(rewriter: Any, value: float, like: Any) -> Any:
     return rewriter.constant(torch.tensor(float(value), dtype=dtype(like)))
 
 
@@ -34,10 +34,10 @@ def _reduced(rewriter: Any, kind: str, x: Any, axes: list[int], shape: list[int]
 
 def _over_root(rewriter: Any, x: Any, centred: Any, axes: list[int], shape: list[int], eps: float) -> Any:
     """``x / √(mean(centred²) + ε)``."""
-    squares = _binary(rewriter, "mul", centred, centred, centred)
+    squares = binary(rewriter, "mul", centred, centred, centred)
     power = _reduced(rewriter, "mean", squares, axes, shape)
-    floor = _binary(rewriter, "add", power, _number(rewriter, eps, x), power)
-    return _binary(rewriter, "div", x, rewriter.insert("aten::sqrt", [floor], floor), x)
+    floor = binary(rewriter, "add", power, number(rewriter, eps, x), power)
+    return binary(rewriter, "div", x, rewriter.insert("aten::sqrt", [floor], floor), x)
 
 
 def _scaled(rewriter: Any, x: Any, weight: Any, kind: str, shape: list[int] | None) -> Any:
@@ -46,7 +46,7 @@ def _scaled(rewriter: Any, x: Any, weight: Any, kind: str, shape: list[int] | No
         return x
     if shape is not None:
         weight = rewriter.insert("aten::reshape", [weight, rewriter.integers(shape)], _example(shape, x))
-    return _binary(rewriter, kind, x, weight, x)
+    return binary(rewriter, kind, x, weight, x)
 
 
 def _group_norm(rewriter: Any, node: Any) -> None:
@@ -57,7 +57,7 @@ def _group_norm(rewriter: Any, node: Any) -> None:
     inner = [shape[0], groups, math.prod(shape[1:]) // groups]
     flat = rewriter.insert("aten::reshape", [x, rewriter.integers([-1, *inner[1:]])], _example(inner, x))
     mean = _reduced(rewriter, "mean", flat, [2], inner)
-    centred = _binary(rewriter, "sub", flat, mean, flat)
+    centred = binary(rewriter, "sub", flat, mean, flat)
     found = _over_root(rewriter, centred, centred, [2], inner, eps)
     found = rewriter.insert("aten::reshape", [found, rewriter.integers([-1, *shape[1:]])], node.output())
     channels = [1, shape[1], *[1] * (len(shape) - 2)]
@@ -89,7 +89,7 @@ def _glu(rewriter: Any, node: Any) -> None:
         arguments = [x, *(rewriter.constant(n) for n in (axis, start, start + half, 1))]
         halves.append(rewriter.insert("aten::slice", arguments, node.output()))
     gate = rewriter.insert("aten::sigmoid", [halves[1]], node.output())
-    rewriter.replace(node, _binary(rewriter, "mul", halves[0], gate, node.output()))
+    rewriter.replace(node, binary(rewriter, "mul", halves[0], gate, node.output()))
 
 
 def _attention(rewriter: Any, node: Any) -> None:
@@ -104,7 +104,7 @@ def _attention(rewriter: Any, node: Any) -> None:
     turned = rewriter.insert("aten::transpose", [k, rewriter.constant(-2), rewriter.constant(-1)],
                              _example([*lead, width, columns], q))  # fmt: skip
     score = rewriter.insert("aten::matmul", [q, turned], _example([*lead, rows, columns], q))
-    score = _binary(rewriter, "mul", score, _number(rewriter, width**-0.5 if scale is None else scale, q), score)
+    score = binary(rewriter, "mul", score, number(rewriter, width**-0.5 if scale is None else scale, q), score)
     arguments = [score, rewriter.constant(-1), rewriter.constant(None)]
     weights = rewriter.insert("aten::softmax", arguments, score)
     rewriter.replace(node, rewriter.insert("aten::matmul", [weights, v], node.output()))
@@ -116,14 +116,14 @@ def _soft_shrink(rewriter: Any, node: Any) -> None:
     if isinstance(threshold, (int, float)):
         ends = [rewriter.constant(float(t)) for t in (-threshold, threshold)]
         clipped = rewriter.insert("aten::hardtanh", [x, *ends], node.output())
-        rewriter.replace(node, _binary(rewriter, "sub", x, clipped, node.output()))
+        rewriter.replace(node, binary(rewriter, "sub", x, clipped, node.output()))
 
 
 def _hypot(rewriter: Any, node: Any) -> None:
     """``√(x² + y²)``."""
     x, y = node.inputs()
-    squares = [_binary(rewriter, "mul", t, t, t) for t in (x, y)]
-    total = _binary(rewriter, "add", squares[0], squares[1], node.output())
+    squares = [binary(rewriter, "mul", t, t, t) for t in (x, y)]
+    total = binary(rewriter, "add", squares[0], squares[1], node.output())
     rewriter.replace(node, rewriter.insert("aten::sqrt", [total], node.output()))
 
 
@@ -131,9 +131,9 @@ def _interpolated(rewriter: Any, node: Any) -> None:
     """``x + w (y − x)`` for a number w."""
     x, y, _ = node.inputs()
     if isinstance(argument(node, 2), (int, float)):
-        away = _binary(rewriter, "sub", y, x, node.output())
-        step = _binary(rewriter, "mul", away, _number(rewriter, argument(node, 2), away), away)
-        rewriter.replace(node, _binary(rewriter, "add", x, step, node.output()))
+        away = binary(rewriter, "sub", y, x, node.output())
+        step = binary(rewriter, "mul", away, number(rewriter, argument(node, 2), away), away)
+        rewriter.replace(node, binary(rewriter, "add", x, step, node.output()))
 
 
 def _difference(rewriter: Any, node: Any) -> None:
@@ -146,7 +146,7 @@ def _difference(rewriter: Any, node: Any) -> None:
     for start in (1, 0):
         arguments = [x, *(rewriter.constant(n) for n in (axis, start, start + count - 1, 1))]
         parts.append(rewriter.insert("aten::slice", arguments, node.output()))
-    rewriter.replace(node, _binary(rewriter, "sub", parts[0], parts[1], node.output()))
+    rewriter.replace(node, binary(rewriter, "sub", parts[0], parts[1], node.output()))
 
 
 def _tile(rewriter: Any, node: Any) -> None:

@@ -15,6 +15,7 @@ from auto_LiRPA import parse_graph
 from torch import nn
 
 from lirpa_lip.errors import LirpaLipError, UnsupportedOperatorError
+from lirpa_lip.wrapping.trace.attention import batch_first
 from lirpa_lip.wrapping.trace.dependence import Dependence
 from lirpa_lip.wrapping.trace.fold import Folded, Live, fold
 from lirpa_lip.wrapping.trace.leaves import attach, perturbed
@@ -64,7 +65,9 @@ class Preparation:
         torch._C._jit_pass_lower_all_tuples(graph)
         torch._C._jit_pass_dce(graph)
         inputs = len(list(graph.inputs())) - len(self._names)
-        Rewriter(graph, Dependence.of(graph, inputs)).run()
+        places = [v.debugName() for v in list(graph.inputs())[inputs:]]
+        values = {n: live.value for n, live in zip(places, map(self._live, self._names)) if live is not None}
+        Rewriter(graph, Dependence.of(graph, inputs), values).run()
         torch._C._jit_pass_dce(graph)
         self.unsettled = refuse(graph, Dependence.of(graph, inputs), self.model.training)
         self.folded = fold(graph, Dependence.of(graph, inputs), inputs, [self._live(n) for n in self._names])
@@ -104,7 +107,8 @@ def prepared(model: nn.Module) -> Iterator[Preparation]:
         parse_graph._optimize_graph = prepare_and_optimize
         parse_graph._get_jit_params = lambda module, *a, **k: preparation.parameters(parameters, module, a, k)
         try:
-            yield preparation
+            with batch_first():
+                yield preparation
         finally:
             parse_graph._optimize_graph, parse_graph._get_jit_params = optimize, parameters
 

@@ -9,6 +9,8 @@ import torch
 
 from lirpa_lip.errors import UnsupportedOperatorError
 from lirpa_lip.wrapping.trace.dependence import Dependence, argument, dtype, sizes
+from lirpa_lip.wrapping.trace.moves import MOVES
+from lirpa_lip.wrapping.trace.recurrent import CELLS, reason_to_refuse
 
 #: Types that hold every value of another exactly.
 _WIDER = {
@@ -131,11 +133,11 @@ def _rounded_division(node: Any) -> str | None:
     return None if mode is None else f"rounding_mode={mode!r} makes it {_STEP}"
 
 
-_STEP = "a step function, which has no Lipschitz rule; leave it out of the model"
-
-
-def _floor_divide(node: Any) -> str | None:
+def _steps(node: Any) -> str:
     return f"it is {_STEP}"
+
+
+_STEP = "a step function, which has no Lipschitz rule; leave it out of the model"
 
 
 def _softplus(node: Any) -> str | None:
@@ -182,24 +184,52 @@ def _roll(node: Any) -> str | None:
     return None if argument(node, 2) else "without dims it moves values between samples; name the axes"
 
 
-def _recurrent(node: Any) -> str:
+def _threshold(node: Any) -> str:
+    # a clamp has been rewritten
+    low, value = argument(node, 1), argument(node, 2)
+    return f"it jumps from {value} to {low} at its threshold; use equal numbers, which make it a clamp"
+
+
+def _hardshrink(node: Any) -> str:
+    return f"it jumps to 0 at ±{argument(node, 1)}, and has no Lipschitz constant; use softshrink"
+
+
+def _ordered(node: Any) -> str:
+    return "it sorts more than two values, which has no rule here; use amax, amin, max_pool or MaxMin"
+
+
+def _written(node: Any) -> str:
+    return "it writes into a part of a tensor; put the parts together with torch.cat, torch.where or F.pad"
+
+
+def _positions(node: Any) -> str:
     return (
-        "recurrent layers multiply gates that depend on the input, which has no Lipschitz rule here; write out the "
-        "steps of a plain RNN with Linear and tanh, or leave the layer out"
+        "its positions must be constant, the same for all samples, and leave the batch axis where it is; one that "
+        "depends on the input is a step function"
     )
 
 
 def _einsum(node: Any) -> str:
-    return "auto_LiRPA cannot trace it; write the sum with matmul, F.linear, permute and reshape"
+    return (
+        "in an einsum each varying operand and the result must begin with the batch axis, which no constant has, and "
+        "no index may occur twice in one operand; write it with matmul, permute and reshape"
+    )
 
+
+_STEPS = "floor_divide floor_divide_ sign round floor ceil trunc frac fmod remainder".split()
 
 #: By kind: the reason to refuse an operator with these arguments, or ``None``.
 RULES: dict[str, Rule] = {
     "aten::batch_norm": _batch_norm,
     "aten::div": _rounded_division,
     "aten::div_": _rounded_division,
-    "aten::floor_divide": _floor_divide,
-    "aten::floor_divide_": _floor_divide,
+    **{f"aten::{name}": _steps for name in _STEPS},
+    **{f"aten::{name}": _ordered for name in "sort topk msort median kthvalue cummax cummin mode".split()},
+    **dict.fromkeys(MOVES, _positions),
+    "aten::copy_": _written,
+    "aten::index_put_": _written,
+    "aten::threshold": _threshold,
+    "aten::hardshrink": _hardshrink,
     "aten::softplus": _softplus,
     "aten::elu": _elu,
     "aten::avg_pool2d": _average_pool,
@@ -210,5 +240,5 @@ RULES: dict[str, Rule] = {
     "aten::squeeze": _squeeze,
     "aten::roll": _roll,
     "aten::einsum": _einsum,
-    **dict.fromkeys(("aten::lstm", "aten::gru", "aten::rnn_tanh", "aten::rnn_relu"), _recurrent),
+    **dict.fromkeys(CELLS, reason_to_refuse),
 }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from lirpa_lip.wrapping.trace.compositions import COMPOSITIONS
 from lirpa_lip.wrapping.trace.dependence import Dependence, argument, dtype, sizes
+from lirpa_lip.wrapping.trace.einsum import einsum
+from lirpa_lip.wrapping.trace.elementary import ELEMENTARY
+from lirpa_lip.wrapping.trace.moves import MOVES
+from lirpa_lip.wrapping.trace.recurrent import CELLS, unroll
 
 Rewrite = Callable[["Rewriter", Any], None]
 
@@ -20,11 +24,11 @@ class Rewriter:
     Args:
         graph: the trace.
         depends: what its values depend on.
-        inputs: how many of the graph's inputs are the network's.
+        parameters: values of the graph's other inputs, by name.
     """
 
-    def __init__(self, graph: Any, depends: Dependence) -> None:
-        self.graph, self.depends = graph, depends
+    def __init__(self, graph: Any, depends: Dependence, parameters: Mapping[str, Any] | None = None) -> None:
+        self.graph, self.depends, self.parameters = graph, depends, parameters or {}
         first = sizes(next(iter(graph.inputs())))
         self.batch = first[0] if first else None
 
@@ -247,4 +251,8 @@ REWRITES: dict[str, Rewrite] = {
     "aten::clamp_max": _clamp,
     "aten::batch_norm": _batch_norm,
     **COMPOSITIONS,
+    **ELEMENTARY,
+    **MOVES,
+    "aten::einsum": einsum,
+    **dict.fromkeys(CELLS, unroll),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from networks.attributes import REFUSED, RIGHT, Case
+from networks.rewritten import REFUSED_TOO
 from sampling import ball_points
 from torch import nn
 
@@ -58,9 +59,9 @@ def test_every_method_holds_it(name, batch):
         assert (lower <= values.amin(0) + slack).all() and (upper >= values.amax(0) - slack).all(), method
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", [*REFUSED, *REFUSED_TOO])
 def test_refused_with_node_and_reason(name):
-    case, word = REFUSED[name]
+    case, word = {**REFUSED, **REFUSED_TOO}[name]
     with pytest.raises(LirpaLipError) as error:
         network_graph(BoundedModule(model_of(case), inputs(case, 2)))
     message = str(error.value)
