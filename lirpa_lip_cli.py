@@ -7,6 +7,7 @@ and one row of ``COMMANDS``; nothing else knows of it.
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from importlib import import_module
@@ -66,7 +67,7 @@ class LazyGroup(click.Group):
 def one_line(error: Exception) -> str | None:
     """What to tell a user of an error that is no fault of the program; ``None`` for any other."""
     if isinstance(error, OSError):  # a full disk, a folder that may not be written, …; click ends at a closed pipe
-        return None if isinstance(error, BrokenPipeError) else str(error)
+        return None if isinstance(error, BrokenPipeError) else _of_the_system(error)
     errors = sys.modules.get("lirpa_lip.errors")  # imported by whoever raised one of them
     if errors is not None and isinstance(error, errors.LirpaLipError):
         return str(error)
@@ -75,6 +76,17 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAIN_MODULES:
         return f"this command needs {error.name}. Install what it runs on with:  pip install 'lirpa_lip[train]'"
     return None
+
+
+def _of_the_system(error: OSError) -> str:
+    """With what to do about it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename or 'a file'}: the disk is full. Make room, and start the same command again."
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename}: there is a file where a folder is needed; choose another path."
+    return f"{error.filename}: {error.strerror}; choose another path, or change what stands in the way."
 
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, wanted: bool) -> None:

@@ -4,7 +4,9 @@ One CSV row per network and method: the same bounds of all margins, in one proce
 without the error terms of every node and row (`lirpa_lip.network.rounding`), which is no certificate. ``ratio`` is of
 medians of process time, ``loosened`` the largest ``(margin without − margin with) / max(1, |margin without|)``,
 ``tightened`` the largest the other way: `sdp-crown` optimises slopes, by steps that take another way after any change
-in a last place, so that its margins differ in both directions by what it has not yet gained.
+in a last place, so that its margins differ in both directions by what it has not yet gained. ``added`` is what the
+error terms add to the deviation of a row at the same slopes and intervals, over max(1, |deviation|): the largest of all
+rows and steps.
 
     python benchmarks/rounding.py
     python benchmarks/rounding.py --networks sdpcrown_mnist_mlp --images 2 --repeats 3
@@ -27,12 +29,14 @@ from torch import Tensor
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.local import propagate
 from lirpa_lip.margin import margin_specification
+from lirpa_lip.network.graph import NetworkGraph
+from lirpa_lip.network.rounding import RowErrors
 from lirpa_lip.training.epsilon import parse_epsilon
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
-    "network eps method images repeats cpu_seconds cpu_seconds_without ratio loosened tightened mean_change".split()
-)
+    "network eps method images repeats cpu_seconds cpu_seconds_without ratio loosened tightened mean_change added"
+).split()
 
 
 @contextmanager
@@ -43,6 +47,23 @@ def without_rounding() -> Iterator[None]:
         yield
     finally:
         propagate.NodeErrors = counted  # type: ignore[misc]
+
+
+@contextmanager
+def recording(shares: list[float]) -> Iterator[None]:
+    """Notes what every row's error terms add to it."""
+    added = RowErrors.added
+
+    def noted(self: RowErrors, bound: Tensor, graph: NetworkGraph) -> Tensor:
+        total = added(self, bound, graph)
+        shares.append(float(((total - bound).detach() / bound.abs().clamp(min=1)).max()))
+        return total
+
+    RowErrors.added = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        RowErrors.added = added  # type: ignore[method-assign]
 
 
 def measure(name: str, method: str, images: int, repeats: int) -> dict[str, object]:
@@ -65,6 +86,9 @@ def measure(name: str, method: str, images: int, repeats: int) -> dict[str, obje
             other, bare = margins()
         seconds[0].append(spent)
         seconds[1].append(other)
+    shares: list[float] = []
+    with recording(shares):
+        margins()
     taken = [median(part[1:]) for part in seconds]  # the first warms up
     change = (bare - served) / bare.abs().clamp(min=1)
     row = {"network": name, "eps": RADII[name][0], "method": method, "images": images, "repeats": repeats}
@@ -75,6 +99,7 @@ def measure(name: str, method: str, images: int, repeats: int) -> dict[str, obje
         "loosened": f"{float(change.max()):.2e}",
         "tightened": f"{float((-change).max()):.2e}",
         "mean_change": f"{float(change.mean()):.2e}",
+        "added": f"{max(shares):.2e}",
     }
 
 

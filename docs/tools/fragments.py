@@ -25,7 +25,11 @@ def _methods(columns: str, timed: str, rows: Rows) -> list[list[str]]:
 _COMMON, _RENDERED, _TIGHT = (partial(_methods, *pair) for pair in tables.VERIFICATION)
 
 _ROUNDING = {"network": "network", "eps": "ε", "method": "method", "images": "images", "cpu_seconds": "s",
-             "cpu_seconds_without": "s without", "ratio": "ratio", "loosened": "margins loosened by"}  # fmt: skip
+             "cpu_seconds_without": "s without", "ratio": "ratio", "loosened": "margins loosened by",
+             "added": "added"}  # fmt: skip
+_SMOOTH = {"activation": "activation", "scale": "weights ×", "widths": "widths", "eps": "ε", "lower": "lower",
+           "branched": "BaB", "clarke_jacobian": "clarke-jacobian", "ranges": "ranges of slopes",
+           "auto_lirpa": "JacobianOP", "seconds": "s", "seconds_auto_lirpa": "s, JacobianOP"}  # fmt: skip
 
 #: Name of the fragment -> (CSV file, what makes a table of its rows).
 TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
@@ -38,6 +42,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
     "training_step": ("train_step", tables.steps),
     "jacobians_inf": ("clarke", partial(tables.jacobians, norm="inf")),
     "jacobians_2": ("clarke", partial(tables.jacobians, norm="2")),
+    "smooth_jacobian": ("smooth_jacobian", partial(tables.columns, names=_SMOOTH)),
     "rounding": ("rounding", partial(tables.columns, names=_ROUNDING)),
     "norm_speed": ("norms", tables.norm_speed),
     "norm_bounds": ("norms", tables.norm_bounds),

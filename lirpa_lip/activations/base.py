@@ -114,6 +114,11 @@ class Activation(ABC):
         """A line below and a line above ``f`` on ``[lower, upper]``, for slopes of `clarke_range`."""
         return best_lines(self, lower, upper, slopes)
 
+    def slope_lines(self, lower: Tensor, upper: Tensor, slopes: SlopeRange) -> tuple[Lines, ...]:
+        """Lines below and above the derivative on ``[lower, upper]``, of range ``slopes``: of few slopes, and with the
+        tangent in the middle; none where nothing better than the range is known."""
+        return ()
+
     def line_deviation(
         self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange
     ) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,14 @@ class Lines:
     high_slope: Tensor
     high_offset: Tensor
 
+    def select(self, index: Tensor) -> Lines:
+        """The samples at a 1-D index tensor."""
+        return Lines(self.low_slope[index], self.low_offset[index], self.high_slope[index], self.high_offset[index])
+
+    def widened(self, slack: Tensor) -> Lines:
+        """The lines, each moved outward."""
+        return Lines(self.low_slope, self.low_offset - slack, self.high_slope, self.high_offset + slack)
+
 
 class Function(Protocol):
     """What lines are found from; an activation is one."""
@@ -36,8 +44,11 @@ class Function(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
-def best_lines(activation: Function, lower: Tensor, upper: Tensor, slopes: SlopeRange) -> Lines:
-    """The best of three slopes (least, greatest, chord) on each side, by the value in the middle of the interval.
+def best_lines(
+    activation: Function, lower: Tensor, upper: Tensor, slopes: SlopeRange, tangent: Tensor | None = None
+) -> Lines:
+    """The best of the slopes (least, greatest, chord, a ``tangent``) on each side, by the value in the middle of the
+    interval.
 
     For an unstable ReLU this is CROWN's relaxation: the chord above, and 0 or z below, whichever encloses less.
     """
@@ -46,7 +57,7 @@ def best_lines(activation: Function, lower: Tensor, upper: Tensor, slopes: Slope
     chord = (activation.value(upper) - activation.value(lower)) / torch.where(width > 0, width, 1.0)
     chord = torch.where(width > 0, torch.minimum(torch.maximum(chord, slopes.low), slopes.high), slopes.low)
     best, best_low, best_high = None, width, width
-    for slope in (slopes.low, slopes.high, chord):
+    for slope in (slopes.low, slopes.high, chord, *([] if tangent is None else [tangent])):
         low, high = activation.line_deviation(slope, middle, lower, upper, slopes)
         size = at_middle.abs() + slope.abs() * middle.abs() + slopes.magnitude * width
         slack = 16 * torch.finfo(lower.dtype).eps * (size + torch.maximum(low.abs(), high.abs()))

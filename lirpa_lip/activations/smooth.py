@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lirpa_lip.activations.base import Activation, Piece, SlopeRange
+from lirpa_lip.activations.enclosing_lines import Lines, best_lines
 
 
 class Smooth(Activation):
@@ -23,6 +24,8 @@ class Smooth(Activation):
         value_extrema: points where ``f' = 0``.
         slope_extrema: points where ``f'' = 0`` or ``f'`` has a kink.
         jumps: ``(point, left, right)`` where the derivative jumps.
+        curvature, curvature_extrema: the second derivative, and the points where the third is 0; only of a function
+            whose derivative has no jumps.
     """
 
     def __init__(
@@ -32,9 +35,14 @@ class Smooth(Activation):
         value_extrema: Sequence[float] = (),
         slope_extrema: Sequence[float] = (),
         jumps: Sequence[tuple[float, float, float]] = (),
+        *,
+        curvature: Callable[[Tensor], Tensor] | None = None,
+        curvature_extrema: Sequence[float] = (),
     ) -> None:
         self.fn, self.derivative = fn, derivative
         self.value_extrema, self.slope_extrema, self.jumps = tuple(value_extrema), tuple(slope_extrema), tuple(jumps)
+        #: the derivative as a function of its own
+        self.slope = None if curvature is None else Smooth(derivative, curvature, slope_extrema, curvature_extrema)
 
     def value(self, z: Tensor) -> Tensor:
         return self.fn(z)
@@ -55,6 +63,16 @@ class Smooth(Activation):
         # derivatives are rounded; a slope range must hold the true ones
         slack = 16 * torch.finfo(lower.dtype).eps
         return SlopeRange(low - slack * (1 + low.abs()), high + slack * (1 + high.abs()))
+
+    def slope_lines(self, lower: Tensor, upper: Tensor, slopes: SlopeRange) -> tuple[Lines, ...]:
+        if self.slope is None:
+            return ()
+        # a derivative that is a difference is rounded as its terms are
+        slack = 32 * torch.finfo(lower.dtype).eps * (1 + slopes.magnitude)
+        steep = self.slope.slope_range(lower, upper, closed=True)
+        tangent = self.slope.derivative((lower + upper) / 2)
+        found = (best_lines(self.slope, lower, upper, steep, *extra) for extra in ((), (tangent,)))
+        return tuple(line.widened(slack) for line in found)
 
     def pieces(self, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange) -> list[Piece]:
         """The lines of the two extreme slopes as far as they stay in the range of values, and its ends beyond.
@@ -109,12 +127,30 @@ def _gelu_derivative(z: Tensor) -> Tensor:
 
 def sigmoid() -> Smooth:
     """``1 / (1 + exp(-z))``; steepest at 0."""
-    return Smooth(torch.sigmoid, _sigmoid_derivative, slope_extrema=[0.0])
+
+    def curvature(z: Tensor) -> Tensor:
+        return _sigmoid_derivative(z) * -torch.tanh(z / 2)
+
+    extrema = [-math.log(2 + math.sqrt(3)), math.log(2 + math.sqrt(3))]
+    return Smooth(
+        torch.sigmoid, _sigmoid_derivative, slope_extrema=[0.0], curvature=curvature, curvature_extrema=extrema
+    )
 
 
 def tanh() -> Smooth:
     """``tanh(z)``; steepest at 0."""
-    return Smooth(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2, slope_extrema=[0.0])
+
+    def curvature(z: Tensor) -> Tensor:
+        t = torch.tanh(z)
+        return -2 * t * (1 - t * t)
+
+    extrema = [-math.atanh(math.sqrt(1 / 3)), math.atanh(math.sqrt(1 / 3))]
+    return Smooth(
+        *(torch.tanh, lambda z: 1 - torch.tanh(z) ** 2),
+        slope_extrema=[0.0],
+        curvature=curvature,
+        curvature_extrema=extrema,
+    )
 
 
 def softplus(beta: float = 1.0) -> Smooth:
@@ -122,7 +158,12 @@ def softplus(beta: float = 1.0) -> Smooth:
 
     PyTorch's own jumps down by 2e-9 / beta where it turns into the identity, at ``beta z = 20``.
     """
-    found = Smooth(lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta, lambda z: torch.sigmoid(beta * z))
+    found = Smooth(
+        lambda z: torch.logaddexp(beta * z, torch.zeros_like(z)) / beta,
+        lambda z: torch.sigmoid(beta * z),
+        curvature=lambda z: beta * _sigmoid_derivative(beta * z),
+        curvature_extrema=[0.0],
+    )
     found.value_slack = 2.1e-9 / beta
     return found
 
@@ -160,33 +201,64 @@ def hard_swish() -> Smooth:
 
 # f' = 0 and f'' = 0 of x * sigmoid(x): the minimum of the value, and the two extremes of the slope
 SILU_MINIMUM, SILU_INFLECTION = -1.2784645427610738, 2.3993572805154668
+# the third derivative of x * sigmoid(x) is 0 here, beside 0
+SILU_BEND = 3.4358409935351100
 # x * Phi(x): the minimum of the value; f''(x) = phi(x) (2 - x^2) vanishes at +-sqrt 2
 GELU_MINIMUM = -0.7517915246935645
 
 
 def silu() -> Smooth:
     """``z * sigmoid(z)``."""
-    return Smooth(F.silu, _silu_derivative, [SILU_MINIMUM], [-SILU_INFLECTION, SILU_INFLECTION])
+
+    def curvature(z: Tensor) -> Tensor:
+        # z is clamped because inf * 0 is NaN
+        return _sigmoid_derivative(z) * (2 - z.clamp(-1000, 1000) * torch.tanh(z / 2))
+
+    return Smooth(
+        *(F.silu, _silu_derivative, [SILU_MINIMUM], [-SILU_INFLECTION, SILU_INFLECTION]),
+        curvature=curvature,
+        curvature_extrema=[-SILU_BEND, 0.0, SILU_BEND],
+    )
 
 
 def gelu() -> Smooth:
     """``z * Phi(z)``, ``Phi`` the normal distribution function."""
-    return Smooth(F.gelu, _gelu_derivative, [GELU_MINIMUM], [-math.sqrt(2), math.sqrt(2)])
+
+    def curvature(z: Tensor) -> Tensor:
+        z = z.clamp(-40, 40)
+        return _normal_density(z) * (2 - z * z)
+
+    return Smooth(
+        *(F.gelu, _gelu_derivative, [GELU_MINIMUM], [-math.sqrt(2), math.sqrt(2)]),
+        curvature=curvature,
+        curvature_extrema=[-2.0, 0.0, 2.0],
+    )
 
 
 def erf() -> Smooth:
     """The error function."""
-    return Smooth(torch.erf, lambda z: 2 / math.sqrt(math.pi) * torch.exp(-z * z), slope_extrema=[0.0])
+    scale = 2 / math.sqrt(math.pi)
+    return Smooth(
+        *(torch.erf, lambda z: scale * torch.exp(-z * z)),
+        slope_extrema=[0.0],
+        curvature=lambda z: -2 * z.clamp(-40, 40) * scale * torch.exp(-z * z),
+        curvature_extrema=[-math.sqrt(0.5), math.sqrt(0.5)],
+    )
 
 
 def exp() -> Smooth:
     """``exp(z)``; derivative monotone."""
-    return Smooth(torch.exp, torch.exp)
+    return Smooth(torch.exp, torch.exp, curvature=torch.exp)
 
 
 def arc_tangent() -> Smooth:
     """``atan(z)``; steepest at 0."""
-    return Smooth(torch.atan, lambda z: 1 / (1 + z * z), slope_extrema=[0.0])
+    return Smooth(
+        *(torch.atan, lambda z: 1 / (1 + z * z)),
+        slope_extrema=[0.0],
+        curvature=lambda z: -2 * z / (1 + z * z).square(),
+        curvature_extrema=[-math.sqrt(1 / 3), math.sqrt(1 / 3)],
+    )
 
 
 def softsign() -> Smooth:
@@ -196,7 +268,11 @@ def softsign() -> Smooth:
 
 def log_sigmoid() -> Smooth:
     """``log(1 / (1 + exp(-z)))``; the derivative, a falling sigmoid, is monotone."""
-    return Smooth(lambda z: -torch.logaddexp(-z, torch.zeros_like(z)), lambda z: torch.sigmoid(-z))
+    return Smooth(
+        *(lambda z: -torch.logaddexp(-z, torch.zeros_like(z)), lambda z: torch.sigmoid(-z)),
+        curvature=lambda z: -_sigmoid_derivative(z),
+        curvature_extrema=[0.0],
+    )
 
 
 def log_cosh() -> Smooth:
@@ -206,7 +282,12 @@ def log_cosh() -> Smooth:
     def fn(z: Tensor) -> Tensor:
         return z.abs() + root * torch.log1p(torch.exp(-root * z.abs()))
 
-    return Smooth(fn, lambda z: torch.tanh(z / root), value_extrema=[0.0])
+    return Smooth(
+        *(fn, lambda z: torch.tanh(z / root)),
+        value_extrema=[0.0],
+        curvature=lambda z: (1 - torch.tanh(z / root) ** 2) / root,
+        curvature_extrema=[0.0],
+    )
 
 
 # f' = 0 and f'' = 0 of x tanh(softplus(x)), and of the tanh form of GELU

@@ -13,8 +13,10 @@ import click
 
 from lirpa_lip.cli.arch import arch_options
 from lirpa_lip.cli.tables import CERTIFIED, EPS, PGD, WORTH, say, show_table
-from lirpa_lip.cli.terminal import MethodName, option
+from lirpa_lip.cli.terminal import MethodName, option, refuse_results_of_others
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, PROBABILITY, SEED
+
+_WRITTEN = ("certificates.csv", "summary.json", "certified.png")
 
 
 @click.command()
@@ -47,6 +49,7 @@ from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, PROBABILITY, SEED
 @option("--seed", int, SEED, default=0, help="Of the attack's random starts.")
 @arch_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: in the run's folder]")
+@click.option("--force", is_flag=True, help="Overwrite files in --out that no certification wrote.")
 def certify(checkpoint: Path, **options: Any) -> None:
     """Certify a trained network: CHECKPOINT is a run's folder, or one of its checkpoints.
 
@@ -75,6 +78,7 @@ def certify(checkpoint: Path, **options: Any) -> None:
     data = data if options["limit"] is None else first_of(data, options["limit"])
     _check_data(data, bundle, settings, options["split"])
     out = options["out"] or path.parent.parent / "certificates" / f"{settings.bound}-{options['split']}"
+    refuse_results_of_others(out, "certify.json", _WRITTEN, options["force"])
     size = options["batch_size"] or (100 if state.device.type == "cuda" else 10)
     place = (size, state.process_index, state.num_processes)
     console = Console(stderr=True, quiet=not state.is_main_process)

@@ -98,6 +98,15 @@ def refuse_foreign(paths: Iterable[Path], is_ours: Callable[[Path], bool], force
             raise ConfigError(f"{path} is there already; choose another --out, or overwrite it with --force.")
 
 
+def refuse_results_of_others(folder: Path, mark: str, names: Iterable[str], force: bool) -> None:
+    """
+    Raises:
+        ConfigError: a folder that none of our runs claimed, with its file ``mark``, holds files of the names we write.
+    """
+    if not (folder / mark).is_file():
+        refuse_foreign([folder / name for name in names], lambda path: False, force)
+
+
 def begins_with(mark: str) -> Callable[[Path], bool]:
     """Whether a file begins with a line that we write."""
     return lambda path: path.read_bytes()[: len(mark.encode())] == mark.encode()

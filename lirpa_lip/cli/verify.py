@@ -14,11 +14,12 @@ from typing import Any
 import click
 
 from lirpa_lip.cli.tables import Column, Table, say
-from lirpa_lip.cli.terminal import option
-from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED
+from lirpa_lip.cli.terminal import option, refuse_foreign, refuse_results_of_others
+from lirpa_lip.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, Range
 
 #: Exit codes with --exit-code; without it every verdict is 0.
 EXIT_CODES = {"unsat": 0, "sat": 10, "unknown": 20, "timeout": 30}
+_WRITTEN = ("verdicts.csv", "summary.json", "counterexamples.npz", "report.html")
 _COLUMNS = (
     Column("index", "instance"),
     Column("label", "label"),
@@ -75,6 +76,9 @@ _COLUMNS = (
 @click.option("--counterexample", type=click.Path(path_type=Path), help="File for a property's counterexample.")
 @click.option("--exit-code", is_flag=True, help="Exit with 0 for unsat, 10 sat, 20 unknown, 30 timeout.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: verify-results/…]")
+@click.option(
+    "--force", is_flag=True, help="Overwrite --counterexample, and files in --out that no verification wrote."
+)
 def verify(network: Path, claim: Path | None, data: str | None, **options: Any) -> None:
     """Verify a network: NETWORK is .onnx, .safetensors, .pth, TorchScript, torch.export, or a run's folder.
 
@@ -85,15 +89,21 @@ def verify(network: Path, claim: Path | None, data: str | None, **options: Any) 
     """
     if (claim is None) == (data is None):
         raise click.UsageError("give either --property, or --data.")
+    from lirpa_lip.errors import ConfigError
     from lirpa_lip.verify.network import normalised
     from lirpa_lip.verify.readers import read_network
     from lirpa_lip.verify.settings import VerifySettings
 
     names = ("time_limit", "restarts", "pgd_steps", "optimize", "branch", "certificate", "delta", "inference", "seed")
     settings = VerifySettings(**{name: options[name] for name in names})
-    where = (options["arch"], options["trust_arch"], _numbers(options["input_shape"], int), options["classes"])
-    read = read_network(network, *where)
-    mean, std = (_numbers(options[name], float) for name in ("mean", "std"))
+    if options["counterexample"] is not None:
+        refuse_foreign([options["counterexample"]], lambda path: False, options["force"])
+        options["counterexample"].parent.mkdir(parents=True, exist_ok=True)
+    shape = _numbers("--input-shape", options["input_shape"], int, COUNT)
+    mean, std = (_numbers(f"--{name}", options[name], float, FINITE) for name in ("mean", "std"))
+    read = read_network(network, options["arch"], options["trust_arch"], shape, options["classes"])
+    if shape is not None and tuple(shape) != tuple(read.shape):
+        raise ConfigError(f"--input-shape {options['input_shape']}: {network} says {tuple(read.shape)}; leave it out.")
     if mean is not None or std is not None:
         read = normalised(read, mean or [], std or [])
     if claim is not None:
@@ -105,15 +115,18 @@ def verify(network: Path, claim: Path | None, data: str | None, **options: Any) 
         click.get_current_context().exit(EXIT_CODES[word])
 
 
-def _numbers(text: str | None, kind: Any) -> Any:
+def _numbers(flag: str, text: str | None, kind: Any, allowed: Range) -> Any:
     if text is None:
         return None
     from lirpa_lip.errors import ConfigError
 
     try:
-        return [kind(part) for part in text.split(",")]
+        found = [kind(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"{text!r} is no list of numbers; write it as 1,28,28 or 0.5,0.5,0.5.") from error
+        raise ConfigError(f"{flag} {text!r} is no list of numbers; write it as 1,28,28 or 0.5,0.5,0.5.") from error
+    for number in found:
+        allowed.check(f"every number of {flag}", number)
+    return found
 
 
 def _one_property(network: Any, claim: Path, settings: Any, options: dict[str, Any]) -> str:
@@ -164,6 +177,7 @@ def _data_set(network: Any, data: str, settings: Any, options: dict[str, Any]) -
         json.dumps([identity(network, question, settings), data, options["split"]]).encode()
     ).hexdigest()
     out = options["out"] or Path("verify-results") / f"{Path(network.name.split(' ')[0]).stem}-{mark[:12]}"
+    refuse_results_of_others(out, "verify.json", _WRITTEN, options["force"])
     console = Console(stderr=True, quiet=rank != 0)
     title = f"{network.name}: {_asked(options)}"
     with FolderLock(out, wanted=rank == 0), _kept(out), fork_rng():
@@ -181,7 +195,7 @@ def _data_set(network: Any, data: str, settings: Any, options: dict[str, Any]) -
             verify_shard(network, samples, question, settings, out, rank=rank, processes=processes, progress=show)
         wait()
         if rank:
-            return "unknown"
+            return "unsat"  # exits with 0, or torchrun would stop the first process, which is still writing
         entries = {i: e for i, e in read_entries(out).items() if i < len(samples)}
         assert table is not None
         for index, entry in entries.items():  # what was there before, or other processes found

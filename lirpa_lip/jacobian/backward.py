@@ -20,6 +20,7 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.jacobian.forward import Interval, chunk_size, most_open
+from lirpa_lip.jacobian.moving import MIXES, MovingSlopes, input_maximum
 from lirpa_lip.jacobian.products import TIGHT, Products, product_range, products
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import absolute, gamma, total_gamma
@@ -36,12 +37,14 @@ class Backward:
             ``(batch, rows, *shape)``.
         mass: ``Σ over paths of |row| |weights| |slopes|`` at the same places: what rounding is measured against.
         relaxed: relaxation of each activation's product.
+        moving: how the slopes of smooth activations follow the input.
     """
 
     seed: Tensor
     cotangents: dict[str, Interval]
     mass: dict[str, Tensor]
     relaxed: dict[str, Products]
+    moving: MovingSlopes | None = None
 
 
 @torch.no_grad()
@@ -55,6 +58,7 @@ def backward_bounds(
     pushes: bool = True,
     entries: int = 0,
     norm: float = math.inf,
+    moving: MovingSlopes | None = None,
 ) -> Backward:
     """Bounds of every cotangent, from the output to the input.
 
@@ -66,10 +70,11 @@ def backward_bounds(
         pushes: tighten the cotangents that need it by pushing tangents; otherwise intervals alone.
         entries: how many entries of the Jacobian to tighten by pushing, for each row: those of changing sign first,
             then the widest; or a mask ``(batch, rows, *in)`` of entries.
+        moving: how the slopes of smooth activations follow the input, for the tight form.
     """
     batch, rows = seed.shape[:2]
     prior_cotangents = prior_cotangents or {}
-    result = Backward(seed, {}, {}, {})
+    result = Backward(seed, {}, {}, {}, moving if form == TIGHT else None)
     pending = {graph.output: (seed, torch.zeros_like(seed), seed.abs())}
     for name in reversed(graph.ancestors(graph.output)):
         if name not in pending:
@@ -90,7 +95,9 @@ def backward_bounds(
             break
         slope = slopes[name]
         if pushes:
-            need = (lower < 0) & (upper > 0) & (slope.low < slope.high).unsqueeze(1)
+            need = (slope.low < slope.high).unsqueeze(1).expand_as(lower)
+            if result.moving is None or name not in result.moving.slope_lines:
+                need = need & (lower < 0) & (upper > 0)
             result.cotangents[name] = _tighten(graph, name, result, need)
         lower, upper = result.cotangents[name]
         result.relaxed[name] = products(slope, lower, upper, form)
@@ -190,7 +197,29 @@ def push_tangent(
         source: the input, or an activation (its output) all of whose later activations are relaxed in ``result``.
         trace: where given, receives the tangent that meets each activation.
     """
+    bound = _pushed(graph, source, tangents, result, trace, None)
+    if result.moving is not None and _moves(graph, source, result.moving):
+        for mix in MIXES:
+            bound = torch.fmin(bound, _pushed(graph, source, tangents, result, None, (result.moving, mix)))
+    return bound
+
+
+def _moves(graph: NetworkGraph, source: str, moving: MovingSlopes) -> bool:
+    """Whether a tangent from ``source`` meets a slope that moves."""
+    return any(name in moving.slope_lines for name, _ in _uses(graph, source))
+
+
+def _pushed(
+    graph: NetworkGraph,
+    source: str,
+    tangents: Tensor,
+    result: Backward,
+    trace: dict | None,
+    moves: tuple[MovingSlopes, tuple[float | None, int]] | None,
+) -> Tensor:
+    """`push_tangent` with slopes from their ranges, or as they move."""
     lead = tangents.shape[:3]
+    left: dict[str, Tensor] = {}
     values = {source: tangents.flatten(0, 2)}
     constant = torch.zeros(lead, dtype=tangents.dtype, device=tangents.device)
     uses = _uses(graph, source)
@@ -202,11 +231,18 @@ def push_tangent(
             tangent = values[node.parents[0]].reshape(*lead, *node.shape)
             if trace is not None:
                 trace[name] = tangent
-            total, added = result.relaxed[name].upper(tangent)
+            if moves is not None and name in moves[0].slope_lines:
+                mixed = moves[0].mixed(name, result.cotangents[name], moves[1])
+                total, rows, added = mixed.upper_of(tangent)
+                left[node.parents[0]] = left.get(node.parents[0], 0) + rows
+            else:
+                total, added = result.relaxed[name].upper(tangent)
             total, constant = total.flatten(0, 2), constant + added
         values[name] = total
         for done in last:
             del values[done]
+    if left and moves is not None:
+        constant = constant + input_maximum(graph, moves[0], left, lead)
     if graph.output not in values:
         return constant
     out = values[graph.output].reshape(*lead, -1)

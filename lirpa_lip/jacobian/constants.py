@@ -19,12 +19,14 @@ from torch import Tensor
 from lirpa_lip.errors import UnsupportedNormError
 from lirpa_lip.jacobian.backward import Backward, backward_bounds
 from lirpa_lip.jacobian.forward import Forward, Interval
+from lirpa_lip.jacobian.moving import moving_slopes
 from lirpa_lip.jacobian.naive import naive_bounds
 from lirpa_lip.jacobian.norms import NORMS, row_norms, whole_norm
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.jacobian.products import INTERVAL, TIGHT
 from lirpa_lip.methods import names_at
 from lirpa_lip.network.graph import NetworkGraph
+from lirpa_lip.regions.region import Region
 
 METHODS = names_at("local_lipschitz", "jacobian")
 
@@ -64,7 +66,14 @@ def check_norm(norm: float) -> float:
 
 
 def jacobian_constants(
-    graph: NetworkGraph, forward: Forward, seed: Tensor, method: str, norm: float, *, options: ClarkeOptions
+    graph: NetworkGraph,
+    inputs: Region,
+    forward: Forward,
+    seed: Tensor,
+    *,
+    method: str,
+    norm: float,
+    options: ClarkeOptions,
 ) -> dict[str, Bounds]:
     """Bounds by ``method`` and by every weaker one, weakest first.
 
@@ -81,11 +90,12 @@ def jacobian_constants(
     rows = torch.where(torch.isnan(rows), torch.inf, rows * (1 + 1e-12))
     found["fastlip"] = Bounds(rows, whole_norm(rows, (lower, upper), norm), plain).least(found["naive"])
     prior = plain.cotangents
+    moving = moving_slopes(graph, inputs, forward) if method == "clarke-jacobian" else None
     for name, form in (("recurjac", INTERVAL), ("clarke-jacobian", TIGHT)):
         if method in found:
             break
         entries = entry_count(graph, seed, norm, options)
-        result = backward_bounds(graph, forward.slopes, seed, prior, form, entries=entries, norm=norm)
+        result = backward_bounds(graph, forward.slopes, seed, prior, form, entries=entries, norm=norm, moving=moving)
         rows = row_norms(graph, result, norm)
         before = found[next(reversed(found))]
         bounds = Bounds(torch.minimum(rows, before.rows), rows, result)

@@ -178,10 +178,19 @@ def chunk_size(graph: NetworkGraph, rows: int) -> int:
 def upper_plane(graph: NetworkGraph, target: str, rows: Tensor, found: Mapping[str, Lines]) -> tuple[Tensor, Tensor]:
     """``a, b`` with ``rows · z_target(x) ≤ a · x + b``, for rows ``(batch, k, *shape)``: ``(batch, k, *in)``,
     ``(batch, k)``."""
-    batch, count = rows.shape[:2]
-    pending = {target: rows.flatten(0, 1)}
-    offset = torch.zeros(batch, count, dtype=rows.dtype, device=rows.device)
-    for name in reversed(graph.ancestors(target)):
+    return pull_back_planes(graph, {target: rows}, found)
+
+
+def pull_back_planes(
+    graph: NetworkGraph, rows: Mapping[str, Tensor], found: Mapping[str, Lines]
+) -> tuple[Tensor, Tensor]:
+    """``a, b`` with ``Σ_t rows_t · z_t(x) ≤ a · x + b`` over several nodes t, as `upper_plane`."""
+    like = next(iter(rows.values()))
+    batch, count = like.shape[:2]
+    pending = {target: value.flatten(0, 1) for target, value in rows.items()}
+    offset = torch.zeros(batch, count, dtype=like.dtype, device=like.device)
+    reached = {name for target in rows for name in graph.ancestors(target)}
+    for name in reversed([node.name for node in graph if node.name in reached]):
         if name not in pending or name == graph.input:
             continue
         node, value = graph[name], pending.pop(name)
@@ -200,5 +209,5 @@ def upper_plane(graph: NetworkGraph, target: str, rows: Tensor, found: Mapping[s
             pending[parent] = pending[parent] + part if parent in pending else part
     shape = graph[graph.input].shape
     a = pending.get(graph.input)
-    a = torch.zeros(batch, count, *shape, dtype=rows.dtype, device=rows.device) if a is None else a
+    a = torch.zeros(batch, count, *shape, dtype=like.dtype, device=like.device) if a is None else a
     return a.reshape(batch, count, *shape), offset

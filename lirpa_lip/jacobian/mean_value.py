@@ -41,7 +41,7 @@ def mean_value_bounds(
     options = options or ClarkeOptions()
     forward = forward_bounds(graph, inputs, prior_intervals=prior_intervals, crown=options.intermediate != "ibp")
     norm = math.inf if inputs.radius is None else 2
-    found = jacobian_constants(graph, forward, seed, method, norm, options=options)[method]
+    found = jacobian_constants(graph, inputs, forward, seed, method=method, norm=norm, options=options)[method]
     if found.backward is None:
         raise ConfigError(f"method={method!r} bounds no Jacobian entries, which the mean-value form needs.")
     low, high = (t.flatten(2) for t in found.backward.cotangents[graph.input])

@@ -29,7 +29,7 @@ from lirpa_lip.local.relaxation import OpenNeurons, maxima
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import RowErrors
 from lirpa_lip.regions.region import Region
-from lirpa_lip.regions.sizes import safe_square
+from lirpa_lip.regions.sizes import safe_norm, safe_square
 
 #: First step on slopes (of ranges of length about 1) and on the logarithms of multipliers; both fall to a fifth.
 _SLOPE_STEP, _LOG_STEP, _LAST_STEP = 0.1, 1.0, 0.2
@@ -110,7 +110,7 @@ class FreeSlopes:
         self.region = region.select(sample)
         # rows by sample, so that each row meets the error terms of its own
         self.slack = {name: t.expand(len(region.eps), *t.shape[1:])[sample] for name, t in layers.slack.items()}
-        self.most = {name: t.flatten(1).amax(1, keepdim=True) for name, t in self.slack.items()}
+        self.size = {name: safe_norm(t.flatten(1)).unsqueeze(1) for name, t in self.slack.items()}
 
     def upper(
         self, target: str, rows: Tensor, start: dict[str, Tensor], steps: int, goal: Tensor | None = None
@@ -171,7 +171,7 @@ class FreeSlopes:
             parts.append(self.neurons[name].dual(c, slopes[name], logs[name], fixed))
             return slopes[name].reshape(cotangent.shape)
 
-        errors = RowErrors(self.slack, len(rows), self.most if fixed else None)
+        errors = RowErrors(self.slack, len(rows), self.size if fixed else None)
         collected = pull_back(self.graph, target, rows, rule, errors.visit)
         bound = sum(parts, self.region.support(collected[self.graph.input].unsqueeze(1)))
         return errors.added(bound, self.graph).squeeze(1)

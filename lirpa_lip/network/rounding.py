@@ -159,12 +159,12 @@ class RowErrors:
     Args:
         slack: ``(samples or 1, *shape)`` by node.
         samples: of the rows, ``(samples · specs, *shape)``.
-        most: ``max slack_k``, ``(samples or 1, 1)`` by node, for ``‖v_k‖₁ max slack_k`` in place of the sums: larger,
+        size: ``‖slack_k‖₂``, ``(samples or 1, 1)`` by node, for ``‖v_k‖₂ ‖slack_k‖₂`` in place of the sums: larger,
             and fewer passes over the rows.
     """
 
-    def __init__(self, slack: Mapping[str, Tensor], samples: int, most: Mapping[str, Tensor] | None = None) -> None:
-        self.slack, self.samples, self.most = slack, samples, most
+    def __init__(self, slack: Mapping[str, Tensor], samples: int, size: Mapping[str, Tensor] | None = None) -> None:
+        self.slack, self.samples, self.size = slack, samples, size
         self.total: Tensor | float = 0.0
 
     @torch.no_grad()
@@ -172,12 +172,14 @@ class RowErrors:
         slack = self.slack.get(name)
         if slack is None:
             return
-        if self.most is not None:
-            size = torch.linalg.vector_norm(rows.detach().flatten(1), 1, dim=1)
-            self.total = self.total + size.reshape(self.samples, -1) * self.most[name]
+        if self.size is not None:
+            # squares that underflow lose at most the least normal number each
+            lost = (slack[0].numel() * torch.finfo(slack.dtype).tiny) ** 0.5
+            length = torch.linalg.vector_norm(rows.detach().flatten(1), dim=1) + lost
+            self.total = self.total + length.reshape(self.samples, -1) * self.size[name]
         else:
-            size = rows.detach().abs().reshape(self.samples, -1, slack[0].numel())
-            self.total = self.total + (size @ slack.flatten(1).unsqueeze(2)).squeeze(2)
+            length = rows.detach().abs().reshape(self.samples, -1, slack[0].numel())
+            self.total = self.total + (length @ slack.flatten(1).unsqueeze(2)).squeeze(2)
 
     def added(self, bound: Tensor, graph: NetworkGraph) -> Tensor:
         """``bound``, a sum of non-negative parts ``(samples, specs)``, with its rounding and the rows'; as it was

@@ -53,7 +53,7 @@ def clarke_lipschitz(
         raise UnknownMethodError(method, METHODS)
     norm, options = check_norm(norm), options or ClarkeOptions()
     forward = forward_bounds(graph, inputs, prior_intervals=prior_intervals, crown=options.intermediate != "ibp")
-    found = jacobian_constants(graph, forward, seed, method, norm, options=options)
+    found = jacobian_constants(graph, inputs, forward, seed, method=method, norm=norm, options=options)
     effort = Effort(options.samples, options.steps, intervals=forward.intervals)
     lower = lower_bounds(graph, inputs, seed, norm, whole=whole, effort=effort)
     details: dict = {"bounds": {name: (b.whole if whole else b.rows) for name, b in found.items()}}

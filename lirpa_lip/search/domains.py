@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lirpa_lip.jacobian.backward import backward_bounds
 from lirpa_lip.jacobian.forward import Forward, Interval, forward_bounds, unsplit
+from lirpa_lip.jacobian.moving import moving_slopes
 from lirpa_lip.local.point_jacobians import jacobians_at
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.region import Region
@@ -127,8 +128,12 @@ class Evaluator:
         prior_cotangents = _stack([d.cotangents for d in domains])
         count = self.graph[self.graph.input].shape.numel()
         entries = count if count <= _ALL_ENTRIES else 0
+        moving = moving_slopes(self.graph, region, forward)
         result = backward_bounds(
-            self.graph, forward.slopes, seed, prior_cotangents, entries=entries, norm=self.objective.norm
+            *(self.graph, forward.slopes, seed, prior_cotangents),
+            entries=entries,
+            norm=self.objective.norm,
+            moving=moving,
         )
         trace: dict[str, Tensor] = {}
         upper = self.objective.upper(self.graph, result, problems, trace)
@@ -193,7 +198,8 @@ def _select(forward: Forward, index: Tensor) -> Forward:
         return {name: make(t[index] for t in pair) for name, pair in table.items()}
 
     slopes = {n: type(s)(s.low[index], s.high[index]) for n, s in forward.slopes.items()}
-    return Forward(pick(forward.intervals), slopes, {}, pick(forward.splits), forward.empty[index])
+    lines = {n: line.select(index) for n, line in forward.lines.items()}
+    return Forward(pick(forward.intervals), slopes, lines, pick(forward.splits), forward.empty[index])
 
 
 def _one(

@@ -19,6 +19,7 @@ from torch import Tensor
 from lirpa_lip.errors import ShapeError
 from lirpa_lip.jacobian.backward import Backward, backward_bounds, push_tangent
 from lirpa_lip.jacobian.forward import Forward, Interval, forward_bounds
+from lirpa_lip.jacobian.moving import moving_slopes
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.local.point_jacobians import jacobians_at
 from lirpa_lip.network.graph import NetworkGraph
@@ -91,7 +92,7 @@ def monotone_features(
         if not 0 <= feature < count:
             raise ShapeError(f"feature {feature} does not exist; the input has features 0 … {count - 1}.")
     forward = forward_bounds(graph, inputs, prior_intervals=prior_intervals, crown=options.intermediate != "ibp")
-    result = backward_bounds(graph, forward.slopes, seed)
+    result = backward_bounds(graph, forward.slopes, seed, moving=moving_slopes(graph, inputs, forward))
     lower, upper = _entries(graph, result, features)
     seen_low, seen_high = _seen(graph, inputs, seed, features, options.samples)
     if options.time_limit > 0:

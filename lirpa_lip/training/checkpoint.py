@@ -7,7 +7,6 @@ previous checkpoint intact.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from lirpa_lip.errors import CheckpointError
+from lirpa_lip.training.rows import cause_of
 
 FORMAT = 2
 """Of what is written. Format 1, which is still read, had other names of bounds and no class names."""
@@ -58,9 +58,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, step: int, kind: str =
         _swap(scratch, target)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        cause = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         raise CheckpointError(
-            f"checkpoint {target} could not be written: {cause}. Earlier checkpoints in {folder} are intact; "
+            f"checkpoint {target} could not be written: {cause_of(error)}. Earlier checkpoints in {folder} are intact; "
             f"make room and resume: lirpa-lip train --resume --out {folder.parent}"
         ) from error
     for old in checkpoints_in(folder, kind)[:-keep]:

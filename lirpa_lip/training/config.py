@@ -18,6 +18,7 @@ from lirpa_lip.ranges import BETWEEN, COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE
 from lirpa_lip.training.data import DATASETS, DEFAULT_EPS
 from lirpa_lip.training.epsilon import parse_epsilon
 from lirpa_lip.training.models import ACTIVATIONS, ARCHITECTURES
+from lirpa_lip.training.rows import replace_file
 from lirpa_lip.training.sampling import AUGMENTATIONS
 from lirpa_lip.training.schedules import DECAYS
 from lirpa_lip.training.starts import INITS
@@ -172,7 +173,7 @@ def write_config(config: TrainConfig, path: Path) -> None:
     """Saves the resolved configuration; ``--config`` reads it back."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = f"{_MARK}{FORMAT}\n" + yaml.safe_dump(config.to_dict(), sort_keys=False)
-    path.write_text(text, encoding="utf-8")
+    replace_file(path, text)
 
 
 def is_run_config(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 
 import torch
@@ -13,12 +14,23 @@ _LOST = re.compile(r"gloo|nccl|connection|peer|timed out", re.IGNORECASE)
 
 def make_accelerator() -> Accelerator:
     """Accelerate on CUDA where there is one, else on the CPU, several processes talking over gloo."""
+    atexit.unregister(leave)
+    atexit.register(leave)
     return Accelerator(cpu=not torch.cuda.is_available())
 
 
 def process_state() -> PartialState:
     """The same, without anything that training needs."""
+    atexit.unregister(leave)
+    atexit.register(leave)
     return PartialState(cpu=not torch.cuda.is_available())
+
+
+def leave() -> None:
+    """Ends the conversation with the other processes: left to the interpreter's own end, its threads may abort a run
+    that has succeeded."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def process_count() -> int:

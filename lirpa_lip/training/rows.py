@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import io
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -74,16 +75,16 @@ def reaches(radius: float, eps: Fraction) -> bool:
 def read_rows(folder: Path) -> list[Row]:
     """All complete rows of a certification, by index, whatever number of processes wrote them.
 
-    Of several rows of a sample the one with the most radii counts: it was made from the others.
+    Of several rows of a sample the one with the most radii counts: it was made from the others. Half a row, as a killed
+    process may leave it, and one that the disk damaged count for nothing: that sample is certified again.
     """
     rows: dict[int, Row] = {}
     for path in sorted(folder.glob("rows-*.csv")):
-        with path.open(newline="", encoding="utf-8") as file:
-            for record in csv.DictReader(file):
-                if record.get("end") == ".":  # a killed process may leave half a row
-                    row = _row(record)
-                    if row.index not in rows or len(rows[row.index].eps) < len(row.eps):
-                        rows[row.index] = row
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            for record in csv.DictReader(line for line in file if "\0" not in line and "\ufffd" not in line):
+                row = _row(record)
+                if row is not None and (row.index not in rows or len(rows[row.index].eps) < len(row.eps)):
+                    rows[row.index] = row
     return [rows[index] for index in sorted(rows)]
 
 
@@ -110,20 +111,25 @@ def append_rows(folder: Path, stem: str, rows: list[Row], eps: list[str]) -> Non
         file.write(text)
 
 
-def write_whole(path: Path, text: str) -> None:
+def replace_file(path: Path, content: str | bytes) -> None:
+    """As `write_whole`, with the system's own error."""
+    scratch = path.with_name(f".{path.name}.writing")
+    try:
+        scratch.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(scratch, path)
+    except OSError:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
     """Writes a file that is complete or not there.
 
     Raises:
         CheckpointError: it cannot be written; what was there before is.
     """
-    scratch = path.with_name(f".{path.name}.writing")
     with explained(path.parent):
-        try:
-            scratch.write_text(text, encoding="utf-8", newline="")
-            os.replace(scratch, path)
-        except OSError:
-            scratch.unlink(missing_ok=True)
-            raise
+        replace_file(path, content)
 
 
 def write_first(path: Path, text: str) -> None:
@@ -144,16 +150,19 @@ def write_first(path: Path, text: str) -> None:
             scratch.unlink(missing_ok=True)
 
 
+def cause_of(error: OSError) -> str:
+    return "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+
+
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
     """Turns an error of the system into one that says what is kept, and how to go on."""
     try:
         yield
     except OSError as error:
-        cause = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
         raise CheckpointError(
-            f"results could not be written to {folder}: {cause}. Rows that were written are kept: make room, and start "
-            "the same command again."
+            f"results could not be written to {folder}: {cause_of(error)}. Rows that were written are kept: make "
+            "room, and start the same command again."
         ) from error
 
 
@@ -172,11 +181,21 @@ def _begins(path: Path, head: str) -> bool:
     return found == head.encode() or not found
 
 
-def _row(record: dict[str, str]) -> Row:
+def _row(record: dict[str, str]) -> Row | None:
+    """None for a row that is incomplete or damaged."""
+    try:
+        return _read(record) if record.get("end") == "." else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _read(record: dict[str, str]) -> Row:
     attacked = {key[4:]: value for key, value in record.items() if key and key.startswith("pgd@")}
     pgd = {name: value == "1" for name, value in attacked.items() if value != ""}
     index, label, prediction = (int(record[name]) for name in ("index", "label", "prediction"))
     margin, radius, delta = (float(record[name]) for name in ("margin", "radius", "delta"))
+    if index < 0 or math.isnan(radius) or not 0 <= delta < 1:
+        raise ValueError("values that no row has")
     kind = KINDS[KINDS.index(record["certificate"])]  # type: ignore[arg-type]
     kept = (float(record.get("failed") or "inf"), record.get("sample") or "")
     eps = tuple(parse_epsilon(name) for name in attacked)

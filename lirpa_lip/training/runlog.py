@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from lirpa_lip.training.rows import replace_file
 
 COLUMNS = ("step", "epoch", "split", "loss", "clean", "certified_estimate", "eps", "kappa", "lr", "seconds")
 """Accuracies are fractions of 1. ``certified_estimate`` rests on norms from below: it is no certificate."""
@@ -23,10 +26,11 @@ class RunLog:
     def __init__(self, folder: Path, first_step: int = 0, tensorboard: bool = True) -> None:
         self.path = folder / "metrics.csv"
         kept = [row for row in read_log(self.path) if int(row["step"]) <= first_step] if self.path.exists() else []
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(kept)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(kept)
+        replace_file(self.path, text.getvalue())  # whoever kills the run here loses nothing of the log
         self._writer: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -48,7 +52,8 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, str]]:
-    """The complete rows of a ``metrics.csv`` (a killed process may leave half a row)."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row for row in rows if all(row.get(name) not in (None, "") for name in COLUMNS)]
+    """The complete rows of a ``metrics.csv`` (a killed process may leave half a row, a disk a damaged one)."""
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        rows = list(csv.DictReader(line for line in file if "\0" not in line and "\ufffd" not in line))
+    whole = [row for row in rows if all(row.get(name) not in (None, "") for name in COLUMNS)]
+    return [row for row in whole if row["step"].isdecimal()]

@@ -23,6 +23,7 @@ from lirpa_lip.training.models import build_model
 from lirpa_lip.training.objective import Objective
 from lirpa_lip.training.processes import lost_process, make_accelerator
 from lirpa_lip.training.progress import Progress
+from lirpa_lip.training.rows import cause_of
 from lirpa_lip.training.run_state import RunState, check_data, restore, snapshot
 from lirpa_lip.training.runlog import RunLog
 from lirpa_lip.training.sampling import augmented, derived_seed, epoch_batches, prefetched, steps_per_epoch
@@ -131,7 +132,9 @@ class Trainer:
             try:
                 self._fit()
             except OSError as error:
-                raise CheckpointError(f"the run could not be written: {error}. {self._how_to_go_on()}") from error
+                raise CheckpointError(
+                    f"the run could not be written: {cause_of(error)}. {self._how_to_go_on()}"
+                ) from error
             except RuntimeError as error:
                 if self.processes == 1 or isinstance(error, LirpaLipError) or not lost_process(error):
                     raise

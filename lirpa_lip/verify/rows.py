@@ -58,13 +58,13 @@ def append(folder: Path, stem: str, entry: Entry) -> None:
 
 
 def read_entries(folder: Path) -> dict[int, Entry]:
-    """All complete lines of a run, by index, whatever number of processes wrote them."""
+    """All complete lines of a run, by index, whatever number of processes wrote them; damaged ones do not count."""
     found: dict[int, Entry] = {}
     for path in sorted(folder.glob("verdicts-*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_bytes().split(b"\n"):
             try:
                 entry = _from_json(json.loads(line))
-            except (ValueError, KeyError, TypeError):  # a killed process may leave half a line
+            except (ValueError, KeyError, TypeError, AttributeError):  # half a line, or one that the disk damaged
                 continue
             found[entry.index] = entry
     return dict(sorted(found.items()))

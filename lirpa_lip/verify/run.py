@@ -18,7 +18,7 @@ import torch
 
 from lirpa_lip.errors import CheckpointError, DataError
 from lirpa_lip.norms.draw import seeds_of
-from lirpa_lip.training.rows import explained, write_whole
+from lirpa_lip.training.rows import write_whole
 from lirpa_lip.training.sampling import derived_seed
 from lirpa_lip.training.versions import versions
 from lirpa_lip.verify import rows
@@ -157,8 +157,7 @@ def write_results(folder: Path, count: int) -> dict[str, Any]:
     write_whole(folder / "summary.json", json.dumps(summary, indent=1))
     packed = io.BytesIO()
     np.savez_compressed(packed, **rows.counterexamples(list(entries.values())))  # type: ignore[arg-type]
-    with explained(folder):
-        (folder / "counterexamples.npz").write_bytes(packed.getvalue())
+    write_whole(folder / "counterexamples.npz", packed.getvalue())
     return summary
 
 

@@ -185,6 +185,17 @@ def check_lines(row: Row, lower: Tensor, upper: Tensor) -> None:
             assert (sign * (values - line) >= -noise).all()
 
 
+def check_slope_lines(row: Row, lower: Tensor, upper: Tensor) -> None:
+    """Lines around the derivative hold it, against autograd."""
+    slopes = row.record.slope_range(lower, upper, closed=True)
+    z = samples(lower, upper).requires_grad_()
+    for found in row.record.slope_lines(lower, upper, slopes):
+        (derivative,) = torch.autograd.grad(row.reference(z).sum(), z)
+        above, below = found.high_slope * z + found.high_offset, found.low_slope * z + found.low_offset
+        noise = slack(found.high_slope * z, found.low_slope * z, derivative)
+        assert (derivative <= above + noise).all() and (derivative >= below - noise).all()
+
+
 def check_all(row: Row, lower: Tensor, upper: Tensor, share: Tensor) -> None:
     anchor = torch.minimum(torch.maximum(torch.lerp(lower, upper, share), lower), upper)
     check_interval(row, lower, upper)
@@ -192,6 +203,7 @@ def check_all(row: Row, lower: Tensor, upper: Tensor, share: Tensor) -> None:
     check_about_anchor(row, anchor, lower, upper)
     check_pieces(row, anchor, lower, upper)
     check_lines(row, lower, upper)
+    check_slope_lines(row, lower, upper)
 
 
 @ROWS

@@ -89,6 +89,16 @@ def test_report_says_what_is_damaged(run_folder, tmp_path):
     assert same.exit_code == 0 and len(rows(tmp_path / "r" / "report.csv")) == 1
 
 
+@pytest.mark.parametrize("name", ["certificates.csv", "summary.json", "certified.png"])
+def test_certify_leaves_other_files_alone(run_folder, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    call = ["certify", run_folder, "--bound", "ibp", "--limit", "2", "--pgd-steps", "0", "--out", tmp_path]
+    refused = invoke(*call)
+    assert refused.exit_code == 1 and name in refused.output and (tmp_path / name).read_text() == "mine"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+    assert invoke(*call, "--force").exit_code == 0 and invoke(*call).exit_code == 0
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv"])
 def test_train_leaves_other_files_alone(tmp_path, name):
     (tmp_path / name).write_text("mine: 1\n")

@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SIX = ("train", "certify", "lipschitz", "compare", "monotonicity", "report")
+COMMANDS = ("train", "certify", "verify", "lipschitz", "compare", "monotonicity", "report")
 TINY = "--dataset digits --arch cnn-tiny --bound global --eps 0.1 --epochs 1 --ramp 1 --out run"
 
 
@@ -68,10 +68,10 @@ def install(wheel: Path, folder: Path) -> Path:
 
 
 def use(commands: Path, folder: Path) -> None:
-    """Every help, the README's example, and a network trained, certified and reported."""
+    """Every help, the README's example, and a network trained, certified, reported and verified."""
     command = commands / "lirpa-lip"
-    assert all(name in run(command, "--help", cwd=folder) for name in SIX)
-    for name in SIX:
+    assert all(name in run(command, "--help", cwd=folder) for name in COMMANDS)
+    for name in COMMANDS:
         assert "Usage" in run(command, name, "--help", cwd=folder)
     (folder / "readme.py").write_text(
         re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)[0]
@@ -80,6 +80,7 @@ def use(commands: Path, folder: Path) -> None:
     run(command, "train", *TINY.split(), cwd=folder)
     run(command, "certify", "run", *"--limit 10 --pgd-steps 2 --eps 0.01 --radius-steps 0".split(), cwd=folder)
     print(run(command, "report", "run", cwd=folder))
+    print(run(command, "verify", "run", *"--data digits --limit 2 --eps 0.01 --no-branch --out v".split(), cwd=folder))
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def test_a_log_that_cannot_be_written_says_how_to_go_on(tmp_path, monkeypatch):
         add(self, row)
 
     monkeypatch.setattr(module.RunLog, "add", full)
-    with pytest.raises(CheckpointError, match=r"No space left.*--resume --out"):
+    with pytest.raises(CheckpointError, match=r"the disk is full.*--resume --out"):
         run.fit()
 
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from lirpa_lip.errors import ConfigError, UnknownMethodError
+from lirpa_lip.training import rows
 from lirpa_lip.training.ema import WeightAverage
 from lirpa_lip.training.epsilon import parse_epsilon, parse_epsilons, rounded_up
+from lirpa_lip.training.runlog import COLUMNS, RunLog
 from lirpa_lip.training.sampling import augmented, derived_seed, epoch_batches, prefetched, steps_per_epoch
 from lirpa_lip.training.schedules import HoldThenDecay, LinearRamp
 from lirpa_lip.training.sources import TensorSource
@@ -146,3 +148,20 @@ def test_weight_average():
     assert model.weight.item() == 3.0
     with pytest.raises(ConfigError, match="decay"):
         WeightAverage(model, 1.0)
+
+
+def test_a_log_is_never_shorter_than_it_was(tmp_path, monkeypatch):
+    """Neither for a kill while it is cut to the step of a checkpoint, nor for a row that the disk damaged."""
+    path, row = tmp_path / "metrics.csv", dict.fromkeys(COLUMNS, 1)
+    log = RunLog(tmp_path, tensorboard=False)
+    for step in range(1, 4):
+        log.add({**row, "step": step})
+    before = path.read_bytes()
+    monkeypatch.setattr(rows.os, "replace", lambda *files: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        RunLog(tmp_path, first_step=3, tensorboard=False)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    path.write_bytes(before + b"\xff,1\r\n" + b"\0" * 30 + b"\r\nx" + b",1" * 9 + b"\r\n")
+    RunLog(tmp_path, first_step=2, tensorboard=False).add({**row, "step": 3})
+    assert path.read_bytes() == before
