@@ -16,7 +16,7 @@ from lirpa_lip.network.emit import constant_value, may_vary
 
 _NONNEGATIVE = {f"Bound{n}" for n in "Sqr Abs Exp Relu Sigmoid HardSigmoid Softmax Softplus ReduceL2".split()}
 _KEEPS = {f"Bound{n}" for n in """Reshape Flatten Squeeze Unsqueeze Transpose Slice Expand Gather Split Identity Dropout
-ReduceMean ReduceMax ReduceMin MaxPool AveragePool GlobalAveragePool""".split()}  # fmt: skip
+ReduceMean ReduceMax ReduceMin MaxPool GlobalAveragePool""".split()}  # fmt: skip
 #: Sums of a few values that are rounded may lie this much (relatively) below the sum of their floors.
 _ROUNDED = 1e-6
 
@@ -40,6 +40,8 @@ def floor(bound: Any) -> float:
         return 0.0 if floor(inputs[0]) >= 0 and floor(inputs[1]) > 0 else -math.inf
     if kind == "BoundReduceSum":
         return 0.0 if floor(inputs[0]) >= 0 else -math.inf
+    if kind == "BoundAveragePool":  # the zeros of its padding are averaged, too
+        return min(floor(inputs[0]), 0.0)
     return floor(inputs[0]) if kind in _KEEPS else -math.inf
 
 

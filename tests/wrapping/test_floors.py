@@ -9,6 +9,7 @@ import torch
 from networks.operators import Call
 from sampling import ball_points
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import DomainError
@@ -22,6 +23,7 @@ FUNCTIONS = {
     "scaled": (lambda x: 2 * (x.abs() + 0.5), 1.0),
     "product": (lambda x: (x.relu() + 1) * (torch.exp(x) + 3), 3.0),
     "moved": (lambda x: (torch.sigmoid(x) + 0.5).reshape(-1, 2, 2)[:, 1], 0.5),
+    "padded mean": (lambda x: avg_pool2d((x**2 + 1).reshape(-1, 1, 2, 2), 2, 1, 1), 0.0),
     "negative": (lambda x: torch.softmax(x, 1) - 1, -math.inf),
     "cube": (lambda x: x**3 + 1, -math.inf),
     "negated": (lambda x: -(x**2), -math.inf),
