@@ -80,6 +80,11 @@ def _check_input(given: Any) -> None:
 
 
 def _explained(error: Exception, model: nn.Module, given: Any, options: Mapping[str, Any]) -> Exception:
+    origin: BaseException | None = error
+    while origin is not None:  # 0.7 has words of its own for whatever ends a trace
+        if isinstance(origin, LirpaLipError):
+            return origin
+        origin = origin.__cause__ or origin.__context__
     inputs = given if isinstance(given, tuple) else (given,)
     try:
         with torch.no_grad():

@@ -388,12 +388,12 @@ def test_a_full_disk_keeps_what_is_there(tmp_path, network, data, monkeypatch):
     write_merged(tmp_path, SETTINGS)
     before = (tmp_path / "certificates.csv").read_bytes()
 
-    def full(self, text, *args, **options):
-        with self.open("w") as file:
-            file.write(text[: len(text) // 2])
+    def full(self, content):
+        with self.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CheckpointError, match=r"disk is full.*kept.*same command"):
         write_merged(tmp_path, SETTINGS)
     assert (tmp_path / "certificates.csv").read_bytes() == before
