@@ -8,6 +8,7 @@ and one row of ``COMMANDS``; nothing else knows of it.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 from importlib import import_module
@@ -50,6 +51,14 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, summary) for name, (_, summary) in COMMANDS.items()])
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().main(*args, **options)
+        except SystemExit as end:
+            if isinstance(end.code, int | None):
+                _end_of_several(end.code or 0)
+            raise
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -62,6 +71,18 @@ class LazyGroup(click.Group):
                 click.echo(line, err=True)
                 ctx.exit(128 + number)
             raise click.ClickException(line) from error
+
+
+def _end_of_several(code: int) -> None:
+    """Ends a process of several, once its work is done and written, without the interpreter's own end: there a thread
+    of the conversation between them that asks for Python aborts the process."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    if torch.distributed.get_world_size() > 1:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
 
 
 def one_line(error: Exception) -> str | None:
