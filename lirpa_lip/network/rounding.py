@@ -170,7 +170,7 @@ class RowErrors:
     @torch.no_grad()
     def visit(self, name: str, rows: Tensor) -> None:
         slack = self.slack.get(name)
-        if slack is None:
+        if slack is None or rows.numel() == 0:  # a part of nothing, such as x[:, :-1] of one feature
             return
         if self.size is not None:
             # squares that underflow lose at most the least normal number each
