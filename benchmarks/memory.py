@@ -1,7 +1,7 @@
 """What does it gain to keep freed memory (`lirpa_lip.keep_freed_memory`), which the commands do?
 
-Networks with random weights, uniform images, bounds of all logits; 4C3F has the shape of MNIST. Processor seconds, of the program and of
-the kernel for it, and the peak of memory; medians over fresh processes that take turns, one thread each.
+Networks with random weights on 28 × 28 images, bounds of all logits. Processor seconds, of the program and of the
+kernel for it, and the peak of memory; medians over fresh processes that take turns, one thread each.
 
     python benchmarks/memory.py --repeats 2
 """

@@ -16,8 +16,8 @@ def keep_freed_memory() -> bool:
     """From now on what is freed on the CPU is kept for the next tensor, as on a GPU; says whether that could be had.
 
     By default glibc asks the kernel for every block above 32 MiB and gives it back when it is freed; the kernel clears
-    its pages each time. Bounds make and drop such tensors all the time: on a network of four convolutions that took
-    44 % of the time of ``certify``. The price is that a process keeps the largest memory it has needed until it ends.
+    its pages each time. Bounds make and drop such tensors all the time: that took 12 to 41 % of their time on 4C3F
+    (``benchmarks/memory.py``). The price is that a process keeps the largest memory it has needed until it ends.
 
     The commands call it; in a program of your own call it first, if nothing else needs the memory in between. It
     changes the whole process and cannot be taken back. Nothing is done, and False returned, where the C library is not
@@ -30,4 +30,5 @@ def keep_freed_memory() -> bool:
     process = ctypes.CDLL(None)
     if not (hasattr(process, "gnu_get_libc_version") and hasattr(process, "mallopt")):
         return False
-    return all([process.mallopt(parameter, value) == 1 for parameter, value in SETTINGS])
+    taken = [process.mallopt(parameter, value) == 1 for parameter, value in SETTINGS]
+    return all(taken)

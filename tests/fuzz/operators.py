@@ -84,7 +84,7 @@ def flat_operator(rng: random.Random, shape: Shape) -> nn.Module:
 
 
 def signal_operator(rng: random.Random, shape: Shape) -> nn.Module:
-    steps, width = shape
+    width = shape[1]
     weight = torch.randn(width, 3) / width**0.5
     heads = rng.choice([h for h in (1, 2, width) if width % h == 0])
     cell = rng.choice([nn.RNNCell, nn.GRUCell, nn.LSTMCell])
@@ -105,7 +105,7 @@ def signal_operator(rng: random.Random, shape: Shape) -> nn.Module:
         Call(lambda x: x.rot90(1, (1, 2))),
         Call(lambda x: x.mean(1)),
         Call(lambda x: torch.logsumexp(x, (1, 2), keepdim=True)),
-        Call(lambda x: x.amax((1, 2))),
+        Call(lambda x: x.amax((1, 2), keepdim=True)),
         Call(lambda x: x.unfold(2, 2, 1).flatten(2)) if width > 1 else nn.Linear(width, 2),
         nn.Linear(width, 2),
         nn.ReflectionPad1d(1) if width > 1 else nn.ReplicationPad1d(1),
