@@ -18,158 +18,27 @@ part, so that bounds may be negative: a part on which the row stays below its va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations.base import Piece
-from lirpa_lip.local.layers import Layer, Layers
+from lirpa_lip.local.layers import Layers
 from lirpa_lip.local.linearised import pull_back
+from lirpa_lip.local.part_multipliers import Cuts, Descent, Multipliers
+from lirpa_lip.local.part_neurons import PartNeurons
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import RowErrors, positive_slack, widest
 from lirpa_lip.regions.region import Region
-from lirpa_lip.regions.sizes import safe_square
 from lirpa_lip.regions.support import SupportSearch, support_point
 
 #: First step on slopes, on β in units of a layer's rows, and on the logarithms of multipliers; all fall to a fifth.
 _SLOPE_STEP, _OFFSET_STEP, _LOG_STEP, _LAST_STEP = 0.1, 0.1, 0.5, 0.2
 _BETAS = (0.8, 0.99)
+#: Of neurons that no half-space cuts: there are many, of whose β most serve for nothing, and steps of them are noise.
+_UNCUT = 0.03
 #: Range of the logarithms of multipliers, far inside what float64 holds.
 _LOG_RANGE = 150.0
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """Intervals of one activation's pre-activations, a row for each part, ``(parts, neurons)``."""
-
-    lower: Tensor
-    upper: Tensor
-
-    @property
-    def empty(self) -> Tensor:
-        """Parts of which the intervals leave nothing, ``(parts,)``."""
-        return (self.lower > self.upper).any(1)
-
-
-@dataclass(frozen=True)
-class Multipliers:
-    """What a bound of each part is made with, by activation.
-
-    Attributes:
-        slopes: g, ``(parts, neurons)``.
-        offsets: b, ``(parts, neurons)``.
-        logs: logarithms of λ and μ, ``(parts, 2)``.
-    """
-
-    slopes: dict[str, Tensor]
-    offsets: dict[str, Tensor]
-    logs: dict[str, Tensor]
-
-    def _tables(self) -> tuple[dict[str, Tensor], ...]:
-        return self.slopes, self.offsets, self.logs
-
-    def select(self, index: Tensor) -> Multipliers:
-        """Those of the parts at ``index``, which may repeat."""
-        return Multipliers(*({name: t[index] for name, t in table.items()} for table in self._tables()))
-
-    def to(self, dtype: torch.dtype) -> Multipliers:
-        """In another precision: any numbers are valid."""
-        return Multipliers(*({name: t.to(dtype) for name, t in table.items()} for table in self._tables()))
-
-    @staticmethod
-    def join(parts: Sequence[Multipliers]) -> Multipliers:
-        """One after another."""
-        tables = zip(*(part._tables() for part in parts))
-        return Multipliers(*({name: torch.cat([t[name] for t in same]) for name in same[0]} for same in tables))
-
-
-@dataclass(frozen=True)
-class Descent:
-    """What a descent found for each part.
-
-    Attributes:
-        upper: the smallest bound on the way, ``(parts,)``.
-        multipliers: the last ones.
-        x: a point of the region for each part that the last bound speaks for, ``(parts, *in)``.
-        gaps: how much each neuron's bound exceeds its value at the pre-activations of x, ``(parts, neurons)``, by
-            activation: together with the slack of balls and half-spaces they are what the bound exceeds the row at x
-            by.
-        strength: ``|c|`` at every neuron, ``(parts, neurons)``.
-    """
-
-    upper: Tensor
-    multipliers: Multipliers
-    x: Tensor
-    gaps: dict[str, Tensor]
-    strength: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class _Inner:
-    """Maximisers of a layer's neurons: t, ``f(z₀ + t) − f(z₀)`` on the piece's line, and that line's slope."""
-
-    t: Tensor
-    rise: Tensor
-    slope: Tensor
-
-
-class _PartNeurons:
-    """All neurons of one activation on several parts."""
-
-    def __init__(self, layer: Layer, eps: Tensor, cuts: Cuts) -> None:
-        parts, shape = len(cuts.lower), layer.anchor.shape[1:]
-        self.layer = layer
-        anchor = layer.anchor.expand(parts, *shape)
-        lower, upper = (t.reshape(parts, *shape) for t in (cuts.lower, cuts.upper))
-        found = layer.activation.pieces(anchor, lower, upper, layer.slopes)
-        self.pieces = [
-            Piece(*(t.expand(parts, *shape).flatten(1) for t in (p.slope, p.offset, p.low, p.high))) for p in found
-        ]
-        self.present = [piece.low <= piece.high for piece in self.pieces]
-        self.low, self.high = cuts.lower - layer.anchor.flatten(1), cuts.upper - layer.anchor.flatten(1)
-        live, open_ = layer.slopes.magnitude.flatten(1), layer.slopes.radius.flatten(1)
-        # a ball of unknown radius says nothing: no weight, and no cost
-        self.balls = []
-        for weight, reach in ((live, layer.reach(eps)), (open_, layer.inner_reach(eps))):
-            known = bool(torch.isfinite(reach).all())
-            self.balls.append((weight if known else 0 * weight, safe_square(reach) if known else 0 * reach))
-
-    def curvature(self, logs: Tensor) -> tuple[Tensor, Tensor]:
-        """``λ S + μ R`` of every neuron, and what the balls cost, ``(parts,)``."""
-        (live, first), (open_, second) = self.balls
-        multiplier = logs.exp()
-        cost = multiplier[:, 0] * first + multiplier[:, 1] * second
-        return multiplier[:, :1] * live + multiplier[:, 1:] * open_, cost
-
-    @torch.no_grad()
-    def inner(self, c: Tensor, row: Tensor, curvature: Tensor) -> _Inner:
-        """Where the maximum over t is taken, for rows c at the output and G at the input."""
-        curved = curvature > 0
-        half = 0.5 / torch.where(curved, curvature, 1.0)
-        best = torch.full_like(c, -torch.inf)
-        t = rise = slope = torch.zeros_like(c)
-        for piece, present in zip(self.pieces, self.present):
-            rate = c * piece.slope - row
-            at = torch.where(curved, rate * half, torch.where(rate > 0, piece.high, piece.low))
-            at = torch.minimum(torch.maximum(at, piece.low), piece.high)
-            value = rate * at + c * piece.offset - curvature * at.square()
-            better = present & (value > best)
-            best, t = torch.where(better, value, best), torch.where(better, at, t)
-            rise = torch.where(better, piece.slope * at + piece.offset, rise)
-            slope = torch.where(better, piece.slope, slope)
-        return _Inner(t, rise, slope)
-
-    def gaps(self, z: Tensor, c: Tensor, row: Tensor, curvature: Tensor) -> Tensor:
-        """How much the maximum exceeds the value at pre-activations ``z``, moved into the cut interval."""
-        at = self.inner(c, row, curvature)
-        best = c * at.rise - row * at.t - curvature * at.t.square()
-        t = torch.minimum(torch.maximum(z - self.layer.anchor.flatten(1), self.low), self.high)
-        shape = (len(t), *self.layer.anchor.shape[1:])
-        anchor = self.layer.anchor.expand(shape)
-        rise = self.layer.activation.value(anchor + t.reshape(shape)) - self.layer.activation.value(anchor)
-        return (best - (c * rise.flatten(1) - row * t - curvature * t.square())).clamp(min=0)
 
 
 class PartBounds:
@@ -211,8 +80,8 @@ class PartBounds:
             goal: ``(parts,)``; the search ends once all parts lie below it.
             rate: of the first step, beside that of a search from rules.
         """
-        neurons = {name: _PartNeurons(layer, self.region.eps, cuts[name]) for name, layer in self.layers.items()}
-        units = self._units(rows, start.slopes)
+        neurons = {name: PartNeurons(layer, self.region.eps, cuts[name]) for name, layer in self.layers.items()}
+        units = self._units(rows, start.slopes, cuts)
         slopes, logs = ({n: t.clone() for n, t in table.items()} for table in (start.slopes, start.logs))
         shares = {n: t / units[n] for n, t in start.offsets.items()}
         tables = ((slopes, _SLOPE_STEP), (shares, _OFFSET_STEP), (logs, _LOG_STEP))
@@ -257,13 +126,15 @@ class PartBounds:
 
         pull_back(self.graph, self.target, rows, rule)
 
-    def _units(self, rows: Tensor, slopes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The size of a layer's rows, in which its β are counted, ``(parts, 1)``."""
+    def _units(self, rows: Tensor, slopes: Mapping[str, Tensor], cuts: Mapping[str, Cuts]) -> dict[str, Tensor]:
+        """The size of a layer's rows, in which its β are counted, ``(parts, neurons)``; less where nothing is cut."""
         units = {}
 
         def visit(name: str, c: Tensor) -> None:
             size = c.square().mean(1, keepdim=True).sqrt()
-            units[name] = torch.where(size > 0, size, 1.0)
+            layer = self.layers[name]
+            whole = (cuts[name].lower == layer.lower.flatten(1)) & (cuts[name].upper == layer.upper.flatten(1))
+            units[name] = torch.where(size > 0, size, 1.0) * torch.where(whole, _UNCUT, 1.0)
 
         self.each_row(rows, slopes, visit)
         return units
@@ -271,7 +142,7 @@ class PartBounds:
     def _evaluate(
         self,
         rows: Tensor,
-        neurons: Mapping[str, _PartNeurons],
+        neurons: Mapping[str, PartNeurons],
         given: Multipliers,
         support: Callable[[Tensor], Tensor],
         trace: _Trace | None = None,
@@ -315,7 +186,7 @@ class PartBounds:
         total = errors.total.reshape(-1) if isinstance(errors.total, Tensor) else errors.total
         return value, (value.detach() + total + lost) * 1.0
 
-    def _answer(self, rows: Tensor, neurons: Mapping[str, _PartNeurons], found: Multipliers, best: Tensor) -> Descent:
+    def _answer(self, rows: Tensor, neurons: Mapping[str, PartNeurons], found: Multipliers, best: Tensor) -> Descent:
         trace = _Trace()
         _, certified = self._evaluate(rows, neurons, found, self._support, trace)
         x = self.region.centre.expand(len(rows), *self.region.centre.shape[1:])

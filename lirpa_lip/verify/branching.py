@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,66 +25,19 @@ from lirpa_lip.errors import CertificateError, ShapeError
 from lirpa_lip.local.bounds import prepare
 from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.free_slopes import FreeNeurons
-from lirpa_lip.local.half_spaces import Cuts, Descent, Multipliers, PartBounds
+from lirpa_lip.local.half_spaces import PartBounds
 from lirpa_lip.local.layers import Layers
 from lirpa_lip.local.norm_budget import NormBudget
-from lirpa_lip.local.propagate import planned_norms, propagate
+from lirpa_lip.local.part_multipliers import Cuts, Descent, Multipliers
+from lirpa_lip.local.propagate import planned_norms
 from lirpa_lip.local.rows import check_specification, inference_error
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import positive_slack
 from lirpa_lip.precision import next_below
 from lirpa_lip.regions.region import Region
-from lirpa_lip.results import Certificate
+from lirpa_lip.verify.branch_root import root_layers
+from lirpa_lip.verify.branch_settings import BranchResult, BranchSettings
 from lirpa_lip.verify.splits import HalfSpace, Split, choices, cut
-
-
-@dataclass(frozen=True)
-class BranchSettings:
-    """How the search spends its time; none of it touches validity.
-
-    Attributes:
-        root_steps, steps: of descent on the region and on each part.
-        rate: of a part's first step, beside the region's.
-        elements: most numbers of one batch (parts × neurons).
-        most_parts: parts at once in a batch.
-        most_waiting: open parts that may wait; where there are more, the search goes on with those that are nearest to
-            be closed.
-        most_domains: parts that are bounded in all, about.
-        retries: times that a part without a kink is descended on again, each twice as long.
-        refine: most numbers of the rows of one layer (rows × neurons) for its intervals to be descended on, too.
-    """
-
-    root_steps: int = 100
-    steps: int = 15
-    rate: float = 0.2
-    elements: int = 1 << 19
-    most_parts: int = 256
-    most_waiting: int = 20_000
-    most_domains: int = 1 << 40
-    retries: int = 6
-    refine: int = 1 << 20
-
-
-@dataclass(frozen=True)
-class BranchResult:
-    """What is known when the search ends.
-
-    Attributes:
-        status: ``"verified"``: every row is positive on the region; else ``"open"``.
-        lower: ``(rows,)`` float64, bounds of ``C f + d`` over the region, valid whenever the search was stopped.
-        domains: parts that were bounded.
-        seconds: that it took.
-        counterexample: ``(1, *in)`` float64, a point where a row was seen to be ``<= 0`` in this graph's arithmetic; in
-            the region up to rounding, so that it has to be checked on the model itself. None where none was met.
-        certificate: of ``lower``, of all rows together.
-    """
-
-    status: Literal["verified", "open"]
-    lower: Tensor
-    domains: int
-    seconds: float
-    counterexample: Tensor | None
-    certificate: Certificate
 
 
 @dataclass(frozen=True)
@@ -138,7 +91,7 @@ def decide(
             raise ShapeError(f"d has {len(offset)} entries for {rows.shape[1]} rows of C.")
         settings = settings or BranchSettings()
         norm = NormBudget(config, 2 * planned_norms(graph, config))
-        layers = _root(graph, region, config, norm, settings)
+        layers = root_layers(graph, region, config, norm, settings.refine)
         lost = inference_error(graph, rows, layers, config, dtype)[0]
         search = _Search(graph, region, layers, rows[0], offset, lost, settings, clock, begun + time_limit)
         search.run()
@@ -152,38 +105,6 @@ def decide(
         None if verified else search.counterexample,
         norm.worth,
     )
-
-
-def _root(
-    graph: NetworkGraph, region: Region, config: LocalLipConfig, norm: NormBudget, settings: BranchSettings
-) -> Layers:
-    """Layers of the whole region, with the intervals of small layers descended on as output rows are."""
-    config = replace(config, tighten=-1)
-    layers = propagate(graph, region, config, norm)
-    prior = {layer.parent: (layer.lower, layer.upper) for layer in layers.values()}
-    deviation = Deviation(graph, layers, region)
-    refined = False
-    for layer in list(layers.values())[1:]:
-        low, high = layer.lower.flatten(1), layer.upper.flatten(1)
-        open_ = ((layer.slopes.radius.flatten(1) > 0)[0]).nonzero().squeeze(1)
-        before = sum(layers[n].anchor[0].numel() for n in graph.ancestors(layer.parent) if n in layers)
-        if len(open_) == 0 or 2 * len(open_) * before > settings.refine:
-            continue
-        refined = True
-        unit = torch.zeros(1, len(open_), low.shape[1], dtype=graph.dtype, device=graph.device)
-        unit[0, torch.arange(len(open_)), open_] = 1.0
-        unit = unit.reshape(1, len(open_), *layer.anchor.shape[1:])
-        steps = config.optimize or 30
-        at = layer.anchor.flatten(1)[:, open_]
-        below = at - deviation.upper(layer.parent, -unit, steps)
-        above = at + deviation.upper(layer.parent, unit, steps)
-        low, high = low.clone(), high.clone()
-        slack = positive_slack(8, graph.dtype)
-        low[:, open_] = torch.maximum(low[:, open_], below - slack * (at.abs() + below.abs()))
-        high[:, open_] = torch.minimum(high[:, open_], above + slack * (at.abs() + above.abs()))
-        prior[layer.parent] = low.reshape(layer.lower.shape), high.reshape(layer.upper.shape)
-    # what the first pass has tightened is among the bounds given to the second
-    return propagate(graph, region, replace(config, tighten=0), norm, prior) if refined else layers
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Splits of activations at their kinks: how a part of a region is told, and which neuron is split next.
 
 Where a bound of a row is λ-optimal, what it exceeds the row's value at a point x by is a sum over neurons: how much
-each neuron's relaxed value exceeds its true one at x (`lirpa_lip.local.half_spaces.Descent.gaps`). A neuron with a
+each neuron's relaxed value exceeds its true one at x (`lirpa_lip.local.part_multipliers.Descent.gaps`). A neuron with a
 kink inside its interval is scored by that, x being the point which the bound speaks for, and by what its relaxation
 can exceed it by at most, ``|c| · |s_right − s_left| · (u − k)(k − l)/(u − l)``.
 """
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lirpa_lip.local.half_spaces import Cuts, Descent
 from lirpa_lip.local.layers import Layer
+from lirpa_lip.local.part_multipliers import Cuts, Descent
 
 
 @dataclass(frozen=True)

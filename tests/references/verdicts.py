@@ -1,11 +1,12 @@
 """Small networks and properties whose truth a mixed integer programme (HiGHS) decides.
 
 ``python tests/references/verdicts.py 500`` compares the verifier with it on 500 of them (``500 100``: from the
-100th on).
+100th on); every third has convolutions.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import sys
 from fractions import Fraction
@@ -37,12 +38,55 @@ def random_network(rng: np.random.RandomState) -> nn.Sequential:
     return model.eval()
 
 
+def random_convolutions(rng: np.random.RandomState) -> nn.Sequential:
+    """One or two convolutions and one or two dense layers on images of 3 × 3 or 4 × 4."""
+    side, channels = rng.randint(3, 5), rng.randint(1, 3)
+    layers: list[nn.Module] = [
+        nn.Conv2d(1, int(channels), 2, stride=int(rng.randint(1, 3)), padding=int(rng.randint(2))),
+        nn.ReLU(),
+    ]
+    if rng.randint(2):
+        layers += [nn.Conv2d(int(channels), 1, 2, padding=int(rng.randint(2))), nn.ReLU()]
+    layers.append(nn.Flatten())
+    width = nn.Sequential(*layers)(torch.zeros(1, 1, side, side)).numel()
+    if rng.randint(2):
+        layers += [nn.Linear(width, 3), nn.ReLU()]
+        width = 3
+    model = nn.Sequential(*layers, nn.Linear(width, int(rng.randint(1, 4))))
+    model.shape = (1, int(side), int(side))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.from_numpy(rng.randn(*parameter.shape)) / max(1, parameter[0].numel() / 4) ** 0.5)
+    return model.eval()
+
+
+def input_shape(model: nn.Sequential) -> tuple[int, ...]:
+    return model.shape if isinstance(model[0], nn.Conv2d) else (model[0].in_features,)
+
+
+def affine_layers(model: nn.Sequential) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Matrix and offset of every layer but the activations, by what they do to unit vectors."""
+    found, shape = [], input_shape(model)
+    for layer in model:
+        if isinstance(layer, (nn.ReLU, nn.Flatten)):
+            shape = tuple(layer(torch.zeros(1, *shape)).shape[1:])
+            continue
+        with torch.no_grad():
+            wide = copy.deepcopy(layer).double()
+            size = int(np.prod(shape))
+            at_zero = wide(torch.zeros(1, *shape, dtype=torch.float64))
+            columns = wide(torch.eye(size, dtype=torch.float64).reshape(size, *shape)) - at_zero
+            found.append((columns.flatten(1).T.numpy(), at_zero.flatten().numpy()))
+            shape = tuple(at_zero.shape[1:])
+    return found
+
+
 def random_property(rng: np.random.RandomState, model: nn.Sequential) -> Property:
     """One to three cases of one or two rows, near the outputs on a box so that either verdict is likely."""
-    inputs, outputs = model[0].in_features, model[-1].out_features
+    inputs, outputs = int(np.prod(input_shape(model))), model[-1].out_features
     centre, width = np.round(rng.randn(inputs), 2), np.round(rng.uniform(0, 1, inputs) * rng.choice([0.1, 1.0]), 2)
     spans = [Span(Fraction(str(c - w)), Fraction(str(c + w))) for c, w in zip(centre, width)]
-    region = InputRegion.from_ranges(spans, (inputs,), torch.float32)
+    region = InputRegion.from_ranges(spans, input_shape(model), torch.float32)
     seen = model(region.sample(200, torch.Generator().manual_seed(0))).detach().numpy()
     cases = []
     for _ in range(rng.randint(1, 4)):
@@ -60,7 +104,7 @@ def random_property(rng: np.random.RandomState, model: nn.Sequential) -> Propert
 
 def slack(model: nn.Sequential, case: Case) -> float:
     """The largest t such that some x of the region keeps all rows by t: positive means that the case is violated."""
-    linears = [layer for layer in model if isinstance(layer, nn.Linear)]
+    layers = affine_layers(model)
     low, high = (t.flatten().numpy() for t in (case.region.low, case.region.high))
     lower, upper, integral = list(low), list(high), [0] * len(low)
     rows, least, most = [], [], []
@@ -71,8 +115,7 @@ def slack(model: nn.Sequential, case: Case) -> float:
         least.append(a)
         most.append(b)
 
-    for depth, layer in enumerate(linears):
-        w, b = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
+    for depth, (w, b) in enumerate(layers):
         positive, negative = w.clip(min=0), w.clip(max=0)
         z_low, z_high = (
             positive @ box[0] + negative @ box[1] + b - 1e-6,
@@ -84,7 +127,7 @@ def slack(model: nn.Sequential, case: Case) -> float:
         integral += [0] * len(b)
         for i, place in enumerate(z):
             add({place: 1.0, **{j: -w[i, k] for k, j in enumerate(here)}}, b[i], b[i])
-        if depth == len(linears) - 1:
+        if depth == len(layers) - 1:
             here = z
             break
         a = list(range(len(lower), len(lower) + len(b)))
@@ -145,12 +188,12 @@ def _enumerated(objective: np.ndarray, rows: tuple, ends: np.ndarray, integral: 
     return best
 
 
-def compare(seed: int, settings: VerifySettings) -> tuple[str, float]:
+def compare(seed: int, settings: VerifySettings, convolutions: bool = False) -> tuple[str, float]:
     """The verifier's status and the exact slack of one random property: see `is_wrong`."""
     rng = np.random.RandomState(seed)
-    model = random_network(rng)
+    model = random_convolutions(rng) if convolutions else random_network(rng)
     claim = random_property(rng, model)
-    network = network_of(model, (model[0].in_features,))
+    network = network_of(model, input_shape(model))
     verdict = decide_property(network, claim, settings, seed)
     return verdict.status, max(slack(model, case) for case in claim.cases)
 
@@ -162,7 +205,7 @@ def is_wrong(status: str, exact: float) -> bool:
 if __name__ == "__main__":
     counts: dict[str, int] = {}
     for number in range(int(sys.argv[2]) if len(sys.argv) > 2 else 0, int(sys.argv[1])):
-        status, exact = compare(number, VerifySettings(time_limit=10))
+        status, exact = compare(number, VerifySettings(time_limit=10), convolutions=number % 3 == 2)
         truth = "violated" if exact > TOLERANCE else "holds" if exact < -TOLERANCE else "on the edge"
         key = f"{status}, {truth}" + (" WRONG" if is_wrong(status, exact) else "")
         counts[key] = counts.get(key, 0) + 1

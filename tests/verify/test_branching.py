@@ -11,12 +11,15 @@ from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.errors import CertificateError, ShapeError
-from lirpa_lip.local import half_spaces
 from lirpa_lip.local.bounds import prepare
+from lirpa_lip.local.half_spaces import PartBounds
 from lirpa_lip.local.norm_budget import NormBudget
+from lirpa_lip.local.part_multipliers import Multipliers
+from lirpa_lip.local.part_neurons import PartNeurons
 from lirpa_lip.local.propagate import planned_norms, propagate
 from lirpa_lip.verify import branching
-from lirpa_lip.verify.branching import BranchSettings, decide
+from lirpa_lip.verify.branch_settings import BranchSettings
+from lirpa_lip.verify.branching import decide
 from lirpa_lip.verify.splits import HalfSpace, Split, cut
 
 #: Small steps, so that most networks are decided by splits and not on the whole region.
@@ -185,13 +188,13 @@ def test_a_part_that_is_dropped_is_noticed(monkeypatch):
 
 
 def test_a_maximum_that_is_no_maximum_is_noticed(monkeypatch):
-    inner = half_spaces._PartNeurons.inner
+    inner = PartNeurons.inner
 
     def halved(self, c, row, curvature):
         found = inner(self, c, row, curvature)
         return replace(found, t=found.t / 2, rise=found.rise / 2)
 
-    assert unsound(monkeypatch, "inner", halved, half_spaces._PartNeurons) > 0
+    assert unsound(monkeypatch, "inner", halved, PartNeurons) > 0
 
 
 def test_any_multipliers_are_valid():
@@ -205,7 +208,7 @@ def test_any_multipliers_are_valid():
         graph, ball, _ = prepare(bounded, region(centre, 0.8), config)
         with torch.no_grad():
             layers = propagate(graph, ball, config, NormBudget(config, planned_norms(graph, config)))
-        bounds = half_spaces.PartBounds(graph, layers, ball, graph.output)
+        bounds = PartBounds(graph, layers, ball, graph.output)
         first = next(iter(layers.values()))
         open_ = ((first.lower < 0) & (first.upper > 0)).flatten().nonzero().flatten().tolist()
         if not open_:
@@ -222,7 +225,7 @@ def test_any_multipliers_are_valid():
             def draw(t, scale=1.0):
                 return scale * torch.randn(t.shape, generator=generator, dtype=t.dtype)
 
-            start = half_spaces.Multipliers(
+            start = Multipliers(
                 {n: draw(t.lower) for n, t in cuts.items()},
                 {n: draw(t.lower) for n, t in cuts.items()},
                 {n: draw(torch.zeros(1, 2, dtype=torch.float64), 2.0) for n in cuts},

@@ -36,6 +36,19 @@ def test_no_verdict_of_branching_is_wrong(monkeypatch):
     assert sum(status == "certified" for status, _ in found) >= 4
 
 
+def test_no_verdict_on_convolutions_is_wrong(monkeypatch):
+    """By branching alone, on images of 3 × 3 or 4 × 4, which have too many dimensions for cuts of the input."""
+    stages = cascade._stages
+
+    def last(work, index):
+        return [stage for stage in stages(work, index) if stage[0] == "branching"]
+
+    monkeypatch.setattr(cascade, "_stages", last)
+    found = [exact.compare(seed, replace(SETTINGS, time_limit=2), convolutions=True) for seed in range(2, 26, 3)]
+    assert not [pair for pair in found if exact.is_wrong(*pair)]
+    assert sum(status == "certified" for status, _ in found) >= 4
+
+
 @pytest.mark.parametrize("name", ["local_bounds", "crown_bounds"])
 def test_a_broken_bound_is_seen(monkeypatch, name):
     """Bounds that are too good by a fifth of their distance from what was seen make wrong verdicts."""
