@@ -64,9 +64,10 @@ def linear_bound_rounding(
     whose values are at most S moves the bound by at most |δ| S, and is at most γ |coefficients| |weights|. So with the
     absolute weights in place of the coefficients the errors of all layers add up going forward,
 
-        e_k = |W_k| e_{k-1} + γ |W_k| S_{k-1} + γ |b_k|,        e_act = D e + γ (S_act + D S),
+        e_k = |W_k| e_{k-1} + γ |W_k| S_{k-1} + γ |b_k|,        e_act = D e + γ (S_act + D S) + σ,
 
-    D the largest slope of the activation's lines, γ of the number of terms of the longest sum. S comes from interval
+    D the largest slope of the activation's lines, σ how far PyTorch's own function is from the one that is bounded, γ
+    of the number of terms of the longest sum. S comes from interval
     arithmetic over ``box``, intersected with ``prior_intervals``, bounds that are themselves right up to their own such
     errors.
     """
@@ -86,6 +87,7 @@ def linear_bound_rounding(
             parent = node.parents[0]
             slope = node.activation.slope_range(*intervals[parent], closed=True).magnitude.clamp(min=1)
             moved = slope * errors[parent] + sums * (_size(interval) + slope * _size(intervals[parent]))
+            moved = moved + node.activation.value_slack
         else:
             moved = sums * (0 if node.bias is None else node.bias.abs())
             for map_, parent in zip(node.maps or (), node.parents, strict=True):

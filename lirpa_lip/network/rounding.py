@@ -138,7 +138,7 @@ class NodeErrors:
         steepest = steepest if node.activation.piecewise_linear else steepest.clamp(min=1)
         if node.activation.is_root:  # the rounding of its input is in that of its value, also where the slope is ∞
             steepest = torch.where(torch.isfinite(steepest), steepest, 0.0)
-        rounded = _FEW * unit(self.graph.dtype) * (size + steepest * reach)
+        rounded = _FEW * unit(self.graph.dtype) * (size + steepest * reach) + node.activation.value_slack
         self.rounded[node.name] = rounded
         if node.name == self.graph.output or node.name in self._read_by_activations:
             self.slack[node.name] = rounded

@@ -116,10 +116,10 @@ def gated(builder: GraphBuilder, traced: Traced) -> str:
     if first is None or second is None:
         return multiply(builder, traced)
     for base, gate in ((first, second), (second, first)):
-        scale = _gelu_scale(builder, base, gate)
-        if scale is not None:
+        off = _off_the_gelu(builder, base, gate)
+        if off is not None:
             # x (1 + erf(x/√2)) is twice the GELU; the factor 1/2 is a node of its own
-            inner = builder.activation(f"{traced.name}:gelu", traced.operator, scale, smooth.gelu())
+            inner = builder.activation(f"{traced.name}:gelu", traced.operator, base, smooth.gelu(off))
             doubled = torch.full(traced.shape, 2.0, dtype=builder.dtype, device=builder.device)
             return builder.affine(traced.name, traced.operator, [inner], [DiagonalMap(doubled, traced.shape)])
         if _is_gate(builder, gate, base, "BoundSigmoid"):
@@ -140,8 +140,16 @@ def _is_hard_swish_gate(builder: GraphBuilder, gate: str) -> bool:
     return abs(low + 3) < 1e-6 and abs(high - 3) < 1e-6
 
 
-def _gelu_scale(builder: GraphBuilder, base: str, gate: str) -> str | None:
-    """``base`` if ``gate`` is ``1 + erf(base / √2)``."""
+#: 1/√2, and what it becomes where √2 or √½ is rounded to float32: in the lowering of GELU, or by hand.
+_ROOTS = (
+    0.5**0.5,
+    1 / float(torch.tensor(2**0.5)),
+    *(float(t) for t in (torch.tensor(0.5).sqrt(), 1 / torch.tensor(2**0.5))),
+)
+
+
+def _off_the_gelu(builder: GraphBuilder, base: str, gate: str) -> float | None:
+    """How far s is from 1/√2, relatively, if ``gate`` is ``1 + erf(s · base)`` for one of the roots s; else None."""
     plus = builder.nodes[gate]
     if plus.operator != "BoundAdd" or len(plus.parents) != 1 or not bool(torch.as_tensor(plus.bias == 1).all()):
         return None
@@ -152,5 +160,7 @@ def _gelu_scale(builder: GraphBuilder, base: str, gate: str) -> str | None:
     if divided.maps is None or divided.parents != (base,):
         return None
     factor = divided.maps[0].forward(torch.ones(1, *divided.shape, dtype=builder.dtype, device=builder.device))
-    near = torch.allclose(factor, torch.full_like(factor, 1 / math.sqrt(2)), rtol=1e-6)
-    return base if near else None
+    root = min(_ROOTS, key=lambda r: abs(r - float(factor.flatten()[0])))
+    if not bool(((factor - root).abs() <= 1e-15).all()):
+        return None
+    return abs(root / _ROOTS[0] - 1)

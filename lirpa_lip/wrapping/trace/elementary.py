@@ -24,13 +24,22 @@ def _exp_minus_one(rewriter: Any, node: Any) -> None:
     rewriter.replace(node, binary(rewriter, "sub", _unary(rewriter, "exp", x), number(rewriter, 1, x), x))
 
 
+def _times(rewriter: Any, x: Any, factor: float, like: Any) -> Any:
+    """``factor · x``, in float32 as the sum of two products: float32's nearest number, and what that leaves."""
+    scaled = binary(rewriter, "mul", x, number(rewriter, factor, like), like)
+    left = factor - float(torch.tensor(factor, dtype=dtype(like)))
+    if left == 0:
+        return scaled
+    return binary(rewriter, "add", scaled, binary(rewriter, "mul", x, number(rewriter, left, like), like), like)
+
+
 def _power_of(rewriter: Any, node: Any) -> None:
     """``c ** x`` as ``exp(x log c)`` for a number c > 0."""
     base, x = 2.0 if node.kind() == "aten::exp2" else argument(node, 0), list(node.inputs())[-1]
     if isinstance(base, torch.Tensor) and base.numel() == 1:
         base = base.item()
     if isinstance(base, (int, float)) and base > 0 and rewriter.depends.varies(x):
-        scaled = binary(rewriter, "mul", x, number(rewriter, math.log(base), node.output()), node.output())
+        scaled = _times(rewriter, x, math.log(base), node.output())
         rewriter.replace(node, _unary(rewriter, "exp", scaled))
 
 
@@ -57,7 +66,7 @@ def _error_complement(rewriter: Any, node: Any) -> None:
 def _normal_distribution(rewriter: Any, node: Any) -> None:
     """``(1 + erf(x/√2)) / 2``."""
     (x,) = node.inputs()
-    error = _unary(rewriter, "erf", binary(rewriter, "mul", x, number(rewriter, math.sqrt(0.5), x), x))
+    error = _unary(rewriter, "erf", _times(rewriter, x, math.sqrt(0.5), x))
     half = number(rewriter, 0.5, x)
     rewriter.replace(node, binary(rewriter, "add", binary(rewriter, "mul", error, half, x), half, x))
 
