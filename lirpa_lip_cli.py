@@ -42,6 +42,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         ctx.with_resource(import_module("lirpa_lip.cli.terminal").warnings_in_a_line())
+        import_module("lirpa_lip.memory").keep_freed_memory()
         module, attribute = COMMANDS[cmd_name][0].split(":")
         command: click.Command = getattr(import_module(module), attribute)
         return command

@@ -7,7 +7,7 @@
 Random weights, ε = 8/255, uniform images. Every row is measured in a process of its own, with one thread: the forward
 pass (float32, the median of several) and the call in turn, in processor seconds; and that process's peak of memory.
 A row that takes longer than ``--row-seconds`` is ended, and the CSV says so. ``grad`` is whether the caller records
-gradients, as one does who never writes ``torch.no_grad()``.
+gradients, as one does who never writes ``torch.no_grad()``. Freed memory is kept, as the commands do.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ def call_of(bounded, x: Tensor, name: str) -> Callable[[], object]:
 
 def measure(network: str, batch: int, call: str, grad: bool) -> dict:
     """One row."""
-    from lirpa_lip import BoundedModule
+    from lirpa_lip import BoundedModule, keep_freed_memory
     from lirpa_lip.network.graph import build_graph
 
     torch.set_num_threads(1)
+    keep_freed_memory()
     warnings.filterwarnings("ignore", module="auto_LiRPA")
     model, shape = make_network(network)
     x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(1))

@@ -18,6 +18,7 @@ from lirpa_lip import nn
 from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm
 from lirpa_lip.bounded_module import BoundedModule, register, unregister
 from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.memory import keep_freed_memory
 from lirpa_lip.norms import NormResult, masked_spectral_norm
 from lirpa_lip.results import LipschitzResult
 
@@ -31,6 +32,7 @@ __all__ = [
     "NormResult",
     "PerturbationLpNorm",
     "certify",
+    "keep_freed_memory",
     "masked_spectral_norm",
     "nn",
     "register",

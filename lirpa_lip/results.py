@@ -37,6 +37,7 @@ class Certificate(NamedTuple):
 
 
 DETERMINISTIC = Certificate()
+ESTIMATE = Certificate("estimate", math.nan)
 
 
 def weaker(*kinds: Kind) -> Kind:

@@ -7,6 +7,7 @@ function is therefore enough, and no bound tests for an operator's name.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,11 +59,16 @@ class Activation(ABC):
         steep: on no interval is the largest absolute slope anything but 1, nor that of secants from a point of it, so
             that nobody need look (an absolute value).
         piecewise_linear: values are products and sums, and so are their rounding errors.
+        least: no value lies below it, as computed either: a square is not negative.
+        is_root: f(0) = 0, f is concave on z ≥ 0, and a small relative error of z moves f(z) by no larger a relative
+            one: errors e move f(z) by f(|e|) at most, however steep f is there.
     """
 
     value_slack: float = 0.0
     steep: bool = False
     piecewise_linear: bool = False
+    least: float = -math.inf
+    is_root: bool = False
 
     @abstractmethod
     def value(self, z: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Curved(Activation):
         convex: where it is: a bool, or "right" for convex on z > 0 and concave on z < 0.
         positive: the domain: None for all numbers, "0" for z ≥ 0, "+" for z > 0, "±" for z ≠ 0.
         turn: where the derivative is 0, if anywhere.
+        least: see `Activation`.
     """
 
     def __init__(
@@ -40,7 +41,10 @@ class Curved(Activation):
         convex: bool | str,
         positive: str | None = None,
         turn: float | None = None,
+        *,
+        least: float = -math.inf,
     ) -> None:
+        self.least = least
         self.fn, self.derivative, self.convex, self.positive, self.turn = fn, derivative, convex, positive, turn
 
     def _inside(self, lower: Tensor, upper: Tensor) -> Tensor:
@@ -98,7 +102,9 @@ class Curved(Activation):
             near = run == 0
             slope = (value - at_anchor) / torch.where(near, 1.0, run)
             # rounding of a difference of nearly equal numbers grows as the points meet
-            size = value.abs() + at_anchor.abs() + (end.abs() + anchor.abs()) * whole.magnitude
+            # (√ is infinitely steep at 0, where this secant's own slope serves: its ends are exact)
+            steep = torch.where(torch.isfinite(whole.magnitude), whole.magnitude, slope.abs())
+            size = value.abs() + at_anchor.abs() + (end.abs() + anchor.abs()) * steep
             noise = _ROUNDING * torch.finfo(anchor.dtype).eps * size / torch.where(near, 1.0, run.abs())
             slack = torch.maximum(slack, torch.where(near, 0.0, noise).detach())
             found.append(torch.where(near, here, slope))
@@ -164,12 +170,14 @@ class Curved(Activation):
 
 def square_root() -> Curved:
     """``√z`` for z ≥ 0."""
-    return Curved(torch.sqrt, lambda z: 0.5 * torch.rsqrt(z), False, "0")
+    found = Curved(torch.sqrt, lambda z: 0.5 * torch.rsqrt(z), False, "0", least=0.0)
+    found.is_root = True
+    return found
 
 
 def square() -> Curved:
     """``z²``."""
-    return Curved(torch.square, lambda z: 2 * z, True, turn=0.0)
+    return Curved(torch.square, lambda z: 2 * z, True, turn=0.0, least=0.0)
 
 
 def reciprocal_root() -> Curved:

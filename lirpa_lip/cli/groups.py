@@ -8,7 +8,7 @@ import click
 TRAIN_GROUPS: dict[str, tuple[str, ...]] = {
     "Run": ("config_file", "resume", "trust_arch", "out", "seed", "checkpoint_every", "log_every", "force"),
     "Data": ("dataset", "data_dir", "image_size", "limit", "validation", "augment", "normalize"),
-    "Network": ("arch", "activation", "threshold", "init"),
+    "Network": ("arch", "activation", "threshold", "init", "start_from"),
     "Loss and bound": (*("eps", "train_eps", "loss", "bound", "bound_iterations", "kappa", "sparsity", "saturation"),),
     "Optimisation": (
         *(
@@ -16,6 +16,7 @@ TRAIN_GROUPS: dict[str, tuple[str, ...]] = {
             "batch_size",
             "lr",
             "end_lr",
+            "lr_rise",
             "lr_hold",
             "lr_decay",
             "weight_decay",

@@ -71,7 +71,9 @@ def map_norm(graph: NetworkGraph, map_: LinearMap, norm: float) -> Tensor:
     key = ("norm", id(map_), norm)
     if key not in graph._cache:
         like = dict(dtype=graph.dtype, device=graph.device)
-        if norm == math.inf:
+        if 0 in (map_.in_numel, map_.out_numel):  # a part of nothing
+            value = torch.zeros((), **like)
+        elif norm == math.inf:
             value = absolute(graph, map_).forward(torch.ones(1, *map_.in_shape, **like)).max()
         elif norm == 1:
             value = absolute(graph, map_).adjoint(torch.ones(1, *map_.out_shape, **like)).max()

@@ -179,7 +179,7 @@ class Propagation:
         if self.errors is not None:
             whole = activation.slope_range(lower, upper) if whole is None else whole
             slack = self.errors.activation(node, whole.magnitude, (lower, upper), after)
-            after = after[0] - slack, after[1] + slack
+            after = (after[0] - slack).clamp(min=activation.least), after[1] + slack
         self.intervals[node.name] = after
 
     def _defer(self, node: Node, mask: Tensor, gains: dict[str, Gain] | None, open_rate: Tensor) -> bool:
@@ -289,4 +289,8 @@ def check_domain(node: Node, interval: Interval) -> None:
 def _check_slopes(node: Node, slopes: SlopeRange) -> None:
     if not bool(torch.isfinite(slopes.magnitude).all()):
         where = f"a slope of {node.operator} at node {node.name!r}"
-        raise NonFiniteError(where, "the network's slopes overflow in this region: make eps smaller")
+        advice = "the network's slopes overflow in this region: make eps smaller"
+        if node.activation is not None and node.activation.is_root:
+            advice = "a root is infinitely steep at 0, which this region holds: make eps smaller, or add a constant to "
+            advice += "what the model takes the root of"
+        raise NonFiniteError(where, advice)

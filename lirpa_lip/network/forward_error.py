@@ -164,10 +164,15 @@ def _as_fast_convolutions_see_it(map_: LinearMap, size: Tensor) -> Tensor:
 
 def _activation_error(activation: Activation, interval: Interval, error: Tensor, unit: float) -> Tensor:
     low, high = interval[0] - error, interval[1] + error
+    if activation.is_root:  # what the network takes a root of is not negative
+        low, high = low.clamp(min=0), high.clamp(min=0)
     slope = activation.slope_range(low, high).magnitude
     ends = activation.interval(low, high)
     value = torch.maximum(ends[0].abs(), ends[1].abs())
-    if activation.piecewise_linear:
+    if activation.is_root:
+        own = value
+        slope = torch.minimum(slope, activation.value(error) / error)
+    elif activation.piecewise_linear:
         own = value + slope * torch.maximum(low.abs(), high.abs())
     else:
         size = torch.maximum(low.abs(), high.abs()).clamp(max=1e4)  # where every known one is flat, linear or infinite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,12 +94,22 @@ def node_interval(
             centre = centre + node.bias
         width = width if slack is None else width + slack
         lower, upper = centre - width, centre + width
+        if _sums_of_what_is_not_negative(node, [low for _, low, _ in ends]):
+            lower, upper = lower.clamp(min=0), upper.clamp(min=0)
     if node.shortcut is not None:
         ancestor, enclose = node.shortcut
         exact = enclose(*intervals[ancestor])
         between = None if not strict else (node.name, "interval arithmetic", f"the own rule of {node.operator}")
         lower, upper = intersect((lower, upper), exact, between)
     return lower, upper
+
+
+def _sums_of_what_is_not_negative(node: Node, lowers: Sequence[Tensor]) -> bool:
+    """Sums of squares, which no rounding takes below 0, so that they have a root."""
+    assert node.maps is not None
+    if not all(map_.nonnegative for map_ in node.maps) or not all(bool((low >= 0).all()) for low in lowers):
+        return False
+    return node.bias is None or bool((node.bias >= 0).all())
 
 
 def own_interval(node: Node, intervals: Mapping[str, Interval]) -> Interval:

@@ -136,6 +136,8 @@ class NodeErrors:
         size = torch.maximum(after[0].abs(), after[1].abs())
         reach = self._size(node.parents[0], before)
         steepest = steepest if node.activation.piecewise_linear else steepest.clamp(min=1)
+        if node.activation.is_root:  # the rounding of its input is in that of its value, also where the slope is ∞
+            steepest = torch.where(torch.isfinite(steepest), steepest, 0.0)
         rounded = _FEW * unit(self.graph.dtype) * (size + steepest * reach)
         self.rounded[node.name] = rounded
         if node.name == self.graph.output or node.name in self._read_by_activations:
@@ -170,7 +172,7 @@ class RowErrors:
     @torch.no_grad()
     def visit(self, name: str, rows: Tensor) -> None:
         slack = self.slack.get(name)
-        if slack is None:
+        if slack is None or rows.numel() == 0:  # a part of nothing, such as x[:, :-1] of one feature
             return
         if self.size is not None:
             # squares that underflow lose at most the least normal number each

@@ -33,6 +33,7 @@ from lirpa_lip.norms.loose import loose_bounds
 from lirpa_lip.norms.problem import Problem, unit
 from lirpa_lip.norms.reduce import GROUP_ELEMENTS, active_counts, reduced_groups, written_out
 from lirpa_lip.norms.result import NormResult, Want, combined
+from lirpa_lip.results import DETERMINISTIC
 
 #: Relative accuracy of the estimate which the factorisation starts from, and its steps at most.
 GUESS_RTOL, GUESS_STEPS = 1e-6, 150
@@ -88,7 +89,7 @@ def deterministic(problem: Problem, source: Source, want: Want) -> NormResult:
     if len(failed):
         upper[failed] = loose_bounds(double.select(failed))
     lower = torch.minimum(lower, upper)
-    return replace(guess, lower=lower, upper=upper, certificate="deterministic", failure_probability=0.0)
+    return replace(guess, lower=lower, upper=upper, worth=DETERMINISTIC)
 
 
 def exact_bounds(problem: Problem, sigma: Tensor, distances: Sequence[float]) -> Tensor:
@@ -134,7 +135,7 @@ def _diagonal(problem: Problem) -> NormResult:
     right = torch.zeros_like(scale).scatter_(1, index.unsqueeze(1), (sigma > 0).double().unsqueeze(1))
     left = unit(right * scale)
     vectors = (v.reshape(-1, *problem.map.in_shape).to(problem.map.dtype) for v in (left, right))
-    return NormResult(sigma * (1 - 32 * UNIT), sigma * (1 + 32 * UNIT), "deterministic", 0.0, 0, *vectors)
+    return NormResult(sigma * (1 - 32 * UNIT), sigma * (1 + 32 * UNIT), DETERMINISTIC, 0, *vectors)
 
 
 def dense_bounds(problem: Problem, sigma: Tensor, distances: Sequence[float]) -> Tensor:

@@ -13,6 +13,7 @@ from lirpa_lip.norms.lanczos import Recurrence, Replay, random_start, run, start
 from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.reduce import by_reduction, reduction_pays
 from lirpa_lip.norms.result import NormResult, Want, combined
+from lirpa_lip.results import ESTIMATE
 
 #: Other forms of a map, a stencil or reduced matrices, take at least as long to find as this many applications of it.
 WORTHWHILE_STEPS = 4
@@ -80,7 +81,7 @@ def estimate(
     left = right = None
     if top is not None:
         left, right, sigma = problem.singular_pair(top)
-    return NormResult(sigma, sigma, "estimate", float("nan"), steps, left, right, recall=replay)
+    return NormResult(sigma, sigma, ESTIMATE, steps, left, right, recall=replay)
 
 
 def _as_it_is(problem: Problem) -> Problem:

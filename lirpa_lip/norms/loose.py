@@ -18,6 +18,7 @@ from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.reduce import reduced_groups
 from lirpa_lip.norms.result import NormResult, Want
 from lirpa_lip.norms.schur import schur_bound
+from lirpa_lip.results import DETERMINISTIC
 
 
 def loose_bounds(problem: Problem) -> Tensor:
@@ -72,4 +73,4 @@ def loose_result(
     except NotImplementedError as error:
         raise ConfigError(f"{error} Ask for certificate='probabilistic', which needs no entries.") from error
     lower = torch.minimum(below(guess, problem), upper)
-    return replace(guess, lower=lower, upper=upper, certificate="deterministic", failure_probability=0.0)
+    return replace(guess, lower=lower, upper=upper, worth=DETERMINISTIC)

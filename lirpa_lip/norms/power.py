@@ -13,6 +13,7 @@ from torch import Tensor
 from lirpa_lip.norms.draw import Source, normal
 from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.result import NormResult
+from lirpa_lip.results import ESTIMATE
 
 #: The published limit on the change of the unit vector, and its guard against division by zero.
 VECTOR_CHANGE, EPS = 1e-3, 1e-12
@@ -45,7 +46,7 @@ def power(
             break
     image = _masked(linear_map.forward(_masked(u, mask_in)), mask_out)
     sigma = image.flatten(1).norm(dim=1)
-    return NormResult(sigma, sigma, "estimate", float("nan"), steps, _normalised(image), u)
+    return NormResult(sigma, sigma, ESTIMATE, steps, _normalised(image), u)
 
 
 def _masked(tensor: Tensor, mask: Tensor | None) -> Tensor:

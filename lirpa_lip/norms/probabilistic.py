@@ -57,6 +57,7 @@ from lirpa_lip.norms.lanczos import Recurrence, Replay, random_start, run
 from lirpa_lip.norms.problem import Problem
 from lirpa_lip.norms.reduce import by_reduction, reduction_pays
 from lirpa_lip.norms.result import NormResult, Want
+from lirpa_lip.results import Certificate
 
 #: Bound on the error of one float64 step of the recurrence, relative to the norm of G.
 ROUNDING = 2.0**-40
@@ -193,7 +194,7 @@ def probabilistic(
             replay.note(state, vector)
         del state  # with its vectors, which may be as many as are still to come
     left, right, _ = problem.singular_pair(top) if top is not None else (None, None, None)
-    return NormResult(lower, upper, "probabilistic", delta, steps, left, right, recall=replay)
+    return NormResult(lower, upper, Certificate("probabilistic", delta), steps, left, right, recall=replay)
 
 
 def _wide(problem: Problem) -> Problem:

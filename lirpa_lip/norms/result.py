@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -10,7 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from lirpa_lip.results import Kind
+from lirpa_lip.results import Certificate, Certified
 
 
 class Want(Enum):
@@ -20,16 +19,16 @@ class Want(Enum):
 
 
 @dataclass(frozen=True)
-class NormResult:
+class NormResult(Certified):
     """Values of the largest singular value sigma of each operator in a batch of B.
 
     Attributes:
         lower, upper: ``(B,)``. ``lower`` never exceeds sigma, of an estimate but for rounding. ``upper`` is at least
             sigma if ``certificate`` is ``"deterministic"``, or with probability ``1 - failure_probability`` for each
             sample on its own if ``"probabilistic"``. If ``"estimate"``, ``upper`` equals ``lower`` and bounds nothing.
-        certificate: the kind of answer.
-        failure_probability: ``0.0``, delta, or ``nan`` for an estimate. It holds for each sample by itself: all B
-            bounds hold together with probability at least ``1 - B * failure_probability``.
+        worth: the certificate of ``upper``; also as ``certificate``, its kind, and ``failure_probability``: ``0.0``,
+            delta, or ``nan`` for an estimate. It holds for each sample by itself: all B bounds hold together with
+            probability at least ``1 - B * failure_probability``.
         iterations: applications of the pair (A, Aᵀ) to a sample, at most.
         left, right: ``(B, *out_shape)`` and ``(B, *in_shape)``, approximate leading singular vectors, detached;
             ``None`` where they were not asked for.
@@ -39,8 +38,7 @@ class NormResult:
 
     lower: Tensor
     upper: Tensor
-    certificate: Kind
-    failure_probability: float
+    worth: Certificate
     iterations: int
     left: Tensor | None = None
     right: Tensor | None = None
@@ -50,7 +48,7 @@ class NormResult:
     @property
     def certified(self) -> bool:
         """Whether ``upper`` is a bound at all."""
-        return not math.isnan(self.failure_probability)
+        return self.certificate != "estimate"
 
     def repeated(self, size: int) -> NormResult:
         """The result of one sample as that of ``size`` equal ones; a probabilistic bound fails for all or for none."""
@@ -120,8 +118,7 @@ def combined(parts: Sequence[NormResult], indices: Sequence[Tensor], size: int) 
     return NormResult(
         place(size, [part.lower for part in parts], indices),
         place(size, [part.upper for part in parts], indices),
-        first.certificate,
-        first.failure_probability,
+        first.worth,
         max(part.iterations for part in parts),
         left,
         right,

@@ -27,7 +27,7 @@ from lirpa_lip.norms.schur import schur_bound
 from lirpa_lip.norms.simplify import simplify
 from lirpa_lip.norms.start import SharedStart
 from lirpa_lip.precision import true_float32
-from lirpa_lip.results import Kind
+from lirpa_lip.results import Certificate, Kind
 
 CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
 
@@ -253,10 +253,9 @@ def _shaped(result: NormResult, problem: Problem) -> NormResult:
 
 def _nothing(problem: Problem, solver: Solver, settings: Settings) -> NormResult:
     options = {"dtype": problem.map.dtype, "device": problem.map.device}
-    failure = {"deterministic": 0.0, "probabilistic": settings.delta, "estimate": float("nan")}[solver.certificate]
     zero = torch.zeros(problem.size, **options)
     vectors = (torch.zeros(problem.size, *shape, **options) for shape in (problem.map.out_shape, problem.map.in_shape))
-    return NormResult(zero, zero, solver.certificate, failure, 0, *vectors)
+    return NormResult(zero, zero, Certificate.of(solver.certificate, settings.delta), 0, *vectors)
 
 
 def _rounded(result: NormResult, exponent: Tensor | None, dtype: torch.dtype) -> NormResult:

@@ -58,6 +58,9 @@ class TrainConfig:
     )
 
     init: str = _setting("published", "Start of the weights of the named architectures.", INITS)
+    start_from: str | None = _setting(
+        None, "Run's folder, or checkpoint, of the same network: start from its weights in place of --init."
+    )
 
     loss: str = _setting("gloro", "Training loss.", LOSS_NAMES)
     bound: str = _setting("local-product", "Lipschitz bound inside the loss.", tuple(BOUNDS))
@@ -79,6 +82,7 @@ class TrainConfig:
     batch_size: int = _setting(256, "Images per step, of all processes together.", range=COUNT)
     lr: float = _setting(1e-3, "Learning rate of Adam.", range=POSITIVE)
     end_lr: float = _setting(5e-6, "Learning rate at the end.", range=POSITIVE)
+    lr_rise: float = _setting(0.0, "Epochs over which the learning rate rises from 0.", range=NOT_NEGATIVE)
     lr_hold: float = _setting(0.5, "Fraction of the epochs before the learning rate decays.", range=SHARE)
     lr_decay: str = _setting("exponential", "How the learning rate falls.", DECAYS)
     weight_decay: float = _setting(0.0, "Weight decay (decoupled).", range=NOT_NEGATIVE)

@@ -38,6 +38,7 @@ class HoldThenDecay:
     With p the part of the time after ``hold`` that has passed, the rate is start · (end / start)^p (``"exponential"``)
     or end + (start − end) · (1 + cos πp) / 2 (``"cosine"``; Loshchilov & Hutter, ICLR 2017, arXiv 1608.03983).
     The published schedule holds for half the epochs + 25 and is exponential (Huang et al. 2021, published code).
+    During the first ``rise`` epochs all that is multiplied by epoch / rise.
     """
 
     start: float
@@ -45,17 +46,22 @@ class HoldThenDecay:
     hold: float
     epochs: float
     decay: str = "exponential"
+    rise: float = 0.0
 
     def __post_init__(self) -> None:
         if self.decay not in DECAYS:
             raise UnknownMethodError(self.decay, DECAYS, kind="decay")
-        if self.start <= 0 or self.end <= 0 or not 0 <= self.hold <= self.epochs:
+        if self.start <= 0 or self.end <= 0 or not 0 <= self.hold <= self.epochs or self.rise < 0:
             raise ConfigError(
-                "the learning rate needs start > 0, end > 0 and 0 <= hold <= epochs; "
-                f"got {self.start}, {self.end}, {self.hold} of {self.epochs}."
+                "the learning rate needs start > 0, end > 0, rise >= 0 and 0 <= hold <= epochs; "
+                f"got {self.start}, {self.end}, {self.rise}, {self.hold} of {self.epochs}."
             )
 
     def __call__(self, epoch: float) -> float:
+        share = epoch / self.rise if epoch < self.rise else 1.0
+        return share * self._after_rise(epoch)
+
+    def _after_rise(self, epoch: float) -> float:
         if epoch <= self.hold:
             return self.start
         progress = min(1.0, (epoch - self.hold) / (self.epochs - self.hold)) if self.epochs > self.hold else 1.0

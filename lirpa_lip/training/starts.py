@@ -1,9 +1,14 @@
-"""How the weights of the named networks start: as published, or with every layer an isometry of what it sees."""
+"""How weights start: as published, with every layer an isometry of what it sees, or as another run left them."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
+
+from lirpa_lip.errors import CheckpointError
+from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
 
 INITS = ("published", "orthogonal")
 
@@ -40,3 +45,19 @@ def _start_convolution(layer: nn.Conv2d) -> None:
         nn.init.orthogonal_(matrix)
     layer.weight.zero_()
     layer.weight[:, :, top : top + sides[0], left : left + sides[1]] = patch.reshape(out, inner, *sides)
+
+
+def start_from(model: nn.Module, path: str | Path) -> None:
+    """The weights that another run of the same network is certified by (its best, averaged ones), in place.
+
+    So a run can go on from a cheap bound to a dearer one.
+
+    Raises:
+        CheckpointError: there is no checkpoint, it is damaged, or its network is another.
+    """
+    found = find_checkpoint(path)
+    loaded = load_checkpoint(found)
+    try:
+        model.load_state_dict({**loaded.group("model"), **loaded.group("average")})
+    except RuntimeError as error:
+        raise CheckpointError(f"{found} holds the weights of another network ({error}).") from error

@@ -29,7 +29,7 @@ from lirpa_lip.training.runlog import RunLog
 from lirpa_lip.training.sampling import augmented, derived_seed, epoch_batches, prefetched, steps_per_epoch
 from lirpa_lip.training.schedules import HoldThenDecay, LinearRamp
 from lirpa_lip.training.separation import check_radius
-from lirpa_lip.training.starts import orthogonal_start
+from lirpa_lip.training.starts import orthogonal_start, start_from
 from lirpa_lip.training.totals import Totals
 
 
@@ -85,7 +85,8 @@ class Trainer:
         self.eps, ramp = eps, (config.warmup, config.ramp)
         self.eps_ramp, self.kappa_ramp = LinearRamp(0.0, train_eps, *ramp), LinearRamp(1.0, config.kappa, *ramp)
         self.lr = HoldThenDecay(
-            config.lr, config.end_lr, config.lr_hold * config.epochs, config.epochs, config.lr_decay
+            *(config.lr, config.end_lr, config.lr_hold * config.epochs, config.epochs, config.lr_decay),
+            rise=config.lr_rise,
         )
 
     @property
@@ -145,6 +146,10 @@ class Trainer:
         return (checkpoints_in(folder, "best") or checkpoints_in(folder))[-1]
 
     def _fit(self) -> None:
+        if self.config.start_from is not None and self.state.step == 0:  # a resumed run needs that file no more
+            start_from(self.model, self.config.start_from)
+            if self.average is not None:
+                self.average = WeightAverage(self.model, self.average.decay)
         wrapped, optimizer = self.accelerator.prepare(self.objective, self.optimizer)
         if self.rank == 0:
             write_config(self.config, self.folder / "config.yaml")

@@ -20,6 +20,7 @@ from lirpa_lip.regions.ball_box import box_ball_support
 
 from .layers import Call
 from .models import RandomModel, random_model, random_shape
+from .operators import OPERATORS
 from .oracles import Violation, check_values, exact, quotients
 from .products import PRODUCTS, smooth
 from .regions import Ball, random_region
@@ -122,6 +123,32 @@ def products(rng: random.Random) -> str:
     model, shape = product_model(rng)
     model = model.to(dtype)
     if rng.random() < 0.3:
+        return constants_hold(rng, model, shape, dtype)
+    return bounds_hold(rng, model, random_region(rng, shape, dtype, rng.choice([2.0, None])))
+
+
+def operator_model(rng: random.Random) -> tuple[RandomModel, tuple[int, ...]]:
+    """Something, a layer in rarer words, and something again."""
+    shape = random_shape(rng)
+    if rng.random() < 0.5:
+        shape = (rng.randint(2, 4), rng.randint(2, 4))  # a signal: what recurrence and attention take
+    first, _ = random_model(rng, shape, depth=1)
+    with torch.no_grad():
+        middle = tuple(first(torch.zeros(2, *shape)).shape[1:])
+        layer = OPERATORS[len(middle)](rng, middle).eval()
+        width = layer(torch.rand(2, *middle)).flatten(1).shape[1]
+    last: list[nn.Module] = [nn.Flatten()]
+    if rng.random() < 0.7:
+        last += [nn.Linear(width, rng.randint(1, 3))]
+    return RandomModel([first, layer, *last], {}).eval(), shape
+
+
+def operators(rng: random.Random) -> str:
+    """einsum, recurrence, attention modules, indexing, resampling, reductions, by every method."""
+    dtype = rng.choice(DTYPES)
+    model, shape = operator_model(rng)
+    model = model.to(dtype)
+    if rng.random() < 0.2:
         return constants_hold(rng, model, shape, dtype)
     return bounds_hold(rng, model, random_region(rng, shape, dtype, rng.choice([2.0, None])))
 
@@ -433,4 +460,5 @@ KINDS: dict[str, tuple[Callable[[random.Random], str], int]] = {
     "tiny exact": (tiny_exact, 6),
     "live": (live, 4),
     "products": (products, 16),
+    "operators": (operators, 20),
 }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks.classifiers import SHAPE, dense_product, points_in_ball, small_network, worst_rate
+from networks.classifiers import SHAPE, dense_product, small_network, worst_rate
+from sampling import ball_points
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
@@ -50,7 +51,7 @@ def test_intervals_hold(activation: str, box: tuple[float, float] | None, method
     model, eps = small_network(activation), 0.3
     bound = LocalBound(model, X, bound=method, iterations=MANY, refinements=MANY, image_box=box).eval()
     layers, graph = passed(bound, eps), bound.read()
-    points = points_in_ball(X, eps, 60)
+    points = ball_points(X, eps, 60)
     points = points if box is None else points.clamp(*box)
     values = graph.values(points.flatten(0, 1))
     for layer in layers.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from sampling import ball_points
 from torch import Tensor, nn
 
 from lirpa_lip.local.layers import Layers
@@ -24,18 +25,9 @@ def small_network(activation: str = "clipped_relu", seed: int = 0, normalise: bo
     return model
 
 
-def points_in_ball(x: Tensor, eps: float, count: int) -> Tensor:
-    """(count, *x.shape): random directions, half of them on the sphere."""
-    directions = torch.randn(count, *x.shape, dtype=x.dtype)
-    norms = directions.flatten(2).norm(dim=2).reshape(count, len(x), *[1] * (x.ndim - 1))
-    radii = torch.rand(count, 1, *[1] * (x.ndim - 1), dtype=x.dtype)
-    radii[: count // 2] = 1.0
-    return x + eps * radii * directions / norms
-
-
 def worst_rate(model: nn.Module, x: Tensor, labels: Tensor, eps: float, count: int = 100) -> Tensor:
     """Largest sampled |Δ(logit_y − logit_j)| / ‖Δx‖ from the centre, (batch, classes)."""
-    moved = points_in_ball(x, eps, count)
+    moved = ball_points(x, eps, count)
 
     def margins(inputs: Tensor) -> Tensor:
         logits = model(inputs)

@@ -71,6 +71,9 @@ def test_learning_rate():
     assert cosine(150) == pytest.approx(1e-5 + (1e-3 - 1e-5) * (2 + 2**0.5) / 4)
     with pytest.raises(UnknownMethodError, match="cosine"):
         HoldThenDecay(1e-3, 1e-5, 1, 10, decay="linear")
+    rising = HoldThenDecay(1e-3, 1e-5, 100, 300, "cosine", rise=4)
+    assert [rising(0), rising(1), rising(4)] == [0.0, pytest.approx(2.5e-4), 1e-3]
+    assert rising(200) == cosine(200)
     with pytest.raises(ConfigError, match="hold"):
         HoldThenDecay(1e-3, 1e-5, 11, 10)
 

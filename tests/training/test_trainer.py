@@ -194,3 +194,33 @@ def test_trains_on_a_gpu(tmp_path, precision):
     assert run.accelerator.device.type == "cuda"
     run.fit()
     assert all(torch.isfinite(t).all() for t in weights(tmp_path).values())
+
+
+def test_starts_from_the_weights_of_another_run(tmp_path):
+    trainer(tmp_path / "cheap", bound="global-product", ema=0.9, epochs=1).fit()
+    expected = model_from(load_checkpoint(find_checkpoint(tmp_path / "cheap"))).state_dict()
+    run = trainer(tmp_path / "dear", start_from=str(tmp_path / "cheap"), bound="local-product", lr=1e-30, end_lr=1e-30)
+    run.fit()
+    found = model_from(load_checkpoint(find_checkpoint(tmp_path / "dear"))).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_run_that_goes_on_needs_the_weights_it_started_from_no_more(tmp_path):
+    trainer(tmp_path / "cheap", bound="global-product", epochs=1).fit()
+    (tmp_path / "cheap").rename(tmp_path / "moved")
+    settings = {"start_from": str(tmp_path / "moved"), "bound": "global-product", "checkpoint_every": 3}
+    stop_after(trainer(tmp_path / "dear", **settings), 5)
+    (tmp_path / "moved").rename(tmp_path / "cheap")
+    run = trainer(tmp_path / "dear", **settings)
+    run.resume()
+    assert run.state.step == 3
+    run.fit()
+
+
+@pytest.mark.parametrize("change, message", [({"arch": "mlp-small"}, "another network"), ({}, "no checkpoint")])
+def test_weights_that_cannot_be_started_from(tmp_path, change, message):
+    if change:
+        trainer(tmp_path / "cheap", bound="global-product", epochs=1).fit()
+    run = trainer(tmp_path / "dear", start_from=str(tmp_path / "cheap"), **change)
+    with pytest.raises(CheckpointError, match=message):
+        run.fit()

@@ -39,10 +39,11 @@ class Dependence:
         found = cls()
         found.values.update(v.debugName() for v in list(graph.inputs())[:inputs])
         for node in graph.nodes():
-            found._visit(node)
+            found.visit(node)
         return found
 
-    def _visit(self, node: Any) -> None:
+    def visit(self, node: Any) -> None:
+        """Notes what a node's outputs depend on; those of its inputs are known."""
         names = [v.debugName() for v in node.inputs()]
         outputs = [v.debugName() for v in node.outputs()]
         kind = node.kind()

@@ -77,11 +77,8 @@ def _logarithm_of_sum(rewriter: Any, node: Any) -> None:
     values, shape = list(node.inputs()), sizes(node.output())
     if not shape or any(sizes(v) != shape for v in values):
         return
-    parts = rewriter.graph.create("prim::ListConstruct", values, 1)
-    rewriter.graph.insertNode(parts)
-    parts.output().setType(torch._C.ListType(torch._C.TensorType.get()))
     like = torch.empty([shape[0], 2, *shape[1:]], dtype=dtype(node.output()))
-    stacked = rewriter.insert("aten::stack", [parts.output(), rewriter.constant(1)], like)
+    stacked = rewriter.insert("aten::stack", [rewriter.tensors(values), rewriter.constant(1)], like)
     arguments = [stacked, rewriter.integers([1]), rewriter.constant(False)]
     rewriter.replace(node, rewriter.insert("aten::logsumexp", arguments, node.output()))
 

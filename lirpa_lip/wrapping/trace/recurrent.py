@@ -59,10 +59,7 @@ class Steps:
         return self.rewriter.insert("aten::select", arguments, torch.empty(shape, dtype=self.kind))
 
     def joined(self, values: list[Any], kind: str, axis: int, shape: list[int]) -> Any:
-        parts = self.rewriter.graph.create("prim::ListConstruct", values, 1)
-        self.rewriter.graph.insertNode(parts)
-        parts.output().setType(torch._C.ListType(torch._C.TensorType.get()))
-        arguments = [parts.output(), self.rewriter.constant(axis)]
+        arguments = [self.rewriter.tensors(values), self.rewriter.constant(axis)]
         return self.rewriter.insert(f"aten::{kind}", arguments, torch.empty(shape, dtype=self.kind))
 
 

@@ -51,6 +51,7 @@ class Rewriter:
             node.output().setType(torch._C.TensorType.create_from_tensor(like))
         else:
             node.output().setType(like.type())
+        self.depends.visit(node)  # else what is made of it would pass for a constant
         return node.output()
 
     def integers(self, values: list[int]) -> Any:
@@ -58,6 +59,14 @@ class Rewriter:
         node = self.graph.create("prim::ListConstruct", [self.constant(v) for v in values], 1)
         self.graph.insertNode(node)
         node.output().setType(torch._C.ListType(torch._C.IntType.get()))
+        return node.output()
+
+    def tensors(self, values: list[Any]) -> Any:
+        """A list of tensors, as an argument."""
+        node = self.graph.create("prim::ListConstruct", values, 1)
+        self.graph.insertNode(node)
+        node.output().setType(torch._C.ListType(torch._C.TensorType.get()))
+        self.depends.visit(node)
         return node.output()
 
     def replace(self, node: Any, value: Any) -> None:
