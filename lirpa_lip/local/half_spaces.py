@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.limit import is_late
 from lirpa_lip.local.linearised import pull_back
 from lirpa_lip.local.part_multipliers import Cuts, Descent, Multipliers, RowBalls
 from lirpa_lip.local.part_neurons import PartNeurons
@@ -97,6 +98,8 @@ class PartBounds:
         variables = [t for table, _ in tables for t in table.values()]
         best, support = torch.full_like(goal, torch.inf), SupportSearch(self.region)
         for _ in range(steps if variables else 0):
+            if is_late():
+                break
             for t in variables:
                 t.requires_grad_()
             with torch.enable_grad():

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.limit import is_late
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import Interval
 from lirpa_lip.regions.region import Region
@@ -30,6 +31,10 @@ def composed_interval(
     deviation = Deviation(graph, layers, region)
     lows, highs = [], []
     for part in index.split(chunk, dim=1):
+        if is_late():
+            lows.append(torch.full_like(part, -torch.inf, dtype=lower.dtype))
+            highs.append(-lows[-1])
+            continue
         rows = torch.zeros(batch, part.shape[1], neurons, dtype=graph.dtype, device=graph.device)
         rows.scatter_(2, part.unsqueeze(2), 1.0)
         rows = rows.reshape(batch, -1, *node.shape)

@@ -27,6 +27,7 @@ from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.free_slopes import FreeNeurons
 from lirpa_lip.local.half_spaces import PartBounds
 from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.limit import until
 from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.part_multipliers import Cuts, Descent, Multipliers, RowBalls
 from lirpa_lip.local.propagate import planned_norms
@@ -71,7 +72,8 @@ def decide(
             cut out of the ball around it.
         c: ``(rows, outputs)``, or ``(1, rows, outputs)``.
         d: ``(rows,)``, zeros by default.
-        time_limit: seconds, at which the search stops between two batches.
+        time_limit: seconds, at which the search stops between two steps of descent; the first pass over the region is
+            not interrupted.
         clock: that counts them, from any moment on; `time.process_time` counts the work of this process alone.
 
     Raises:
@@ -82,7 +84,8 @@ def decide(
     config = LocalLipConfig.from_options(bounded.bound_opts)
     if config.is_estimate:
         raise CertificateError("an estimate decides nothing: choose auto, deterministic or probabilistic.")
-    with torch.no_grad():
+    deadline = begun + time_limit
+    with torch.no_grad(), until(lambda: clock() >= deadline):
         graph, region, dtype = prepare(bounded, x, config)
         if len(region.eps) != 1:
             raise ShapeError(f"branching decides one sample at a time; the region has {len(region.eps)}.")
@@ -95,7 +98,7 @@ def decide(
         norm = NormBudget(config, 2 * planned_norms(graph, config) + fitted)
         layers = root_layers(graph, region, config, norm, settings.refine)
         lost = inference_error(graph, rows, layers, config, dtype)[0]
-        search = _Search(graph, region, layers, rows[0], offset, lost, norm, settings, clock, begun + time_limit)
+        search = _Search(graph, region, layers, rows[0], offset, lost, norm, settings, clock, deadline)
         search.run()
     lower = search.lower
     verified = bool((lower > 0).all())
