@@ -46,7 +46,8 @@ def random_convolutions(rng: np.random.RandomState) -> nn.Sequential:
         nn.ReLU(),
     ]
     if rng.randint(2):
-        layers += [nn.Conv2d(int(channels), 1, 2, padding=int(rng.randint(2))), nn.ReLU()]
+        left = nn.Sequential(*layers)(torch.zeros(1, 1, side, side)).shape[-1]
+        layers += [nn.Conv2d(int(channels), 1, 2, padding=max(int(rng.randint(2)), int(left < 2))), nn.ReLU()]
     layers.append(nn.Flatten())
     width = nn.Sequential(*layers)(torch.zeros(1, 1, side, side)).numel()
     if rng.randint(2):
