@@ -174,7 +174,7 @@ def slack(model: nn.Sequential, case: Case) -> float:
 
 
 def _enumerated(objective: np.ndarray, rows: tuple, ends: np.ndarray, integral: list[int]) -> float:
-    """The same by one linear programme for each choice of the switches, where HiGHS gives up on all at once; NaN of many."""
+    """By one linear programme for each choice of the switches, where HiGHS gives up on all at once; NaN of many."""
     matrix, least, most = rows
     below, above = np.isfinite(most), np.isfinite(least)
     a, b = np.vstack([matrix[below], -matrix[above]]), np.concatenate([most[below], -least[above]])
