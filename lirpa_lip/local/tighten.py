@@ -19,9 +19,13 @@ _ROW_ELEMENTS = 1 << 20
 def composed_interval(
     graph: NetworkGraph, node: Node, interval: Interval, value: Tensor, *, layers: Layers, region: Region
 ) -> Interval:
-    """Bounds of the neurons whose sign is open, again, by composed rows around the centre."""
+    """Bounds of the neurons whose sign is open, again, by composed rows around the centre.
+
+    Of a network of products of all neurons: of a square, or of a factor, the width counts whatever its sign.
+    """
     lower, upper = (t.flatten(1).clone() for t in interval)
-    open_ = (lower < 0) & (upper > 0)
+    multiplies = any(n.factors for n in graph)
+    open_ = lower < upper if multiplies else (lower < 0) & (upper > 0)
     most = int(open_.sum(1).max())
     if most == 0:
         return interval
