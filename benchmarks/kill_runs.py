@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -64,7 +65,7 @@ def tensors_of(run: Path) -> dict[str, torch.Tensor]:
 
 def rows_of(folder: Path) -> list[str]:
     lines = [line for path in folder.glob("rows-*.csv") for line in path.read_text().splitlines()]
-    return sorted(line for line in lines if line.endswith(",."))
+    return sorted(line for line in lines if re.fullmatch(r"\d+,.*,[01]?,[0-9a-f]{16}", line))
 
 
 def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

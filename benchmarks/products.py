@@ -3,7 +3,8 @@
 Each classifier is trained on scikit-learn's digits (``lib/product_networks.py``), in seconds. Per radius: half the
 width of the logits' bounds over the radius times the norm of their gradients; the local Lipschitz constant over its
 lower bound (rows "… constant"); certified images of each method beside what PGD leaves, and how many of the sampled
-and attacked values contradict a bound. ``cpu_seconds`` is one call's, per image, one thread.
+and attacked values contradict a bound. ``local-lip-tight`` is ``local-lip`` with ``tighten=-1``. ``cpu_seconds`` is one
+call's, per image, one thread.
 
     python benchmarks/products.py                                    # everything
     python benchmarks/products.py --networks mixer --images 4        # one network
@@ -31,10 +32,10 @@ from lirpa_lip.errors import LirpaLipError
 from lirpa_lip.margin import certified, margin_specification
 
 COLUMNS = """network accuracy region eps method images ratio certified robust violations cpu_seconds note""".split()
-BOUNDS = ("ibp", "crown", "local-lip", "local-lip-crown")
+BOUNDS = ("ibp", "crown", "local-lip", "local-lip-tight", "local-lip-crown")
 CONSTANTS = ("local-lip", "local-lip-crown")
 #: Where a call of the local methods takes minutes, and what they give is not worth them; and most images of these.
-LARGE = {"vit": ("ibp", "crown"), "lstm-rows": ("ibp", "crown", "local-lip-crown")}
+LARGE = {"vit": ("ibp", "crown"), "lstm-rows": ("ibp", "crown", "local-lip-tight", "local-lip-crown")}
 _FEW = 4
 _POINTS, _PGD_STEPS = 100, 40
 
@@ -96,7 +97,7 @@ def run(name: str, model: nn.Module, table: Table, radii: Sequence[float], image
     with torch.no_grad():
         right = model(x).argmax(1) == y
     accuracy, x, y = f"{right.float().mean():.4f}", x[right][:images], y[right][:images]
-    bounded = BoundedModule(model, x[:1])
+    bounded, tight = (BoundedModule(model, x[:1], bound_opts={"local_lip": {"tighten": t}}) for t in (0, -1))
     for eps in radii:
         attacked = strongest(model, x, y, eps, _PGD_STEPS)
         with torch.no_grad():
@@ -104,7 +105,8 @@ def run(name: str, model: nn.Module, table: Table, radii: Sequence[float], image
         shared = {"network": name, "accuracy": accuracy, "region": "ball", "eps": eps, "images": len(x)}
         methods = LARGE.get(name, BOUNDS)
         for method in methods:
-            row = measured(partial(verdicts, bounded, model, x, y, attacked=attacked, eps=eps, method=method))
+            asked, name_of = (tight, "local-lip") if method == "local-lip-tight" else (bounded, method)
+            row = measured(partial(verdicts, asked, model, x, y, attacked=attacked, eps=eps, method=name_of))
             table.append({**shared, "method": method, "robust": robust, **_per_image(row, len(x))})
         for method in CONSTANTS if name not in LARGE else ():
             row = measured(partial(constant, bounded, model, x, eps=eps, method=method))

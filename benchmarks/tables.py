@@ -143,6 +143,22 @@ def norm_values(rows: list[dict[str, str]], section: str, across: str) -> list[l
     return table
 
 
+def norm_ranges(rows: list[dict[str, str]], section: str) -> list[list[str]]:
+    """Values of a section, least to largest over layers, masks and weights: a line per method, a column per network."""
+    rows = [row for row in rows if row["section"] == section and row["value"]]
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    table = [["what", *names]]
+    for method in dict.fromkeys(_measured(row) for row in rows):
+        found = [[float(r["value"]) for r in rows if (_measured(r), r["network"]) == (method, name)] for name in names]
+        table.append([method, *(f"{min(v):.3g} to {max(v):.3g}" if v else "" for v in found)])
+    return table
+
+
+def _measured(row: dict[str, str]) -> str:
+    """Method and setting, whichever layer it was."""
+    return ", ".join(part for part in (row["method"], row["setting"].partition(": ")[2]) if part)
+
+
 def norm_bounds(rows: list[dict[str, str]]) -> list[list[str]]:
     """Certified product over the converged one, least to largest mean over samples."""
     rows = [row for row in rows if row["section"] == "bounds" and row["mean_error"] not in ("", "nan")]

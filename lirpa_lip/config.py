@@ -35,7 +35,7 @@ class LocalLipConfig:
             the centre matter (margins, intermediate bounds); Lipschitz constants are for all pairs regardless.
         local_ball: intersect pre-activation bounds with the ball of the *local* radius.
         tighten: how many layers, counted from the first, have their pre-activations bounded again by the composed
-            rows, one backward pass per neuron; 0 for none, -1 for all.
+            rows, one backward pass per neuron; 0 for none, -1 for all. Without products, only those of open sign.
         optimize: steps of descent on the slopes of each specification, of stable neurons too, and on the multipliers
             of the layers' balls; ``True`` for 30 of them, 0 or ``False`` for none. ``bound="product"`` takes none.
         precision: of the computation. ``"auto"`` is float64 for certificates and the model's own for estimates. A

@@ -30,6 +30,9 @@ _ROUNDING = {"network": "network", "eps": "ε", "method": "method", "images": "i
 _SMOOTH = {"activation": "activation", "scale": "weights ×", "widths": "widths", "eps": "ε", "lower": "lower",
            "branched": "BaB", "clarke_jacobian": "clarke-jacobian", "ranges": "ranges of slopes",
            "auto_lirpa": "JacobianOP", "seconds": "s", "seconds_auto_lirpa": "s, JacobianOP"}  # fmt: skip
+_SCALE = {"network": "network", "parameters": "parameters", "neurons": "neurons", "batch": "images", "call": "call",
+          "grad": "gradients", "forward": "forward, s", "seconds": "s", "seconds_per_image": "s per image",
+          "ratio": "over a forward pass", "peak_gib": "GiB", "note": "note"}  # fmt: skip
 
 #: Name of the fragment -> (CSV file, what makes a table of its rows).
 TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
@@ -44,10 +47,13 @@ TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
     "jacobians_2": ("clarke", partial(tables.jacobians, norm="2")),
     "smooth_jacobian": ("smooth_jacobian", partial(tables.columns, names=_SMOOTH)),
     "rounding": ("rounding", partial(tables.columns, names=_ROUNDING)),
+    "scale": ("scale", partial(tables.columns, names=_SCALE)),
     "norm_speed": ("norms", tables.norm_speed),
     "norm_bounds": ("norms", tables.norm_bounds),
     "norm_elimination": ("norms", partial(tables.norm_values, section="elimination", across="eliminated")),
     "norm_starts": ("norms", partial(tables.norm_values, section="starts", across="iterations")),
+    "norm_step": ("norms", partial(tables.norm_ranges, section="step")),
+    "norm_memory": ("norms", partial(tables.norm_ranges, section="memory")),
     "norm_training": ("norms", partial(tables.norm_values, section="training", across="weights")),
 }
 

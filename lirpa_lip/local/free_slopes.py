@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import Piece
 from lirpa_lip.local.layers import Layer, Layers
+from lirpa_lip.local.limit import is_late
 from lirpa_lip.local.linearised import pull_back
 from lirpa_lip.local.relaxation import OpenNeurons, maxima
 from lirpa_lip.network.graph import NetworkGraph
@@ -130,6 +131,8 @@ class FreeSlopes:
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, _LAST_STEP ** (1 / max(1, steps - 1)))
         best = torch.full_like(self.region.eps, torch.inf)
         for _ in range(steps):
+            if is_late():
+                break
             for t in (*slopes.values(), *logs.values()):
                 t.requires_grad_()
             with torch.enable_grad():

@@ -11,7 +11,8 @@ of deviations t = z − z₀ adds at most
 
 to it, where ``[l, u]`` is the *cut* interval: on it ``±β (z − k) >= 0``, so that this is at most what the half-space's
 own term gives, and valid for b of any sign and size (b < 0 is the multiplier of the interval's other end). Balls and
-rates are those of the whole region, which hold on its parts; a part takes no norm. By weak duality every choice of
+rates are those of the whole region, which hold on its parts; a part takes no norm. A row may bring a third ball of its
+own for each layer (`lirpa_lip.local.row_balls`). By weak duality every choice of
 slopes, b, λ >= 0 and μ >= 0 is a bound; `PartBounds.descend` only looks for a good one. The centre need not lie in the
 part, so that bounds may be negative: a part on which the row stays below its value at the centre, or that is empty.
 """
@@ -24,8 +25,9 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.limit import is_late
 from lirpa_lip.local.linearised import pull_back
-from lirpa_lip.local.part_multipliers import Cuts, Descent, Multipliers
+from lirpa_lip.local.part_multipliers import Cuts, Descent, Multipliers, RowBalls
 from lirpa_lip.local.part_neurons import PartNeurons
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import RowErrors, positive_slack, widest
@@ -71,6 +73,7 @@ class PartBounds:
         goal: Tensor,
         *,
         rate: float = 1.0,
+        own: RowBalls | None = None,
     ) -> Descent:
         """Steps of descent on all multipliers of all parts at once.
 
@@ -79,8 +82,12 @@ class PartBounds:
             cuts: of every activation before it; no part may be empty.
             goal: ``(parts,)``; the search ends once all parts lie below it.
             rate: of the first step, beside that of a search from rules.
+            own: a ball more for each part; ``start`` has a multiplier for it.
         """
-        neurons = {name: PartNeurons(layer, self.region.eps, cuts[name]) for name, layer in self.layers.items()}
+        neurons = {
+            name: PartNeurons(layer, self.region.eps, cuts[name], None if own is None else own.of(name))
+            for name, layer in self.layers.items()
+        }
         units = self._units(rows, start.slopes, cuts)
         slopes, logs = ({n: t.clone() for n, t in table.items()} for table in (start.slopes, start.logs))
         shares = {n: t / units[n] for n, t in start.offsets.items()}
@@ -91,6 +98,8 @@ class PartBounds:
         variables = [t for table, _ in tables for t in table.values()]
         best, support = torch.full_like(goal, torch.inf), SupportSearch(self.region)
         for _ in range(steps if variables else 0):
+            if is_late():
+                break
             for t in variables:
                 t.requires_grad_()
             with torch.enable_grad():

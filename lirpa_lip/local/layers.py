@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import Activation, SlopeRange
 from lirpa_lip.network.node import Interval
+from lirpa_lip.network.rounding import positive_slack
+from lirpa_lip.regions.sizes import safe_norm
 
 
 @dataclass(frozen=True)
@@ -143,3 +145,17 @@ def safe_sqrt(x: Tensor) -> Tensor:
         return x.clamp(min=0).sqrt()
     positive = x > 0
     return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), 0.0)
+
+
+def box_rate(mask: Tensor, reach: Tensor, eps: Tensor) -> Tensor:
+    """``‖S^½ w‖₂ / eps``: a rate from the centre whose ball is no larger than the layer's box, ``(batch,)``.
+
+    Rates grow by a factor at every product, where intervals from elsewhere (composed rows, CROWN) need not.
+
+    Args:
+        mask: S, ``(batch, *shape)``.
+        reach: how far each neuron's interval lets it move from its anchor, likewise.
+        eps: radius of the region, ``(batch,)``; at 0 the rate is infinite.
+    """
+    size = safe_norm((safe_sqrt(mask) * reach).flatten(1)) * (1 + positive_slack(reach[0].numel(), reach.dtype))
+    return torch.where(eps > 0, size / torch.where(eps > 0, eps, 1.0), torch.inf)

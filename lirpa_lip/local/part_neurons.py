@@ -26,9 +26,13 @@ class Inner:
 
 
 class PartNeurons:
-    """All neurons of one activation on several parts."""
+    """All neurons of one activation on several parts.
 
-    def __init__(self, layer: Layer, eps: Tensor, cuts: Cuts) -> None:
+    Args:
+        own: weights ``(parts, neurons)`` and squared radii ``(parts,)`` of a third ball.
+    """
+
+    def __init__(self, layer: Layer, eps: Tensor, cuts: Cuts, own: tuple[Tensor, Tensor] | None = None) -> None:
         parts, shape = len(cuts.lower), layer.anchor.shape[1:]
         self.layer = layer
         anchor = layer.anchor.expand(parts, *shape)
@@ -45,13 +49,17 @@ class PartNeurons:
         for weight, reach in ((live, layer.reach(eps)), (open_, layer.inner_reach(eps))):
             known = bool(torch.isfinite(reach).all())
             self.balls.append((weight if known else 0 * weight, safe_square(reach) if known else 0 * reach))
+        if own is not None:
+            self.balls.append(own)
 
     def curvature(self, logs: Tensor) -> tuple[Tensor, Tensor]:
-        """``λ S + μ R`` of every neuron, and what the balls cost, ``(parts,)``."""
-        (live, first), (open_, second) = self.balls
+        """``λ S + μ R``, and what the third ball adds, of every neuron, and what the balls cost, ``(parts,)``."""
         multiplier = logs.exp()
-        cost = multiplier[:, 0] * first + multiplier[:, 1] * second
-        return multiplier[:, :1] * live + multiplier[:, 1:] * open_, cost
+        (weight, square), *others = self.balls
+        total, cost = multiplier[:, :1] * weight, multiplier[:, 0] * square
+        for k, (weight, square) in enumerate(others, 1):
+            total, cost = total + multiplier[:, k : k + 1] * weight, cost + multiplier[:, k] * square
+        return total, cost
 
     @torch.no_grad()
     def inner(self, c: Tensor, row: Tensor, curvature: Tensor) -> Inner:

@@ -12,7 +12,7 @@ from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.errors import DomainError, NonFiniteError
 from lirpa_lip.local.composed import composed_rate
 from lirpa_lip.local.deferred import Deferred, can_defer, last_activations
-from lirpa_lip.local.layers import Gain, Layer, Layers, safe_sqrt, zero_safe_product
+from lirpa_lip.local.layers import Gain, Layer, Layers, box_rate, safe_sqrt, zero_safe_product
 from lirpa_lip.local.norm_budget import Norm, norm_below
 from lirpa_lip.local.product import (
     layer_gains,
@@ -167,6 +167,10 @@ class Propagation:
             slower = live_rate
             # every diagonal contraction of S^½ z moves no faster, R^½ z among them
             open_rate = torch.minimum(live_rate, open_rate)
+        if self.anchored and any(n.factors for n in self.graph):
+            reach = torch.maximum(upper - anchor, anchor - lower)
+            live_rate = torch.minimum(live_rate, box_rate(slopes.magnitude, reach, self.region.eps))
+            open_rate = torch.minimum(open_rate, box_rate(slopes.radius, reach, self.region.eps))
         error: Tensor | float = 0.0
         if gains is not None:
             self.layers.gains[node.name] = gains

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.limit import is_late
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import Interval
 from lirpa_lip.regions.region import Region
@@ -18,9 +19,13 @@ _ROW_ELEMENTS = 1 << 20
 def composed_interval(
     graph: NetworkGraph, node: Node, interval: Interval, value: Tensor, *, layers: Layers, region: Region
 ) -> Interval:
-    """Bounds of the neurons whose sign is open, again, by composed rows around the centre."""
+    """Bounds of the neurons whose sign is open, again, by composed rows around the centre.
+
+    Of a network of products of all neurons: of a square, or of a factor, the width counts whatever its sign.
+    """
     lower, upper = (t.flatten(1).clone() for t in interval)
-    open_ = (lower < 0) & (upper > 0)
+    multiplies = any(n.factors for n in graph)
+    open_ = lower < upper if multiplies else (lower < 0) & (upper > 0)
     most = int(open_.sum(1).max())
     if most == 0:
         return interval
@@ -30,6 +35,10 @@ def composed_interval(
     deviation = Deviation(graph, layers, region)
     lows, highs = [], []
     for part in index.split(chunk, dim=1):
+        if is_late():
+            lows.append(torch.full_like(part, -torch.inf, dtype=lower.dtype))
+            highs.append(-lows[-1])
+            continue
         rows = torch.zeros(batch, part.shape[1], neurons, dtype=graph.dtype, device=graph.device)
         rows.scatter_(2, part.unsqueeze(2), 1.0)
         rows = rows.reshape(batch, -1, *node.shape)

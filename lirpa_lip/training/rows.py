@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import math
 import os
@@ -106,9 +107,15 @@ def append_rows(folder: Path, stem: str, rows: list[Row], eps: list[str]) -> Non
         text += "\r\n"
     for row in rows:
         pgd = [int(row.pgd[name]) if name in row.pgd else "" for name in eps]
-        text += _line([*(repr(v) if isinstance(v, float) else v for v in values(row, _KEPT)), *pgd, "."])
+        cells = [*(repr(v) if isinstance(v, float) else str(v) for v in values(row, _KEPT)), *map(str, pgd)]
+        text += _line([*cells, seal([*names[:-1], *cells])])
     with explained(folder), path.open("a", newline="", encoding="utf-8") as file:
         file.write(text)
+
+
+def seal(cells: list[str]) -> str:
+    """What ends a row: a digest of its cells and their names, by which a damaged one is noticed."""
+    return hashlib.sha256("\x1f".join(cells).encode()).hexdigest()[:16]
 
 
 def replace_file(path: Path, content: str | bytes) -> None:
@@ -184,7 +191,11 @@ def _begins(path: Path, head: str) -> bool:
 def _row(record: dict[str, str]) -> Row | None:
     """None for a row that is incomplete or damaged."""
     try:
-        return _read(record) if record.get("end") == "." else None
+        *names, last = record
+        end = record[last]
+        # "." ended the rows of earlier versions, which had no digest
+        whole = last == "end" and (end == "." or end == seal([*names, *(record[name] for name in names)]))
+        return _read(record) if whole else None
     except (ValueError, KeyError, TypeError):
         return None
 

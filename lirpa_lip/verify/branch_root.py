@@ -9,6 +9,7 @@ import torch
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.limit import is_late
 from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.propagate import propagate
 from lirpa_lip.network.graph import NetworkGraph
@@ -29,6 +30,8 @@ def root_layers(graph: NetworkGraph, region: Region, config: LocalLipConfig, nor
         before = sum(layers[n].anchor[0].numel() for n in graph.ancestors(layer.parent) if n in layers)
         if len(open_) == 0 or 2 * len(open_) * before > refine:
             continue
+        if is_late():
+            break
         refined = True
         unit = torch.zeros(1, len(open_), low.shape[1], dtype=graph.dtype, device=graph.device)
         unit[0, torch.arange(len(open_)), open_] = 1.0
@@ -43,4 +46,4 @@ def root_layers(graph: NetworkGraph, region: Region, config: LocalLipConfig, nor
         high[:, open_] = torch.minimum(high[:, open_], above + slack * (at.abs() + above.abs()))
         prior[layer.parent] = low.reshape(layer.lower.shape), high.reshape(layer.upper.shape)
     # what the first pass has tightened is among the bounds given to the second
-    return propagate(graph, region, replace(config, tighten=0), norm, prior) if refined else layers
+    return propagate(graph, region, replace(config, tighten=0), norm, prior) if refined and not is_late() else layers

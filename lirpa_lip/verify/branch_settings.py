@@ -23,6 +23,9 @@ class BranchSettings:
             be closed.
         most_domains: parts that are bounded in all, about.
         retries: times that a part without a kink is descended on again, each twice as long.
+        fit_steps: of the search for balls of a row's own, on the region, for rows that are open there; 0 for none.
+        fit_rows: most rows that get such balls.
+        fit_neurons: with no more neurons and inputs than these there are no such balls: splits decide sooner.
         refine: most numbers of the rows of one layer (rows × neurons) for its intervals to be descended on, too.
     """
 
@@ -34,6 +37,9 @@ class BranchSettings:
     most_waiting: int = 20_000
     most_domains: int = 1 << 40
     retries: int = 6
+    fit_steps: int = 600
+    fit_rows: int = 8
+    fit_neurons: int = 2048
     refine: int = 1 << 20
 
 

@@ -27,9 +27,11 @@ from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.free_slopes import FreeNeurons
 from lirpa_lip.local.half_spaces import PartBounds
 from lirpa_lip.local.layers import Layers
+from lirpa_lip.local.limit import until
 from lirpa_lip.local.norm_budget import NormBudget
-from lirpa_lip.local.part_multipliers import Cuts, Descent, Multipliers
+from lirpa_lip.local.part_multipliers import Cuts, Descent, Multipliers, RowBalls
 from lirpa_lip.local.propagate import planned_norms
+from lirpa_lip.local.row_balls import BallSearch
 from lirpa_lip.local.rows import check_specification, inference_error
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import positive_slack
@@ -70,7 +72,8 @@ def decide(
             cut out of the ball around it.
         c: ``(rows, outputs)``, or ``(1, rows, outputs)``.
         d: ``(rows,)``, zeros by default.
-        time_limit: seconds, at which the search stops between two batches.
+        time_limit: seconds, at which the search stops between two steps of descent; the first pass over the region is
+            not interrupted.
         clock: that counts them, from any moment on; `time.process_time` counts the work of this process alone.
 
     Raises:
@@ -81,7 +84,8 @@ def decide(
     config = LocalLipConfig.from_options(bounded.bound_opts)
     if config.is_estimate:
         raise CertificateError("an estimate decides nothing: choose auto, deterministic or probabilistic.")
-    with torch.no_grad():
+    deadline = begun + time_limit
+    with torch.no_grad(), until(lambda: clock() >= deadline):
         graph, region, dtype = prepare(bounded, x, config)
         if len(region.eps) != 1:
             raise ShapeError(f"branching decides one sample at a time; the region has {len(region.eps)}.")
@@ -90,10 +94,11 @@ def decide(
         if len(offset) != rows.shape[1]:
             raise ShapeError(f"d has {len(offset)} entries for {rows.shape[1]} rows of C.")
         settings = settings or BranchSettings()
-        norm = NormBudget(config, 2 * planned_norms(graph, config))
+        fitted = min(settings.fit_rows, rows.shape[1]) * len(list(graph.activations))
+        norm = NormBudget(config, 2 * planned_norms(graph, config) + fitted)
         layers = root_layers(graph, region, config, norm, settings.refine)
         lost = inference_error(graph, rows, layers, config, dtype)[0]
-        search = _Search(graph, region, layers, rows[0], offset, lost, settings, clock, begun + time_limit)
+        search = _Search(graph, region, layers, rows[0], offset, lost, norm, settings, clock, deadline)
         search.run()
     lower = search.lower
     verified = bool((lower > 0).all())
@@ -117,6 +122,7 @@ class _Search:
     rows: Tensor
     offset: Tensor
     lost: Tensor
+    norm: NormBudget
     settings: BranchSettings
     clock: Callable[[], float]
     deadline: float
@@ -124,6 +130,7 @@ class _Search:
     counterexample: Tensor | None = None
     closed: list[float] = field(default_factory=list)
     waiting: list[tuple[float, int, _Part]] = field(default_factory=list)
+    own: RowBalls | None = None
 
     def __post_init__(self) -> None:
         count = len(self.rows)
@@ -136,8 +143,8 @@ class _Search:
         # of the row's product with the value at the centre, and of the last additions
         self.slack = positive_slack(self.rows.shape[1], self.rows.dtype)
         self.size = self.rows.abs() @ centre.abs() + self.offset.abs()
-        neurons = sum(t.anchor[0].numel() for t in self.layers.values()) + self.region.centre[0].numel()
-        self.batch = max(2, min(self.settings.most_parts, self.settings.elements // max(1, neurons)))
+        self.neurons = sum(t.anchor[0].numel() for t in self.layers.values()) + self.region.centre[0].numel()
+        self.batch = max(2, min(self.settings.most_parts, self.settings.elements // max(1, self.neurons)))
 
     @property
     def lower(self) -> Tensor:
@@ -154,6 +161,8 @@ class _Search:
 
     def run(self) -> None:
         self._start()
+        if self._goes_on and self.settings.fit_steps and self.neurons > self.settings.fit_neurons:
+            self._fit()
         while self._goes_on:
             taken = self._take()
             children = [half for part in taken for half in self._halves(part)]
@@ -188,6 +197,36 @@ class _Search:
         cuts = cut(self.whole, [()] * len(rows))
         return self.bounds.descend(rows, cuts, start, self.settings.root_steps, self._goal(index)), cuts
 
+    def _fit(self) -> None:
+        """Balls of their own for the rows that are open, for at most half of the time that is left."""
+        balls = BallSearch(self.graph, self.layers, self.region, self.graph.output)
+        if not balls.possible:
+            return
+        end = (self.clock() + self.deadline) / 2
+        parts = [part for _, _, part in sorted(self.waiting)]
+        self.waiting = []
+        none = {n: (torch.zeros_like(t.lower), torch.zeros_like(t.lower[:, 0])) for n, t in self.whole.items()}
+        found = [none] * len(self.rows)
+        for k, part in enumerate(parts):
+            multipliers = part.multipliers.to(self.rows.dtype)
+            if k < self.settings.fit_rows and self.clock() < end:
+                row = -self.rows[part.row].reshape(1, *self.graph[self.graph.output].shape)
+                goal = float(self._goal(torch.tensor([part.row])))
+                slopes, weights = balls.fit(
+                    row, self.whole, multipliers, steps=self.settings.fit_steps, goal=goal,
+                    late=lambda: self.clock() >= end,
+                )  # fmt: skip
+                found[part.row], logs = balls.certified(weights, self.norm)
+                multipliers = multipliers.with_ball(logs, slopes)
+            else:
+                multipliers = multipliers.with_ball(
+                    {n: torch.zeros_like(t[:, :1]) for n, t in multipliers.logs.items()}
+                )
+            parts[k] = replace(part, multipliers=multipliers)
+        self.own = RowBalls.join(found)
+        for first in range(0, len(parts), self.batch):
+            self._bound(parts[first : first + self.batch], self.settings.root_steps)
+
     def _goal(self, index: Tensor) -> Tensor:
         """What a bound of ``−C (f − f(centre))`` must stay below for the row to be positive."""
         goal = self.at[index] + self.offset[index] - self.lost[index]
@@ -219,13 +258,14 @@ class _Search:
             for side in (False, True)
         ]
 
-    def _bound(self, parts: Sequence[_Part]) -> None:
+    def _bound(self, parts: Sequence[_Part], steps: int | None = None) -> None:
         index = torch.tensor([part.row for part in parts])
         cuts = cut(self.whole, [part.half_spaces for part in parts])
         start = Multipliers.join([part.multipliers for part in parts]).to(self.rows.dtype)
         rows = -self.rows[index].reshape(-1, *self.graph[self.graph.output].shape)
-        steps = self.settings.steps * 2 ** max(part.tries for part in parts)
-        found = self.bounds.descend(rows, cuts, start, steps, self._goal(index), rate=self.settings.rate)
+        steps = steps or self.settings.steps * 2 ** max(part.tries for part in parts)
+        own = None if self.own is None else self.own.select(index)
+        found = self.bounds.descend(rows, cuts, start, steps, self._goal(index), rate=self.settings.rate, own=own)
         self._settle(parts, found, cuts)
 
     def _settle(self, parts: Sequence[_Part], found: Descent, cuts: dict[str, Cuts]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.errors import DomainError, InvalidBoundError, LirpaLipError, MethodFailedError, UnsupportedOperatorError
+from lirpa_lip.local.limit import until
 from lirpa_lip.training.sampling import derived_seed
 from lirpa_lip.verify.attack import attack
 from lirpa_lip.verify.bounds import Bounded, crown_bounds, local_bounds
@@ -238,7 +239,8 @@ def _bound(method: Callable[[_Work, _Group, Tensor, Tensor], Bounded]) -> Callab
     def run(work: _Work) -> None:
         for group in work.left:
             rows = group.open_rows
-            found = method(work, group, group.margins.c[rows], group.margins.d[rows])
+            with until(lambda: work.late):
+                found = method(work, group, group.margins.c[rows], group.margins.d[rows])
             group.raise_to(rows, found.lower)
             work.kinds.add(found.certificate)
             work.spent += found.delta

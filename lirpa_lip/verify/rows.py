@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lirpa_lip.errors import CheckpointError
 from lirpa_lip.norms.draw import fresh_seed
-from lirpa_lip.training.rows import explained, write_first
+from lirpa_lip.training.rows import explained, seal, write_first
 from lirpa_lip.verify.records import Verdict
 
 
@@ -105,12 +105,13 @@ def _to_json(entry: Entry) -> dict[str, Any]:
     record = asdict(entry)
     for name in ("counterexample", "output"):
         record["verdict"][name] = _packed(getattr(entry.verdict, name))
-    return {**record, "end": "."}
+    return {**record, "end": seal([json.dumps(record)])}
 
 
 def _from_json(record: dict[str, Any]) -> Entry:
-    if record.pop("end") != ".":
-        raise ValueError("an incomplete line")
+    end = record.pop("end")
+    if end != "." and end != seal([json.dumps(record)]):  # "." ended the lines of earlier versions: no digest
+        raise ValueError("a damaged line")
     verdict = dict(record.pop("verdict"))
     for name in ("counterexample", "output"):
         verdict[name] = _unpacked(verdict[name])

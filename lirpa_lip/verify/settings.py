@@ -18,8 +18,8 @@ STAGES_WITH_NORMS = 3
 class VerifySettings:
     """
     Attributes:
-        time_limit: seconds for each instance; no stage is begun after it, and branching stops at it. Infinite for none:
-            branching is then left out.
+        time_limit: seconds for each instance; no stage is begun after it, and those of our own that have begun end
+            at their next step with what they have. Infinite for none: branching is then left out.
         restarts, pgd_steps: of the thorough attack; a quick one comes first.
         certificate, delta: what norms must be worth, and the failure probability of all that is said of one instance.
         inference: arithmetic the network is run in, see `LocalLipConfig`; None for real arithmetic.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import re
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -11,10 +13,11 @@ from networks.files import BOX, convolutional, mlp
 
 from lirpa_lip.cli import main
 from lirpa_lip.cli import verify as verify_module
-from lirpa_lip.training.rows import append_rows, read_rows
+from lirpa_lip.training.rows import Row, append_rows, read_rows
 from lirpa_lip.verify.rows import read_entries
 from lirpa_lip_cli import one_line
 
+EPS = (Fraction(1, 10), Fraction(3, 10))
 #: What a disk may make of a line: no text, zeros, JSON of another kind, a row whose values no row has.
 DAMAGE = (b"\xff\xfe,.\r\n", b"\0" * 40 + b"\n", b'"x"\n', b"[1]\n", b"{}\n",
           b"x,1,1,0.5,0.1,deterministic,0,inf,d,1,.\r\n",
@@ -61,6 +64,40 @@ def test_damaged_rows_count_for_nothing(tmp_path):
     (tmp_path / "rows-0-of-2.csv").write_bytes(b"\0" * 100)  # a head of zeros
     append_rows(tmp_path, "rows-0-of-2", [row], ["0.01"])
     assert read_rows(tmp_path) == [row]
+
+
+def changed(content: bytes, start: int) -> list[bytes]:
+    """``content`` with one byte another, for every byte from ``start`` on that ends no line."""
+    places = [place for place in range(start, len(content)) if content[place] not in b"\r\n"]
+    return [content[:place] + (b"9" if content[place] != ord("9") else b"1") + content[place + 1 :] for place in places]
+
+
+def test_a_byte_of_a_row_or_of_its_head_that_changed_is_noticed(tmp_path):
+    row = Row(3, 1, 1, 0.5, 0.125, "deterministic", 0.0, {"1/10": True, "0.3": False}, sample="d", eps=EPS)
+    path = tmp_path / "rows-0-of-1.csv"
+    append_rows(tmp_path, path.stem, [row], ["1/10", "0.3"])
+    assert read_rows(tmp_path) == [row]
+    for content in changed(path.read_bytes(), 0):
+        path.write_bytes(content)
+        assert read_rows(tmp_path) == [], content
+
+
+def test_a_byte_of_a_verdict_that_changed_is_noticed(files, tmp_path):
+    assert verify(files, "--out", tmp_path).exit_code == 0
+    (path,) = tmp_path.glob("verdicts-*.jsonl")
+    first, second = path.read_bytes().splitlines(keepends=True)
+    for content in changed(second, 0):
+        path.write_bytes(first + content)
+        assert list(read_entries(tmp_path)) == [0], content
+
+
+def test_verdicts_of_earlier_versions_are_read(files, tmp_path):
+    """Their lines ended with a point."""
+    assert verify(files, "--out", tmp_path).exit_code == 0
+    (path,) = tmp_path.glob("verdicts-*.jsonl")
+    before = read_entries(tmp_path)
+    path.write_bytes(re.sub(rb'"end": "[0-9a-f]+"', b'"end": "."', path.read_bytes()))
+    assert b'"end": "."' in path.read_bytes() and str(read_entries(tmp_path)) == str(before)
 
 
 def test_only_the_first_process_has_an_exit_code(files, tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.linearised import affine_map
 from lirpa_lip.local.norm_budget import NormBudget
 from lirpa_lip.local.propagate import planned_norms, propagate
+from lirpa_lip.local.rows import output_upper
 
 NETWORKS = networks()
 
@@ -91,3 +92,60 @@ def test_many_rows_try_few_rules(image_box, monkeypatch):
         for _ in range(200):
             step = graph.values(region.sample(1)[:, 0])[graph.output] - at
             assert (torch.einsum("bso,bo->bs", rows, step) <= found + 1e-9).all()
+
+
+class TestNetworksOfProducts:
+    """Rates grow at every product; what intervals hold, and rows through all of them, does not."""
+
+    @staticmethod
+    def passed(**options):
+        torch.manual_seed(0)
+        norms = [torch.nn.LayerNorm(6, eps=1.0) for _ in range(3)]
+        model = torch.nn.Sequential(torch.nn.Linear(4, 6), norms[0], torch.nn.Linear(6, 6), norms[1], torch.nn.Tanh(),
+                                    torch.nn.Linear(6, 6), norms[2], torch.nn.Linear(6, 3))  # fmt: skip
+        bounded, x = wrap(model.double().eval(), (4,), 2, **options)
+        config = bounded.bound_opts["local_lip"]
+        graph, region, _ = prepare(bounded, ball(x, 0.6), config)
+        with torch.no_grad():
+            norm = NormBudget(config, planned_norms(graph, config))
+            layers = propagate(graph, region, config, norm)
+            rows = torch.eye(3, dtype=graph.dtype).expand(2, 3, 3)
+            return graph, region, layers, output_upper(graph, region, rows, layers, config)
+
+    @pytest.mark.parametrize("tighten", [0, -1])
+    def test_boxes_and_balls_hold_what_samples_reach(self, tighten):
+        graph, region, layers, upper = self.passed(tighten=tighten)
+        points = region.sample(500, torch.Generator().manual_seed(0))
+        start = graph.values(region.centre)
+        with torch.no_grad():
+            for sample in points.unbind(1):
+                values = graph.values(sample)
+                for name, layer in layers.items():
+                    z = values[layer.parent]
+                    assert (layer.lower <= z).all() and (z <= layer.upper).all(), name
+                    moved = (layer.root * (z - start[layer.parent])).flatten(1).norm(dim=1)
+                    assert (moved <= layer.reach(region.eps)).all(), name
+                    moved = (layer.open_root * (z - start[layer.parent])).flatten(1).norm(dim=1)
+                    assert (moved <= layer.inner_reach(region.eps)).all(), name
+                assert (values[graph.output] <= upper).all()
+
+    def test_no_ball_is_larger_than_its_box(self):
+        _, region, layers, _ = self.passed(bound="product")
+        for layer in layers.values():
+            reach = torch.maximum(layer.upper - layer.anchor, layer.anchor - layer.lower)
+            box = (layer.root * reach).flatten(1).norm(dim=1)
+            assert (layer.reach(region.eps) <= box * (1 + 1e-6)).all()
+
+    def test_rows_bound_every_neuron(self):
+        """Whatever its sign: a variance, and what is divided by it, keep theirs."""
+        graph, region, layers, tight = self.passed(tighten=-1)
+        rows_of = Deviation(graph, layers, region)
+        divisors = [layer for name, layer in layers.items() if name.endswith(":reciprocal")]
+        assert len(divisors) == 3
+        for layer in divisors:
+            assert (layer.lower > 0).all()
+            with torch.no_grad():
+                row = torch.ones(2, 1, *layer.lower.shape[1:], dtype=graph.dtype)
+                assert ((layer.upper - layer.anchor).flatten() <= rows_of.upper(layer.parent, row)[:, 0] + 1e-12).all()
+        loose, centre = self.passed()[3], graph.values(region.centre)[graph.output]
+        assert ((tight - centre) < 0.5 * (loose - centre)).all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from fractions import Fraction
 
@@ -217,7 +218,8 @@ def test_pgd_finds_what_is_there():
 def rows_text(folder) -> list[str]:
     """All rows as they are on disk, by index."""
     lines = [line for path in folder.glob("rows-*.csv") for line in path.read_text().splitlines()]
-    return sorted((line for line in lines if line.endswith(",.")), key=lambda line: int(line.split(",")[0]))
+    whole = [line for line in lines if re.fullmatch(r"\d+,.*,[01]?,[0-9a-f]{16}", line)]
+    return sorted(whole, key=lambda line: int(line.split(",")[0]))
 
 
 def stopped_after(network, data, settings, folder, chunks: int, batch_size: int = 5) -> None:

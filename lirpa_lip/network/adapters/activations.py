@@ -141,11 +141,8 @@ def _is_hard_swish_gate(builder: GraphBuilder, gate: str) -> bool:
 
 
 #: 1/√2, and what it becomes where √2 or √½ is rounded to float32: in the lowering of GELU, or by hand.
-_ROOTS = (
-    0.5**0.5,
-    1 / float(torch.tensor(2**0.5)),
-    *(float(t) for t in (torch.tensor(0.5).sqrt(), 1 / torch.tensor(2**0.5))),
-)
+_TWO, _HALF = torch.tensor(2.0), torch.tensor(0.5)
+_ROOTS = (0.5**0.5, 1 / float(_TWO.sqrt()), float(_HALF.sqrt()), float(1 / _TWO.sqrt()))
 
 
 def _off_the_gelu(builder: GraphBuilder, base: str, gate: str) -> float | None:
