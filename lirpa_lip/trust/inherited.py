@@ -131,8 +131,13 @@ def _check(bounded: Any, call: dict, result: Any, values: Values | None, restric
         (lower, torch.gt, "a lower bound of {:.9g}, where the model's value is {:.9g}"),
         (upper, torch.lt, "an upper bound of {:.9g}, where the model's value is {:.9g}"),
     ):
-        if side is None or side.shape[1] != value.shape[1]:
+        if side is None:
             continue
+        if side.shape[1] != value.shape[1]:
+            if call.get("C") is None:
+                continue
+            reason = f"{side.shape[1]} numbers a sample for the {value.shape[1]} rows of C; flatten the model's output"
+            raise _invalid(bounded, method, f"there are {reason}")
         mine = side[values.samples]
         if bool((torch.isnan(value) & torch.isfinite(mine)).any()):
             raise _invalid(bounded, method, "they are finite where the model's own value is NaN")

@@ -14,7 +14,7 @@ from torch import nn
 
 import lirpa_lip
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
-from lirpa_lip.errors import ConfigError, InvalidBoundError
+from lirpa_lip.errors import ConfigError, InvalidBoundError, MethodFailedError
 
 X = torch.rand(2, 4, generator=torch.Generator().manual_seed(1))
 
@@ -247,3 +247,17 @@ def test_jacobian_of_a_concatenation_is_wrapped():
     jacobian = pytest.importorskip("auto_LiRPA.jacobian", reason="this auto_LiRPA has no Jacobians")
     model = Call(lambda x: jacobian.JacobianOP.apply(torch.cat([x, x], dim=1), x)).eval()
     BoundedModule(model, torch.randn(1, 5))
+
+
+def test_bounds_of_another_shape_than_the_rows_of_c_are_no_bounds():
+    """auto_LiRPA's interval arithmetic broadcasts C over an output that is not flat."""
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 1, 1)).eval()
+    x = torch.rand(3, 3, 3, 3)
+    bounded = BoundedModule(model, x)
+    ball = (BoundedTensor(x, PerturbationLpNorm(norm=2, eps=0.1)),)
+    rows = torch.randn(3, 3, 1)
+    with pytest.raises((InvalidBoundError, MethodFailedError), match="C"):
+        bounded.compute_bounds(x=ball, C=rows, method="ibp")
+    lower, upper = bounded.compute_bounds(x=ball, C=rows, method="local-lip")
+    value = torch.einsum("bso,bo->bs", rows, model(x).flatten(1))
+    assert bool((lower <= value).all()) and bool((value <= upper).all())
