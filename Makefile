@@ -61,7 +61,7 @@ $(DEPS_STAMP): pyproject.toml setup.py $(TORCH_STAMP) | $(LIRPA_STAMP)
 	@$(PIP) install --no-warn-conflicts -c $(CONSTRAINTS) -e '.[dev]'
 	@$(PY) -c "import triton" 2>/dev/null || $(PIP) install --no-deps triton || echo "triton is not available here"
 	@! $(PY) -m pip --disable-pip-version-check check | grep -vi -e '^auto.lirpa ' -e '^No broken requirements'
-	@echo "(auto_LiRPA declares older versions of torch than it runs on here: lirpa_lip._compat fills the gaps)"
+	@echo "(auto_LiRPA declares older versions of torch than it runs on here: lirpa_lip/autolirpa/compat.py fills the gaps)"
 	@touch $@
 
 demo: setup

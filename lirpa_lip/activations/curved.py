@@ -31,7 +31,7 @@ class Curved(Activation):
         convex: where it is: a bool, or "right" for convex on z > 0 and concave on z < 0.
         positive: the domain: None for all numbers, "0" for z ≥ 0, "+" for z > 0, "±" for z ≠ 0.
         turn: where the derivative is 0, if anywhere.
-        least: see `Activation`.
+        least, is_root: see `Activation`.
     """
 
     def __init__(
@@ -43,8 +43,9 @@ class Curved(Activation):
         turn: float | None = None,
         *,
         least: float = -math.inf,
+        is_root: bool = False,
     ) -> None:
-        self.least = least
+        self.least, self.is_root = least, is_root
         self.fn, self.derivative, self.convex, self.positive, self.turn = fn, derivative, convex, positive, turn
 
     def _inside(self, lower: Tensor, upper: Tensor) -> Tensor:
@@ -170,9 +171,7 @@ class Curved(Activation):
 
 def square_root() -> Curved:
     """``√z`` for z ≥ 0."""
-    found = Curved(torch.sqrt, lambda z: 0.5 * torch.rsqrt(z), False, "0", least=0.0)
-    found.is_root = True
-    return found
+    return Curved(torch.sqrt, lambda z: 0.5 * torch.rsqrt(z), False, "0", least=0.0, is_root=True)
 
 
 def square() -> Curved:

@@ -203,7 +203,7 @@ def compared(bounded: Any, x: Any, config: LocalLipConfig, **taken: Any) -> Prep
 
 
 def _balanced(graph: NetworkGraph, region: Region) -> NetworkGraph:
-    if not any(node.factors for node in graph):
+    if not graph.has_products:
         return graph
     generator = torch.Generator(region.centre.device).manual_seed(0)  # any points serve; the same make results repeat
     with torch.no_grad():

@@ -167,7 +167,7 @@ class Propagation:
             slower = live_rate
             # every diagonal contraction of S^½ z moves no faster, R^½ z among them
             open_rate = torch.minimum(live_rate, open_rate)
-        if self.anchored and any(n.factors for n in self.graph):
+        if self.anchored and self.graph.has_products:
             reach = torch.maximum(upper - anchor, anchor - lower)
             live_rate = torch.minimum(live_rate, box_rate(slopes.magnitude, reach, self.region.eps))
             open_rate = torch.minimum(open_rate, box_rate(slopes.radius, reach, self.region.eps))

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from lirpa_lip.local.composed import composed_rate, stacked_map
 from lirpa_lip.local.layers import Layer, Layers
+from lirpa_lip.local.limit import is_late
 from lirpa_lip.local.linearised import pull_back
 from lirpa_lip.local.norm_budget import Norm
 from lirpa_lip.local.part_multipliers import Cuts, Multipliers
@@ -118,11 +119,6 @@ class BallSearch:
         self.names = [name for name in graph.ancestors(target) if name in layers]
 
     @property
-    def norms(self) -> int:
-        """That one row takes."""
-        return len(self.names)
-
-    @property
     def possible(self) -> bool:
         """Whether all rates are known."""
         return all(bool(torch.isfinite(self.layers[n].open_rate).all()) for n in self.names) and bool(self.names)
@@ -135,7 +131,6 @@ class BallSearch:
         *,
         steps: int,
         goal: float,
-        late: Callable[[], bool],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Slopes and weights, ``(1, neurons)`` by activation, by descent from multipliers of the common balls.
 
@@ -143,14 +138,13 @@ class BallSearch:
             row: ``(1, *shape)`` of the target.
             cuts, start: of the region itself, for this row.
             goal: where to end before all steps are taken: looked at every few steps, with vectors followed further.
-            late: asked at every step, whether to end with what there is.
         """
         state = self._start(cuts, start)
         optimizer = torch.optim.Adam(state.variables, lr=_STEP, betas=_BETAS)
         schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, _LAST_STEP ** (1 / max(1, steps)))
         support = SupportSearch(self.region)
         for step in range(steps):
-            if late() or (step % _LOOK == _LOOK - 1 and self._below(goal, row, state, support)):
+            if is_late() or (step % _LOOK == _LOOK - 1 and self._below(goal, row, state, support)):
                 break
             for t in state.variables:
                 t.requires_grad_()

@@ -24,8 +24,7 @@ def composed_interval(
     Of a network of products of all neurons: of a square, or of a factor, the width counts whatever its sign.
     """
     lower, upper = (t.flatten(1).clone() for t in interval)
-    multiplies = any(n.factors for n in graph)
-    open_ = lower < upper if multiplies else (lower < 0) & (upper > 0)
+    open_ = lower < upper if graph.has_products else (lower < 0) & (upper > 0)
     most = int(open_.sum(1).max())
     if most == 0:
         return interval

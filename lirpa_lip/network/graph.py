@@ -46,6 +46,14 @@ class NetworkGraph:
         """Activation nodes in topological order."""
         return [n for n in self if n.activation is not None]
 
+    @property
+    def has_products(self) -> bool:
+        """Whether values of the network are multiplied somewhere."""
+        key = ("has products",)
+        if key not in self._cache:
+            self._cache[key] = any(node.factors for node in self)
+        return self._cache[key]
+
     def sources(self, name: str) -> list[str]:
         """The input and activation nodes that reach ``name`` through affine nodes only, in topological order."""
         key = ("sources", name)

@@ -94,8 +94,9 @@ def node_interval(
             centre = centre + node.bias
         width = width if slack is None else width + slack
         lower, upper = centre - width, centre + width
-        if _sums_of_what_is_not_negative(node, [low for _, low, _ in ends]):
-            lower, upper = lower.clamp(min=0), upper.clamp(min=0)
+        if all(map_.nonnegative for map_ in node.maps):
+            lower = _no_less_than_its_constant(node, lower, [low for _, low, _ in ends])
+            upper = torch.maximum(lower, upper)
     if node.shortcut is not None:
         ancestor, enclose = node.shortcut
         exact = enclose(*intervals[ancestor])
@@ -104,12 +105,12 @@ def node_interval(
     return lower, upper
 
 
-def _sums_of_what_is_not_negative(node: Node, lowers: Sequence[Tensor]) -> bool:
-    """Sums of squares, which no rounding takes below 0, so that they have a root."""
-    assert node.maps is not None
-    if not all(map_.nonnegative for map_ in node.maps) or not all(bool((low >= 0).all()) for low in lowers):
-        return False
-    return node.bias is None or bool((node.bias >= 0).all())
+def _no_less_than_its_constant(node: Node, lower: Tensor, before: Sequence[Tensor]) -> Tensor:
+    """``lower``, raised in samples where all that is added up is not negative: no rounding takes a sum of squares
+    below 0, so that it has a root."""
+    added = torch.stack([(low >= 0).flatten(1).all(1).expand(len(lower)) for low in before]).all(0)
+    least = torch.zeros_like(lower) if node.bias is None else node.bias
+    return torch.where(added.reshape(-1, *[1] * (lower.ndim - 1)), torch.maximum(lower, least), lower)
 
 
 def own_interval(node: Node, intervals: Mapping[str, Interval]) -> Interval:

@@ -38,6 +38,11 @@ class Checkpoint:
         """Tensors whose name begins with ``prefix.``, without it."""
         return {name[len(prefix) + 1 :]: t for name, t in self.tensors.items() if name.startswith(prefix + ".")}
 
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The network's tensors: the weights' moving average where the run kept one."""
+        return {**self.group("model"), **self.group("average")}
+
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, step: int, kind: str = "step", keep: int = 2) -> Path:
     """Writes ``folder/<kind>-<step>`` atomically, then removes all but the newest ``keep`` of that kind.

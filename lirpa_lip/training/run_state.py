@@ -198,7 +198,7 @@ def model_from(checkpoint: Checkpoint, arch: str | None = None, trust_arch: bool
         config.arch, shape, data["classes"], config.activation, mean, std=std, threshold=config.threshold
     )
     try:
-        model.load_state_dict({**checkpoint.group("model"), **checkpoint.group("average")})
+        model.load_state_dict(checkpoint.weights)
     except RuntimeError as error:
         raise CheckpointError(f"the checkpoint does not fit its network ({error}).") from error
     return model.eval()

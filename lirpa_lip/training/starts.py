@@ -56,8 +56,8 @@ def start_from(model: nn.Module, path: str | Path) -> None:
         CheckpointError: there is no checkpoint, it is damaged, or its network is another.
     """
     found = find_checkpoint(path)
-    loaded = load_checkpoint(found)
+    weights = load_checkpoint(found).weights
     try:
-        model.load_state_dict({**loaded.group("model"), **loaded.group("average")})
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{found} holds the weights of another network ({error}).") from error

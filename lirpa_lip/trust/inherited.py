@@ -133,11 +133,12 @@ def _check(bounded: Any, call: dict, result: Any, values: Values | None, restric
     ):
         if side is None:
             continue
-        if side.shape[1] != value.shape[1]:
-            if call.get("C") is None:
-                continue
-            reason = f"{side.shape[1]} numbers a sample for the {value.shape[1]} rows of C; flatten the model's output"
-            raise _invalid(bounded, method, f"there are {reason}")
+        count, wanted = side.shape[1], value.shape[1]
+        if count != wanted and call.get("C") is not None:
+            reason = f"there are {count} numbers a sample for the {wanted} rows of C; flatten the model's output"
+            raise _invalid(bounded, method, reason)
+        if count != wanted:
+            continue
         mine = side[values.samples]
         if bool((torch.isnan(value) & torch.isfinite(mine)).any()):
             raise _invalid(bounded, method, "they are finite where the model's own value is NaN")

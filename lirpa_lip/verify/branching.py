@@ -212,10 +212,8 @@ class _Search:
             if k < self.settings.fit_rows and self.clock() < end:
                 row = -self.rows[part.row].reshape(1, *self.graph[self.graph.output].shape)
                 goal = float(self._goal(torch.tensor([part.row])))
-                slopes, weights = balls.fit(
-                    row, self.whole, multipliers, steps=self.settings.fit_steps, goal=goal,
-                    late=lambda: self.clock() >= end,
-                )  # fmt: skip
+                with until(lambda: self.clock() >= end):
+                    slopes, weights = balls.fit(row, self.whole, multipliers, steps=self.settings.fit_steps, goal=goal)
                 found[part.row], logs = balls.certified(weights, self.norm)
                 multipliers = multipliers.with_ball(logs, slopes)
             else:

@@ -106,15 +106,25 @@ def bounds_hold(rng: random.Random, model: nn.Module, region: Ball, methods=BOUN
 def product_model(rng: random.Random) -> tuple[RandomModel, tuple[int, ...]]:
     """Something, a layer in which values meet or a rarer activation, and something again."""
     shape = random_shape(rng)
-    first, _ = random_model(rng, shape, depth=1)
-    with torch.no_grad():
-        middle = tuple(first(torch.zeros(2, *shape)).shape[1:])
+
+    def drawn(middle: tuple[int, ...]) -> nn.Module:
         layer = (smooth if rng.random() < 0.3 else PRODUCTS[len(middle)])(rng, middle)
         while isinstance(layer, nn.InstanceNorm1d | nn.InstanceNorm2d) and math.prod(middle[1:]) == 1:
             layer = PRODUCTS[len(middle)](rng, middle)  # there is nothing to normalise
+        return layer
+
+    return _around(rng, shape, drawn), shape
+
+
+def _around(rng: random.Random, shape: tuple[int, ...], drawn: Callable[[tuple[int, ...]], nn.Module]) -> RandomModel:
+    """A random layer, one that is drawn for the shape of its output, and something to end with."""
+    first, _ = random_model(rng, shape, depth=1)
+    with torch.no_grad():
+        middle = tuple(first(torch.zeros(2, *shape)).shape[1:])
+        layer = drawn(middle).eval()
         width = layer(torch.rand(2, *middle)).flatten(1).shape[1]
     last = [nn.Flatten(), nn.Linear(width, rng.randint(1, 3))] if rng.random() < 0.7 else [nn.Flatten()]
-    return RandomModel([first, layer, *last], {}).eval(), shape
+    return RandomModel([first, layer, *last], {}).eval()
 
 
 def products(rng: random.Random) -> str:
@@ -132,15 +142,7 @@ def operator_model(rng: random.Random) -> tuple[RandomModel, tuple[int, ...]]:
     shape = random_shape(rng)
     if rng.random() < 0.5:
         shape = (rng.randint(2, 4), rng.randint(2, 4))  # a signal: what recurrence and attention take
-    first, _ = random_model(rng, shape, depth=1)
-    with torch.no_grad():
-        middle = tuple(first(torch.zeros(2, *shape)).shape[1:])
-        layer = OPERATORS[len(middle)](rng, middle).eval()
-        width = layer(torch.rand(2, *middle)).flatten(1).shape[1]
-    last: list[nn.Module] = [nn.Flatten()]
-    if rng.random() < 0.7:
-        last += [nn.Linear(width, rng.randint(1, 3))]
-    return RandomModel([first, layer, *last], {}).eval(), shape
+    return _around(rng, shape, lambda middle: OPERATORS[len(middle)](rng, middle)), shape
 
 
 def operators(rng: random.Random) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -33,6 +35,19 @@ def mlp(activation, sizes=(7, 12, 9, 3)) -> nn.Sequential:
         if i < len(sizes) - 2:
             layers.append(activation(b))
     return nn.Sequential(*layers)
+
+
+def convolutions(seed: int) -> nn.Sequential:
+    """On (1, 8, 8) images, four outputs, float64, weights large enough for many open neurons."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 4)),
+    ).double()
+    for layer in model:
+        if hasattr(layer, "weight"):
+            layer.weight.data = torch.randn_like(layer.weight) / math.sqrt(layer.weight[0].numel() / 2)
+    return model.eval()
 
 
 def conv(activation, groups: int = 2) -> nn.Sequential:

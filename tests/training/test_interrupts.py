@@ -62,6 +62,15 @@ def test_a_signal_at_the_very_end_changes_nothing(tmp_path):
     assert run.fit().is_dir() and run.state.step == 18
 
 
+@pytest.fixture
+def own_interrupt():
+    """Python's own handler, also where the tests were started in the background by a shell that ignores SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("own_interrupt")
 def test_a_second_signal_does_what_it_always_did():
     with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
         signal.raise_signal(signal.SIGINT)

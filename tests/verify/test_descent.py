@@ -1,27 +1,13 @@
 """The descent of branching: multipliers of neurons that are not cut must not disturb it."""
 
-import math
-
 import pytest
 import torch
-from torch import nn
+from networks.small import convolutions
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.local import half_spaces
 from lirpa_lip.verify.branch_settings import BranchSettings
 from lirpa_lip.verify.branching import decide
-
-
-def convolutions(seed: int) -> nn.Sequential:
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(), nn.Flatten()),
-        *(nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 4)),
-    ).double()
-    for layer in model:
-        if hasattr(layer, "weight"):
-            layer.weight.data = torch.randn_like(layer.weight) / math.sqrt(layer.weight[0].numel() / 2)
-    return model.eval()
 
 
 @pytest.mark.parametrize("seed", range(3))

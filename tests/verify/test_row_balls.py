@@ -1,10 +1,10 @@
 """Balls of a row's own: hold sampled points, hold the row's minimum, and are worth their norms."""
 
-import math
 from dataclasses import replace
 
 import pytest
 import torch
+from networks.small import convolutions
 from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
@@ -17,18 +17,6 @@ from lirpa_lip.verify.branching import decide
 
 CONFIG = LocalLipConfig(certificate="deterministic")
 FITTED = BranchSettings(root_steps=30, refine=0, fit_neurons=0, fit_steps=60, most_domains=1)
-
-
-def convolutions(seed: int) -> nn.Sequential:
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 6, 3, 2, 1), nn.ReLU(), nn.Conv2d(6, 8, 3, 2, 1), nn.ReLU(), nn.Flatten()),
-        *(nn.Linear(32, 20), nn.ReLU(), nn.Linear(20, 4)),
-    ).double()
-    for layer in model:
-        if hasattr(layer, "weight"):
-            layer.weight.data = torch.randn_like(layer.weight) / math.sqrt(layer.weight[0].numel() / 2)
-    return model.eval()
 
 
 def around(centre, eps):

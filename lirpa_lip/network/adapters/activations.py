@@ -140,8 +140,8 @@ def _is_hard_swish_gate(builder: GraphBuilder, gate: str) -> bool:
     return abs(low + 3) < 1e-6 and abs(high - 3) < 1e-6
 
 
-#: 1/√2, and what it becomes where √2 or √½ is rounded to float32: in the lowering of GELU, or by hand.
 _TWO, _HALF = torch.tensor(2.0), torch.tensor(0.5)
+#: 1/√2, and what it becomes where √2 or √½ is rounded to float32: in the lowering of GELU, or by hand.
 _ROOTS = (0.5**0.5, 1 / float(_TWO.sqrt()), float(_HALF.sqrt()), float(1 / _TWO.sqrt()))
 
 

@@ -56,16 +56,20 @@ class Rewriter:
 
     def integers(self, values: list[int]) -> Any:
         """A list of integers, as an argument."""
-        node = self.graph.create("prim::ListConstruct", [self.constant(v) for v in values], 1)
-        self.graph.insertNode(node)
-        node.output().setType(torch._C.ListType(torch._C.IntType.get()))
-        return node.output()
+        return self._listed([self.constant(v) for v in values], torch._C.IntType.get())
+
+    def numbers(self, values: list[float]) -> Any:
+        """A list of numbers, as an argument."""
+        return self._listed([self.constant(v) for v in values], torch._C.FloatType.get())
 
     def tensors(self, values: list[Any]) -> Any:
         """A list of tensors, as an argument."""
+        return self._listed(values, torch._C.TensorType.get())
+
+    def _listed(self, values: list[Any], kind: Any) -> Any:
         node = self.graph.create("prim::ListConstruct", values, 1)
         self.graph.insertNode(node)
-        node.output().setType(torch._C.ListType(torch._C.TensorType.get()))
+        node.output().setType(torch._C.ListType(kind))
         self.depends.visit(node)
         return node.output()
 
@@ -207,12 +211,9 @@ def _upsample(rewriter: Rewriter, node: Any) -> None:
     aligned = last == 3 and argument(node, 2) is not False
     if not shape or not made or argument(node, 1) is None or argument(node, last) is not None or aligned:
         return
-    factors = [rewriter.constant(n / m) for n, m in zip(made[2:], shape[2:], strict=True)]
-    scales = rewriter.graph.create("prim::ListConstruct", factors, 1)
-    rewriter.graph.insertNode(scales)
-    scales.output().setType(torch._C.ListType(torch._C.FloatType.get()))
+    scales = rewriter.numbers([n / m for n, m in zip(made[2:], shape[2:], strict=True)])
     node.replaceInput(1, rewriter.constant(None))
-    node.replaceInput(last, scales.output())
+    node.replaceInput(last, scales)
 
 
 def _clamp(rewriter: Rewriter, node: Any) -> None:
