@@ -120,7 +120,7 @@ class WarmStarts(nn.Module):
     def _of_all(
         self, index: int, linear: LinearMap, columns: Tensor | None, rows: Tensor | None, iterations: int
     ) -> Tensor:
-        """``subspace_norm`` from block ``index``; nearly settled in eval mode, where estimates choose and nothing learns."""
+        """``subspace_norm`` from block ``index``; nearly settled in eval mode, where it chooses and nothing learns."""
         name, shape = f"block_{index}", linear.in_shape
         kept = self._buffers.get(name)
         if kept is None or kept.shape[1:] != shape:
