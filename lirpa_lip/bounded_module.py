@@ -103,6 +103,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
 
     Example:
         >>> from auto_LiRPA import BoundedTensor
+        >>> from lirpa_lip import PerturbationLpNorm
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1, bias=False)).eval()
         >>> _ = model[0].weight.data.copy_(torch.eye(2)), model[0].bias.data.copy_(torch.tensor([0.0, -5.0]))
         >>> _ = model[2].weight.data.fill_(1.0)
@@ -178,7 +179,7 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
         Returns:
             `LipschitzResult`; its ``upper`` is ``(batch, specs)``, or ``(batch,)`` for ``C=None``.
         """
-        return dispatch.local_lipschitz(self, x, C, method, norm, options)
+        return dispatch.local_lipschitz(self, x, C, method, norm=norm, options=options)
 
 
 _REGISTERED = ("__init__", "check_incompatible_nodes", "compute_bounds", "_apply", "local_lipschitz")
@@ -221,7 +222,7 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
         return dispatch.compute_bounds(self, functools.partial(compute, self), args, kwargs)
 
     def local_lipschitz(self: Any, x: Any, C: Any = None, method: Any = "local-lip", norm: Any = 2, **options: Any):
-        return dispatch.local_lipschitz(self, x, C, method, norm, options)
+        return dispatch.local_lipschitz(self, x, C, method, norm=norm, options=options)
 
     for function in (__init__, check_incompatible_nodes, compute_bounds, _apply, local_lipschitz):
         setattr(cls, function.__name__, function)

@@ -138,7 +138,7 @@ def _operator_named(method: object) -> Iterator[None]:
 @ordinary_tensors()
 @true_float32()
 def local_lipschitz(
-    bounded: Any, x: Any, c: Tensor | None, method: str, norm: float, options: dict
+    bounded: Any, x: Any, c: Tensor | None, method: str, *, norm: float, options: dict
 ) -> LipschitzResult:
     object.__setattr__(bounded, "last_certificate", None)
     found = _constants(bounded, ordinary(x), c, method, norm, options)
