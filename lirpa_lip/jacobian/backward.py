@@ -76,20 +76,20 @@ def backward_bounds(
     batch, rows = seed.shape[:2]
     prior_cotangents = prior_cotangents or {}
     result = Backward(seed, {}, {graph.output: few(graph) * seed.abs()}, {}, moving if form == TIGHT else None)
-    pending = {graph.output: (seed, torch.zeros_like(seed))}
+    pending = {graph.output: (seed, torch.zeros_like(seed), torch.zeros_like(seed))}
     for name in reversed(graph.ancestors(graph.output)):
         if name not in pending:
             continue
-        node, (centre, radius) = graph[name], pending.pop(name)
+        node, (centre, radius, rounding) = graph[name], pending.pop(name)
         if node.maps is not None:
             for map_, parent in zip(node.maps, node.parents):
-                through, slack = _through(graph, map_, centre, radius)
+                through, slack = _through(graph, map_, centre, radius, rounding)
                 _add(pending, parent, through)
                 _add_slack(result, parent, slack)
             continue
         lower, upper = centre - radius, centre + radius
         slack = few(graph) * (centre.abs() + radius)
-        lower, upper = lower - slack, upper + slack
+        lower, upper, rounding = lower - slack, upper + slack, rounding + slack
         if name in prior_cotangents:
             lower, upper = _cut((lower, upper), prior_cotangents[name])
         result.cotangents[name] = lower, upper
@@ -100,12 +100,13 @@ def backward_bounds(
             need = (slope.low < slope.high).unsqueeze(1).expand_as(lower)
             if result.moving is None or name not in result.moving.slope_lines:
                 need = need & (lower < 0) & (upper > 0)
-            result.cotangents[name] = _tighten(graph, name, result, need)
+            result.cotangents[name] = _tighten(graph, name, result, need | _mostly_rounding(lower, upper, rounding))
         lower, upper = result.cotangents[name]
         result.relaxed[name] = products(slope, lower, upper, form)
         low, high = product_range(slope, lower, upper)
         rounded = few(graph) * (low.abs() + high.abs())
-        _add(pending, node.parents[0], ((low + high) / 2, (high - low) / 2 + rounded))
+        rounding = torch.minimum(rounding, (upper - lower) / 2) * slope.magnitude.unsqueeze(1) + rounded
+        _add(pending, node.parents[0], ((low + high) / 2, (high - low) / 2 + rounded, rounding))
         _add_slack(result, node.parents[0], _product_slack(graph, name, result, slope))
     if graph.input not in result.cotangents:
         zero = torch.zeros(batch, rows, *graph[graph.input].shape, dtype=seed.dtype, device=seed.device)
@@ -117,16 +118,27 @@ def backward_bounds(
 
 
 def _through(
-    graph: NetworkGraph, map_: LinearMap, centre: Tensor, radius: Tensor
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Centre and radius of ``Aᵀg``, the rounding of this step in the radius; and the slack of tangents that pass A."""
+    graph: NetworkGraph, map_: LinearMap, centre: Tensor, radius: Tensor, rounding: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Centre and radius of ``Aᵀg``, the part of rounding in the radius; and the slack of tangents that pass A."""
     size, rows = centre.shape[:2]
     share = gamma(map_) * many_children(graph)
     rounded = share * (centre.abs() + radius)
     moved = map_.adjoint(centre.flatten(0, 1))
-    both = absolute(graph, map_).adjoint(torch.cat([radius + rounded, rounded]).flatten(0, 1))
-    wider, slack = both.reshape(2 * size, rows, *map_.in_shape).chunk(2)
-    return (moved.reshape(size, rows, *map_.in_shape), wider), slack
+    passed = absolute(graph, map_).adjoint(torch.cat([radius + rounded, rounding + rounded, rounded]).flatten(0, 1))
+    wider, rounding, slack = passed.reshape(3 * size, rows, *map_.in_shape).chunk(3)
+    return (moved.reshape(size, rows, *map_.in_shape), wider, rounding), slack
+
+
+#: Of a cotangent's width: the share of rounding, and the size beside the largest cotangent of its node, that a push is
+#: worth. Intervals carry rounding on along absolute weights, which outgrows a deep network that contracts.
+_ROUNDING, _SEEN = 0.1, 1e-6
+
+
+def _mostly_rounding(lower: Tensor, upper: Tensor, rounding: Tensor) -> Tensor:
+    radius, largest = (upper - lower) / 2, torch.maximum(lower.abs(), upper.abs()).flatten(2).amax(-1)
+    largest = largest.reshape(*largest.shape, *[1] * (lower.ndim - 2))
+    return (rounding > _ROUNDING * radius) & (radius > _SEEN * largest)
 
 
 def _product_slack(graph: NetworkGraph, name: str, result: Backward, slope: SlopeRange) -> Tensor:
