@@ -276,10 +276,14 @@ def _pushed(
     if left and moves is not None:
         constant = constant + input_maximum(graph, moves[0], left, lead)
     if graph.output not in values:
-        return constant + errors + few(graph) * constant.abs()
+        return constant + errors * (1 + few(graph)) + _LAST * constant.abs()
     out = values[graph.output].reshape(*lead, -1)
     bound = (out * result.seed.flatten(2).unsqueeze(2)).sum(-1) + constant
-    return bound + errors * (1 + few(graph)) + few(graph) * (bound.abs() + constant.abs())
+    return bound + errors * (1 + few(graph)) + _LAST * (bound.abs() + constant.abs())
+
+
+#: Relative rounding of the last few sums.
+_LAST = 8 * torch.finfo(torch.float64).eps
 
 
 def _error(result: Backward, name: str, tangents: Tensor) -> Tensor:

@@ -225,5 +225,6 @@ def pull_back_planes(graph: NetworkGraph, rows: Mapping[str, Tensor], planes: Pl
     a = pending.get(graph.input)
     a = torch.zeros(batch, count, *shape, dtype=like.dtype, device=like.device) if a is None else a
     # slack may be infinite where a row is 0
+    eps = torch.finfo(offset.dtype).eps
     rounded = torch.nan_to_num(torch.as_tensor(errors.total, dtype=offset.dtype), nan=torch.inf)
-    return a.reshape(batch, count, *shape), offset + rounded * (1 + few(graph)) + few(graph) * offset.abs()
+    return a.reshape(batch, count, *shape), offset + rounded * (1 + few(graph)) + 8 * eps * offset.abs()
