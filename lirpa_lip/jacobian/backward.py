@@ -35,8 +35,8 @@ class Backward:
         seed: the rows.
         cotangents: bounds at each activation's output and, as entries of the Jacobian, at the input;
             ``(batch, rows, *shape)``.
-        slack: what rounding may add to the bound of a tangent t that leaves a node is ``|t| · slack``, with the tangents
-            as they are pushed; ``(batch, rows, *shape)``.
+        slack: what rounding may add to the bound of a tangent t that leaves a node is ``|t| · slack``, with the
+            tangents as they are pushed; ``(batch, rows, *shape)``.
         relaxed: relaxation of each activation's product.
         moving: how the slopes of smooth activations follow the input.
     """
