@@ -38,9 +38,7 @@ def logit_lipschitz(bound: torch.nn.Module, x: Tensor, y: Tensor) -> float:
 @click.option("--steps", default=300, type=click.IntRange(min=1))
 @click.option("--every", default=50, type=click.IntRange(min=1))
 @click.option("--lr", default=1e-3)
-@click.option(
-    "--out", default=RESULTS, type=click.Path(path_type=Path)
-)
+@click.option("--out", default=RESULTS, type=click.Path(path_type=Path))
 def main(data_dir: str | None, steps: int, every: int, lr: float, out: Path) -> None:
     torch.set_num_threads(1)
     data = load_data("mnist", data_dir, 0.1, 0, None)

@@ -193,7 +193,7 @@ def test_masked_pair_norms():
 
 @pytest.mark.parametrize("name", ["global-product", "local-product", "local-lip"])
 def test_no_state_per_sample(name: str):
-    """What a bound keeps has the size of a few inputs and activations, or blocks of them, whatever passes through it."""
+    """What a bound keeps has the size of a few inputs and activations, or a block of them, whatever passes."""
     bound = make_bound(name, small_network(), X)
     before = sum(b.numel() for b in bound.buffers())
     for batch in (1, 3, 50):
