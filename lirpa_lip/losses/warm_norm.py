@@ -17,6 +17,7 @@ from lirpa_lip.norms.linear_map import LinearMap
 
 EVERY, FEW, MANY = 50, 8, 30  # how often, on how many samples and with how many iterations estimates are checked
 BLOCK, SETTLED = 16, 10  # vectors kept of a norm that all samples share; iterations where nothing learns from it
+SQUARINGS = 8  # of a Gram matrix: its 256th power leaves of a value 5 % below the largest 2e-6
 
 
 def warm_norm(
@@ -61,16 +62,16 @@ def subspace_norm(
         iterations: each costs k applications of A and of Aᵀ.
 
     Returns:
-        σ (1,), whose gradient holds the left vector fixed; and the block to start from next, orthonormal.
+        σ (1,), whose gradient holds the left vector fixed; and the block to start from next, of unit vectors.
     """
     with torch.no_grad():
         fixed = linear.detach()
         for _ in range(iterations):
             left = _orthonormal(_times(fixed.forward(_times(block, columns)), rows))
             images = _times(fixed.adjoint(_times(left, rows)), columns)
-            turn, _, rights = torch.linalg.svd(images.flatten(1), full_matrices=False)
-            block = rights.reshape(images.shape)
-        u = _times((turn[:, :1].T @ left.flatten(1)).reshape(1, *linear.out_shape), rows)
+            block = _unit(images)
+        turn = _leading(images.flatten(1))
+        u = _times((turn @ left.flatten(1)).reshape(1, *linear.out_shape), rows)
     image = _times(linear.adjoint(u), columns)
     return torch.linalg.vector_norm(image.flatten(1), dim=1), block
 
@@ -256,6 +257,19 @@ def _twice(x: Tensor, mask: Tensor | None) -> Tensor:
 def _orthonormal(vectors: Tensor) -> Tensor:
     """Of (k, *shape) vectors, as many that are orthonormal and span them."""
     return torch.linalg.qr(vectors.flatten(1).T)[0].T.reshape(vectors.shape)
+
+
+def _leading(images: Tensor) -> Tensor:
+    """The unit row vector (1, k) whose combination of k images (k, n) is largest, where two are not about equal.
+
+    By powers of their Gram matrix, which a GPU takes without the halt of a decomposition, and which keep NaN.
+    """
+    images = images / images.abs().max().clamp(min=torch.finfo(images.dtype).tiny)
+    power = images @ images.T
+    for _ in range(SQUARINGS):
+        power = power / power.abs().max().clamp(min=torch.finfo(power.dtype).tiny)
+        power = power @ power
+    return _unit(power.index_select(0, power.diagonal().argmax().reshape(1)))
 
 
 def _unit(x: Tensor) -> Tensor:

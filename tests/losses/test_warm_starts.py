@@ -128,3 +128,9 @@ def test_a_shared_norm_reads_nothing_back() -> None:
     with Halts() as halts:
         starts.norm(0, MAP)
     assert halts.count == 0
+
+
+def test_a_network_that_diverged_has_no_norm() -> None:
+    weight = torch.randn(9, 30)
+    weight[3, 4] = torch.nan
+    assert torch.isnan(WarmStarts().norm(0, DenseMap(weight))).all()
