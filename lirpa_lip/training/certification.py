@@ -250,5 +250,3 @@ def write_merged(folder: Path, settings: CertifySettings, count: int | None = No
     write_whole(folder / "certificates.csv", text.getvalue())
     write_whole(folder / "summary.json", json.dumps(summary, indent=1))
     return summary
-
-
