@@ -124,6 +124,11 @@ def current_name(name: str, door: Door) -> str:
         return renamed
     if name not in names_at(door):
         raise UnknownMethodError(name, names_at(door), kind="bound")
+    return name
+
+
+def note_changed_name(name: str, door: Door) -> None:
+    """Where a name means another bound than in the release before, says so: on the command line, whose lines live on."""
     before = CHANGED.get(door, {}).get(name)
     if before is not None:
         warnings.warn(
@@ -132,7 +137,6 @@ def current_name(name: str, door: Door) -> str:
             FutureWarning,
             stacklevel=2,
         )
-    return name
 
 
 def name_before(name: str, door: Door) -> str:

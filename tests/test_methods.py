@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 from lirpa_lip import comparison, dispatch
+from lirpa_lip.cli.terminal import MethodName
 from lirpa_lip.errors import UnknownMethodError
 from lirpa_lip.local import bounds as local_lip
 from lirpa_lip.losses import BOUNDS, make_bound
@@ -55,7 +58,11 @@ def test_old_names_work_with_a_warning_that_says_the_new_one(door, name, now):
 def test_a_name_whose_meaning_changed_says_so():
     for door in CHANGED:
         with pytest.warns(FutureWarning, match="'local-product'"):
+            assert MethodName(door).convert("local-lip", None, None) == "local-lip"
+        with warnings.catch_warnings():  # only there: in a program of one's own the name is the right one
+            warnings.simplefilter("error")
             assert current_name("local-lip", door) == "local-lip"
+            MethodName(door).convert("local-product", None, None)
     with pytest.raises(UnknownMethodError, match="local-product"):
         current_name("magic", "certify")
 

@@ -32,7 +32,8 @@ class Largest(TorchDispatchMode):
 
 def constants(norm: float) -> tuple[LipschitzResult, int]:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2)).double()
+    layers = (nn.Linear(4, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 2))
+    net = nn.Sequential(*layers).double()
     x = torch.zeros(1, 4, dtype=torch.float64)
     bounded = BoundedModule(net, x)
     region = (BoundedTensor(x, PerturbationLpNorm(norm=norm, eps=1.0)),)  # wide: nearly every neuron is open
