@@ -128,7 +128,7 @@ def current_name(name: str, door: Door) -> str:
 
 
 def note_changed_name(name: str, door: Door) -> None:
-    """Where a name means another bound than in the release before, says so: on the command line, whose lines live on."""
+    """Says where a name means another bound than in the release before: on the command line, whose lines are kept."""
     before = CHANGED.get(door, {}).get(name)
     if before is not None:
         warnings.warn(
