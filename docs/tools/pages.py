@@ -164,7 +164,8 @@ def _rows_file(folder: Path, name: str, entries: list[Entry]) -> str:
     """Writes the measured rows of a network, with the verdict of every image where it was kept; returns a link."""
     rows = list({id(e.source): e.source for e in entries}.values())
     with (folder / "board" / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
+        # a network may have rows of several benchmarks, each with columns of its own
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
         writer.writeheader()
         writer.writerows(rows)
     return f"[{name}.csv]({name}.csv)"

@@ -23,7 +23,7 @@ from lirpa_lip.jacobian.forward import Interval, chunk_size, most_open
 from lirpa_lip.jacobian.moving import MIXES, MovingSlopes, input_maximum
 from lirpa_lip.jacobian.products import TIGHT, Products, product_range, products
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.network.rounding import absolute, gamma, total_gamma
+from lirpa_lip.network.rounding import absolute, few, gamma, many_children
 from lirpa_lip.norms.linear_map import LinearMap
 
 
@@ -35,14 +35,15 @@ class Backward:
         seed: the rows.
         cotangents: bounds at each activation's output and, as entries of the Jacobian, at the input;
             ``(batch, rows, *shape)``.
-        mass: ``Σ over paths of |row| |weights| |slopes|`` at the same places: what rounding is measured against.
+        slack: what rounding may add to the bound of a tangent t that leaves a node is ``|t| · slack``, with the
+            tangents as they are pushed; ``(batch, rows, *shape)``.
         relaxed: relaxation of each activation's product.
         moving: how the slopes of smooth activations follow the input.
     """
 
     seed: Tensor
     cotangents: dict[str, Interval]
-    mass: dict[str, Tensor]
+    slack: dict[str, Tensor]
     relaxed: dict[str, Products]
     moving: MovingSlopes | None = None
 
@@ -74,22 +75,23 @@ def backward_bounds(
     """
     batch, rows = seed.shape[:2]
     prior_cotangents = prior_cotangents or {}
-    result = Backward(seed, {}, {}, {}, moving if form == TIGHT else None)
-    pending = {graph.output: (seed, torch.zeros_like(seed), seed.abs())}
+    result = Backward(seed, {}, {graph.output: few(graph) * seed.abs()}, {}, moving if form == TIGHT else None)
+    pending = {graph.output: (seed, torch.zeros_like(seed), torch.zeros_like(seed))}
     for name in reversed(graph.ancestors(graph.output)):
         if name not in pending:
             continue
-        node, (centre, radius, mass) = graph[name], pending.pop(name)
+        node, (centre, radius, rounding) = graph[name], pending.pop(name)
         if node.maps is not None:
             for map_, parent in zip(node.maps, node.parents):
-                _add(pending, parent, _through(graph, map_, centre, radius, mass))
+                through, slack = _through(graph, map_, centre, radius, rounding)
+                _add(pending, parent, through)
+                _add_slack(result, parent, slack)
             continue
         lower, upper = centre - radius, centre + radius
-        slack = total_gamma(graph) * mass
-        lower, upper = lower - slack, upper + slack
+        slack = few(graph) * (centre.abs() + radius)
+        lower, upper, rounding = lower - slack, upper + slack, rounding + slack
         if name in prior_cotangents:
             lower, upper = _cut((lower, upper), prior_cotangents[name])
-        result.mass[name] = mass
         result.cotangents[name] = lower, upper
         if node.is_input:
             break
@@ -98,15 +100,17 @@ def backward_bounds(
             need = (slope.low < slope.high).unsqueeze(1).expand_as(lower)
             if result.moving is None or name not in result.moving.slope_lines:
                 need = need & (lower < 0) & (upper > 0)
-            result.cotangents[name] = _tighten(graph, name, result, need)
+            result.cotangents[name] = _tighten(graph, name, result, need | _mostly_rounding(lower, upper, rounding))
         lower, upper = result.cotangents[name]
         result.relaxed[name] = products(slope, lower, upper, form)
         low, high = product_range(slope, lower, upper)
-        passed = ((low + high) / 2, (high - low) / 2, mass * slope.magnitude.unsqueeze(1))
-        _add(pending, node.parents[0], passed)
+        rounded = few(graph) * (low.abs() + high.abs())
+        rounding = torch.minimum(rounding, (upper - lower) / 2) * slope.magnitude.unsqueeze(1) + rounded
+        _add(pending, node.parents[0], ((low + high) / 2, (high - low) / 2 + rounded, rounding))
+        _add_slack(result, node.parents[0], _product_slack(graph, name, result, slope))
     if graph.input not in result.cotangents:
         zero = torch.zeros(batch, rows, *graph[graph.input].shape, dtype=seed.dtype, device=seed.device)
-        result.cotangents[graph.input], result.mass[graph.input] = (zero, zero), zero
+        result.cotangents[graph.input], result.slack[graph.input] = (zero, zero), zero
     elif pushes:
         chosen = worthwhile(*result.cotangents[graph.input], norm, entries)
         result.cotangents[graph.input] = _tighten(graph, graph.input, result, chosen)
@@ -114,15 +118,41 @@ def backward_bounds(
 
 
 def _through(
-    graph: NetworkGraph, map_: LinearMap, centre: Tensor, radius: Tensor, mass: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre, radius and mass of ``Aᵀg``; the radius takes in the rounding of this step."""
+    graph: NetworkGraph, map_: LinearMap, centre: Tensor, radius: Tensor, rounding: Tensor
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Centre and radius of ``Aᵀg``, the part of rounding in the radius; and the slack of tangents that pass A."""
     size, rows = centre.shape[:2]
-    magnitude = absolute(graph, map_)
-    radius = radius + gamma(map_) * (centre.abs() + radius)
-    flat = (magnitude.adjoint(t.flatten(0, 1)) for t in (radius, mass))
-    moved = (map_.adjoint(centre.flatten(0, 1)), *flat)
-    return tuple(t.reshape(size, rows, *map_.in_shape) for t in moved)
+    share = gamma(map_) * many_children(graph)
+    rounded = share * (centre.abs() + radius)
+    moved = map_.adjoint(centre.flatten(0, 1))
+    passed = absolute(graph, map_).adjoint(torch.cat([radius + rounded, rounding + rounded, rounded]).flatten(0, 1))
+    wider, rounding, slack = passed.reshape(3 * size, rows, *map_.in_shape).chunk(3)
+    return (moved.reshape(size, rows, *map_.in_shape), wider, rounding), slack
+
+
+#: Of a cotangent's width: the share of rounding, and the size beside the largest cotangent of its node, that a push is
+#: worth. Intervals carry rounding on along absolute weights, which outgrows a deep network that contracts.
+_ROUNDING, _SEEN = 0.1, 1e-6
+
+
+def _mostly_rounding(lower: Tensor, upper: Tensor, rounding: Tensor) -> Tensor:
+    radius, largest = (upper - lower) / 2, torch.maximum(lower.abs(), upper.abs()).flatten(2).amax(-1)
+    largest = largest.reshape(*largest.shape, *[1] * (lower.ndim - 2))
+    return (rounding > _ROUNDING * radius) & (radius > _SEEN * largest)
+
+
+def _product_slack(graph: NetworkGraph, name: str, result: Backward, slope: SlopeRange) -> Tensor:
+    """The slack of tangents that pass an activation by its relaxation, or by slopes that move."""
+    lower, upper = result.cotangents[name]
+    relaxed, largest = result.relaxed[name], torch.maximum(lower.abs(), upper.abs())
+    size = slope.magnitude.unsqueeze(1)
+    if result.moving is not None and name in result.moving.slope_lines:
+        size = size + result.moving.size(graph, name).unsqueeze(1)
+    return few(graph) * (4 * size * largest + torch.maximum(relaxed.low_offset.abs(), relaxed.high_offset.abs()))
+
+
+def _add_slack(result: Backward, name: str, slack: Tensor) -> None:
+    result.slack[name] = result.slack[name] + slack if name in result.slack else slack
 
 
 def _add(pending: dict, name: str, value: tuple[Tensor, ...]) -> None:
@@ -222,6 +252,7 @@ def _pushed(
     left: dict[str, Tensor] = {}
     values = {source: tangents.flatten(0, 2)}
     constant = torch.zeros(lead, dtype=tangents.dtype, device=tangents.device)
+    errors = _error(result, source, tangents)
     uses = _uses(graph, source)
     for name, last in uses:
         node = graph[name]
@@ -239,16 +270,27 @@ def _pushed(
                 total, added = result.relaxed[name].upper(tangent)
             total, constant = total.flatten(0, 2), constant + added
         values[name] = total
+        errors = errors + _error(result, name, total.reshape(*lead, *node.shape))
         for done in last:
             del values[done]
     if left and moves is not None:
         constant = constant + input_maximum(graph, moves[0], left, lead)
     if graph.output not in values:
-        return constant
+        return constant + errors * (1 + few(graph)) + _LAST * constant.abs()
     out = values[graph.output].reshape(*lead, -1)
     bound = (out * result.seed.flatten(2).unsqueeze(2)).sum(-1) + constant
-    mass = (tangents.abs() * result.mass[source].unsqueeze(2)).flatten(3).sum(-1)
-    return bound + 8 * total_gamma(graph) * mass
+    return bound + errors * (1 + few(graph)) + _LAST * (bound.abs() + constant.abs())
+
+
+#: Relative rounding of the last few sums.
+_LAST = 8 * torch.finfo(torch.float64).eps
+
+
+def _error(result: Backward, name: str, tangents: Tensor) -> Tensor:
+    """``|t| · slack`` of tangents ``(batch, rows, k, *shape)`` that leave a node, ``(batch, rows, k)``."""
+    slack = result.slack[name].flatten(2).unsqueeze(3)
+    # slack may be infinite where a tangent is 0
+    return torch.nan_to_num((tangents.flatten(3).abs() @ slack).squeeze(3), nan=torch.inf)
 
 
 def _uses(graph: NetworkGraph, source: str) -> list[tuple[str, list[str]]]:

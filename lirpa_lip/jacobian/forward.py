@@ -2,7 +2,8 @@
 
 The linear bounds are CROWN's (Zhang et al., NeurIPS 2018) over the graph's two kinds of node, on dense rows that are
 taken chunk by chunk. They run in float64 and are widened by a bound of their rounding, so that an interval which comes
-out empty proves that the domain is empty.
+out empty proves that the domain is empty. What a row v has rounded as it passed a node is off by ``|v| · slack`` of
+that node at most, with the row as it was pulled back: nothing is multiplied up along paths, however deep a network is.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from lirpa_lip.activations.enclosing_lines import Lines
 from lirpa_lip.errors import DomainError, NonFiniteError
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.intervals import node_interval
-from lirpa_lip.network.rounding import absolute_sizes, affine_slack, total_gamma, widened
+from lirpa_lip.network.rounding import RowErrors, affine_slack, few, many_children, widened
 from lirpa_lip.regions.region import Region
 
 Interval = tuple[Tensor, Tensor]
+#: Lines around every activation, and the slack of every node.
+Planes = tuple[Mapping[str, Lines], Mapping[str, Tensor]]
 #: Elements of one batch of rows (rows × widest node); a few such tensors live at a time.
 ROW_ELEMENTS = 1 << 23
 
@@ -36,6 +39,7 @@ class Forward:
         lines: lines around every activation.
         after, before: split points by pre-activation node (only where there are splits).
         empty: samples whose domain certainly holds no point, ``(batch,)``.
+        slack: what rounding may add to a row v at each node it passes is ``|v| · slack``, ``(batch or 1, *shape)``.
     """
 
     intervals: dict[str, Interval]
@@ -43,6 +47,7 @@ class Forward:
     lines: dict[str, Lines]
     splits: Mapping[str, Interval]
     empty: Tensor
+    slack: Mapping[str, Tensor]
 
     def split(self, name: str) -> Interval:
         """Split points of a pre-activation node, infinite where there are none."""
@@ -77,7 +82,7 @@ def forward_bounds(
     splits, prior_intervals = splits or {}, prior_intervals or {}
     wanted = {node.parents[0] for node in graph.activations}
     intervals: dict[str, Interval] = {graph.input: inputs.interval()}
-    sizes = absolute_sizes(graph, inputs.size)
+    errors: dict[str, Tensor] = {}
     slopes: dict[str, SlopeRange] = {}
     found: dict[str, Lines] = {}
     empty = inputs.empty
@@ -91,23 +96,37 @@ def forward_bounds(
             if reason:
                 raise DomainError(node.name, node.operator, reason)
             slopes[node.name] = node.activation.clarke_range(lower, upper, after, before)
-            found[node.name] = node.activation.lines(lower, upper, slopes[node.name])
+            lines = found[node.name] = node.activation.lines(lower, upper, slopes[node.name])
         slack = affine_slack(node, intervals)
         interval = node_interval(node, intervals, slack)
         interval = widened(node, interval) if slack is None else interval
+        errors[node.name] = _lines_slack(graph, lines, (lower, upper)) if slack is None else _affine(graph, node, slack)
         interval = _cut(interval, prior_intervals.get(node.name), splits.get(node.name))
         if node.name in wanted:
             if crown and graph.sources(node.name) != [graph.input]:
-                interval = _tighten(graph, node, interval, inputs, found, splits.get(node.name), sizes)
+                interval = _tighten(graph, node, interval, inputs, (found, errors), splits.get(node.name))
             elif crown and inputs.radius is not None:
-                interval = _tighten(graph, node, interval, inputs, found, splits.get(node.name), sizes)
+                interval = _tighten(graph, node, interval, inputs, (found, errors), splits.get(node.name))
             if any(bool(torch.isnan(t).any()) for t in interval):
                 raise NonFiniteError(f"a pre-activation bound of {node.operator} at node {node.name!r}")
             empty = empty | (interval[0] > interval[1]).flatten(1).any(1)
         # an empty domain goes on with some valid numbers; its results are not used
         intervals[node.name] = torch.minimum(*interval), torch.maximum(*interval)
     kept = {name: intervals[name] for name in wanted}
-    return Forward(kept, slopes, found, dict(splits), empty)
+    return Forward(kept, slopes, found, dict(splits), empty, errors)
+
+
+def _affine(graph: NetworkGraph, node: Node, slack: Tensor) -> Tensor:
+    """Of an affine node: sums with its weights, of its bias, and over the nodes that read its parents."""
+    found = slack * many_children(graph)
+    return found if node.bias is None else found + few(graph) * node.bias.abs()
+
+
+def _lines_slack(graph: NetworkGraph, lines: Lines, interval: Interval) -> Tensor:
+    """Of an activation: products with the slopes of its lines, and the sum of their offsets."""
+    reach = torch.maximum(interval[0].abs(), interval[1].abs())
+    slope = torch.maximum(lines.low_slope.abs(), lines.high_slope.abs())
+    return few(graph) * (slope * reach + torch.maximum(lines.low_offset.abs(), lines.high_offset.abs()))
 
 
 def _cut(interval: Interval, *others: Interval | None) -> Interval:
@@ -123,9 +142,8 @@ def _tighten(
     node: Node,
     interval: Interval,
     inputs: Region,
-    found: Mapping[str, Lines],
+    planes: Planes,
     split: Interval | None,
-    sizes: Mapping[str, Tensor],
 ) -> Interval:
     """Linear bounds of the neurons whose slope is open under some activation that reads them."""
     lower, upper = torch.minimum(*interval), torch.maximum(*interval)
@@ -140,17 +158,15 @@ def _tighten(
     if index.shape[1] == 0:
         return interval
     rows_low, rows_high = [], []
-    size = sizes[node.name].flatten(1).gather(1, index)
     for part in index.split(chunk_size(graph, 2 * len(inputs)), dim=1):
         rows = torch.zeros(*part.shape, node.shape.numel(), dtype=graph.dtype, device=graph.device)
         rows.scatter_(2, part.unsqueeze(2), 1.0)
         both = torch.cat([rows, -rows], 1).reshape(len(inputs), -1, *node.shape)
-        a, b = upper_plane(graph, node.name, both, found)
+        a, b = pull_back_planes(graph, {node.name: both}, planes)
         high, low = (inputs.maximum(a) + b).chunk(2, dim=1)
         rows_low.append(-low)
         rows_high.append(high)
-    slack = total_gamma(graph) * size
-    low, high = torch.cat(rows_low, 1) - slack, torch.cat(rows_high, 1) + slack
+    low, high = torch.cat(rows_low, 1), torch.cat(rows_high, 1)
     low, high = torch.where(valid, low, -torch.inf), torch.where(valid, high, torch.inf)
     return _scatter_cut(interval, index, low, high)
 
@@ -175,25 +191,23 @@ def chunk_size(graph: NetworkGraph, rows: int) -> int:
     return max(1, ROW_ELEMENTS // (widest * max(1, rows)))
 
 
-def upper_plane(graph: NetworkGraph, target: str, rows: Tensor, found: Mapping[str, Lines]) -> tuple[Tensor, Tensor]:
-    """``a, b`` with ``rows · z_target(x) ≤ a · x + b``, for rows ``(batch, k, *shape)``: ``(batch, k, *in)``,
-    ``(batch, k)``."""
-    return pull_back_planes(graph, {target: rows}, found)
+def pull_back_planes(graph: NetworkGraph, rows: Mapping[str, Tensor], planes: Planes) -> tuple[Tensor, Tensor]:
+    """``a, b`` with ``Σ_t rows_t · z_t(x) ≤ a · x + b`` over the region, for rows ``(batch, k, *shape)`` at nodes t.
 
-
-def pull_back_planes(
-    graph: NetworkGraph, rows: Mapping[str, Tensor], found: Mapping[str, Lines]
-) -> tuple[Tensor, Tensor]:
-    """``a, b`` with ``Σ_t rows_t · z_t(x) ≤ a · x + b`` over several nodes t, as `upper_plane`."""
+    Returns ``(batch, k, *in)`` and ``(batch, k)``; rounding on the way is in ``b``, that of ``a · x`` is not.
+    """
+    found, slack = planes
     like = next(iter(rows.values()))
     batch, count = like.shape[:2]
     pending = {target: value.flatten(0, 1) for target, value in rows.items()}
+    errors = RowErrors(slack, batch)
     offset = torch.zeros(batch, count, dtype=like.dtype, device=like.device)
     reached = {name for target in rows for name in graph.ancestors(target)}
     for name in reversed([node.name for node in graph if node.name in reached]):
         if name not in pending or name == graph.input:
             continue
         node, value = graph[name], pending.pop(name)
+        errors.visit(name, value)
         if node.maps is not None:
             if node.bias is not None:
                 offset = offset + (value * node.bias).reshape(batch, count, -1).sum(-1)
@@ -210,4 +224,7 @@ def pull_back_planes(
     shape = graph[graph.input].shape
     a = pending.get(graph.input)
     a = torch.zeros(batch, count, *shape, dtype=like.dtype, device=like.device) if a is None else a
-    return a.reshape(batch, count, *shape), offset
+    # slack may be infinite where a row is 0
+    eps = torch.finfo(offset.dtype).eps
+    rounded = torch.nan_to_num(torch.as_tensor(errors.total, dtype=offset.dtype), nan=torch.inf)
+    return a.reshape(batch, count, *shape), offset + rounded * (1 + few(graph)) + 8 * eps * offset.abs()

@@ -29,7 +29,7 @@ from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.activations.enclosing_lines import Lines
 from lirpa_lip.jacobian.forward import Forward, Interval, pull_back_planes
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.network.rounding import absolute_sizes, total_gamma
+from lirpa_lip.network.rounding import few
 from lirpa_lip.regions.region import Region
 
 #: λ (``None`` for the chord's, and 1 or 0 where the cotangent keeps its sign), and which lines of the slope. Each costs
@@ -45,14 +45,25 @@ class MovingSlopes:
         region: where the input is, one for each sample.
         lines: around each activation, ``(batch, *shape)``.
         slopes, slope_lines: range of the derivative, and lines around it, of the activations that have any.
-        sizes: what rounding of pre-activations is measured against, ``(batch or 1, *shape)``.
+        reach: largest absolute value of every pre-activation, ``(batch, *shape)``.
+        slack: of every node, as of `forward.Forward`.
     """
 
     region: Region
     lines: Mapping[str, Lines]
     slopes: Mapping[str, SlopeRange]
     slope_lines: Mapping[str, tuple[Lines, ...]]
-    sizes: Mapping[str, Tensor]
+    reach: Mapping[str, Tensor]
+    slack: Mapping[str, Tensor]
+
+    def size(self, graph: NetworkGraph, name: str) -> Tensor:
+        """Largest ``|slope|·|z| + |offset|`` of the lines around a derivative, ``(batch, *shape)``."""
+        reach = self.reach[graph[name].parents[0]]
+        sizes = []
+        for line in self.slope_lines[name]:
+            for slope, offset in ((line.low_slope, line.low_offset), (line.high_slope, line.high_offset)):
+                sizes.append(slope.abs() * reach + offset.abs())
+        return torch.stack(sizes).amax(0)
 
     def mixed(self, name: str, cotangent: Interval, mix: tuple[float | None, int]) -> Mixed:
         """The products of an activation for one of `MIXES`."""
@@ -71,7 +82,8 @@ def moving_slopes(graph: NetworkGraph, region: Region, forward: Forward) -> Movi
             found[node.name] = lines
     if not found:
         return None
-    return MovingSlopes(region, forward.lines, forward.slopes, found, absolute_sizes(graph, region.size))
+    reach = {name: torch.maximum(low.abs(), high.abs()) for name, (low, high) in forward.intervals.items()}
+    return MovingSlopes(region, forward.lines, forward.slopes, found, reach, forward.slack)
 
 
 class Passed(NamedTuple):
@@ -125,6 +137,7 @@ class Mixed:
 def input_maximum(graph: NetworkGraph, moving: MovingSlopes, rows: Mapping[str, Tensor], lead: torch.Size) -> Tensor:
     """Upper bounds over the region of ``Σ rows_k · z_k(x)``, of rows ``(batch, rows, k, *shape)`` by pre-activation."""
     pending = {name: t.flatten(1, 2) for name, t in rows.items()}
-    a, b = pull_back_planes(graph, pending, moving.lines)
-    mass = sum((t.abs() * moving.sizes[name].unsqueeze(1)).flatten(2).sum(-1) for name, t in pending.items())
-    return (moving.region.maximum(a) + b + 2 * total_gamma(graph) * mass).reshape(lead)
+    a, b = pull_back_planes(graph, pending, (moving.lines, moving.slack))
+    # the rows themselves are sums of what several activations left
+    size = sum((t.abs() * moving.reach[name].unsqueeze(1)).flatten(2).sum(-1) for name, t in pending.items())
+    return (moving.region.maximum(a) + b + few(graph) * size).reshape(lead)

@@ -228,6 +228,16 @@ def affine_slack(node: Node, intervals: Mapping[str, Interval]) -> Tensor | None
     return slack
 
 
+def few(graph: NetworkGraph) -> float:
+    """Relative error of one sum over the entries of any node, with all nodes' sums added to it."""
+    return 4 * (widest(graph) + len(graph.nodes) + _FEW) * torch.finfo(graph.dtype).eps
+
+
+def many_children(graph: NetworkGraph) -> float:
+    """By how much `gamma` must grow where a node may be read by as many others as there are."""
+    return max(1.0, len(graph.nodes) / _FEW)
+
+
 def absolute_sizes(graph: NetworkGraph, size: Tensor) -> dict[str, Tensor]:
     """``Σ over paths of |weights| |x|`` at every node, for inputs of absolute values up to ``size``."""
     sizes = {graph.input: size}

@@ -199,7 +199,8 @@ def _select(forward: Forward, index: Tensor) -> Forward:
 
     slopes = {n: type(s)(s.low[index], s.high[index]) for n, s in forward.slopes.items()}
     lines = {n: line.select(index) for n, line in forward.lines.items()}
-    return Forward(pick(forward.intervals), slopes, lines, pick(forward.splits), forward.empty[index])
+    slack = {n: t if len(t) == 1 else t[index] for n, t in forward.slack.items()}
+    return Forward(pick(forward.intervals), slopes, lines, pick(forward.splits), forward.empty[index], slack)
 
 
 def _one(

@@ -15,9 +15,8 @@ import torch
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
-from lirpa_lip.jacobian.forward import Forward, upper_plane
+from lirpa_lip.jacobian.forward import Forward, pull_back_planes
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.network.rounding import absolute_sizes, total_gamma
 from lirpa_lip.regions.region import Region
 
 #: Inputs up to which contradictions between several constraints are looked for.
@@ -35,7 +34,6 @@ def split_constraints(
     Args:
         splits: per domain ``(node, flat index, after, before)``.
     """
-    sizes = absolute_sizes(graph, inputs.size)
     rows, offsets = [], []
     for name in sorted({s[0] for own in splits for s in own}):
         listed = [_signed(own, name) for own in splits]
@@ -46,10 +44,10 @@ def split_constraints(
         for k, one in enumerate(listed):
             for j, (index, sign, value) in enumerate(one):
                 selected[k, j, index], bound[k, j] = sign, value
-        a, b = upper_plane(graph, name, selected.reshape(len(splits), most, *shape), forward.lines)
-        slack = total_gamma(graph) * (selected.abs() * sizes[name].flatten(1).unsqueeze(1)).sum(-1)
+        chosen = selected.reshape(len(splits), most, *shape)
+        a, b = pull_back_planes(graph, {name: chosen}, (forward.lines, forward.slack))
         rows.append(a.flatten(2))
-        offsets.append(b - bound + slack)
+        offsets.append(b - bound + 4 * torch.finfo(b.dtype).eps * (b.abs() + bound.abs()))
     if not rows:
         n = graph[graph.input].shape.numel()
         empty = torch.zeros(len(splits), 0, dtype=graph.dtype, device=graph.device)
