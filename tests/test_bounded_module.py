@@ -103,7 +103,7 @@ def test_auto_lirpa_methods_still_work(net):
 
 
 def test_methods_that_we_do_not_list_are_auto_lirpas_to_know(net, monkeypatch):
-    monkeypatch.setattr(lirpa_lip.bounded_module, "LIRPA_METHODS", ("crown",))
+    monkeypatch.setattr(lirpa_lip.dispatch, "LIRPA_METHODS", ("crown",))
     lower, upper = wrapped(net).compute_bounds(x=ball(), method="CROWN-IBP")
     assert_sound(net, X, 0.1, torch.eye(3).expand(2, -1, -1), lower.detach(), upper.detach(), count=20)
     with pytest.raises(UnknownMethodError, match=r"'locallip'.*'local-lip'.*'crown'"):
@@ -114,7 +114,7 @@ def test_methods_that_we_do_not_list_are_auto_lirpas_to_know(net, monkeypatch):
 def test_dynamic_forward_where_auto_lirpa_has_it(method):
     model = nn.Sequential(nn.Flatten(), nn.Linear(25, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     bounded = BoundedModule(model, X[:1])
-    if method not in lirpa_lip.bounded_module.LIRPA_METHODS:
+    if method not in lirpa_lip.dispatch.LIRPA_METHODS:
         assert auto_LiRPA.__version__ == "0.3"
         with pytest.raises(UnknownMethodError, match="'forward'"):
             bounded.compute_bounds(x=ball(norm=np.inf), method=method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lirpa_lip import bounded_module, comparison
+from lirpa_lip import comparison, dispatch
 from lirpa_lip.errors import UnknownMethodError
 from lirpa_lip.local import bounds as local_lip
 from lirpa_lip.losses import BOUNDS, make_bound
@@ -23,7 +23,7 @@ def test_every_door_takes_its_names_from_the_table():
     assert local_lip.METHODS == names_at("compute_bounds", "local")
     assert local_lip.CONSTANT_METHODS == names_at("local_lipschitz", "local")
     assert jacobian_lip.JACOBIAN_METHODS == names_at("local_lipschitz", "jacobian")
-    assert set(names_at("compute_bounds", "auto_LiRPA")) <= set(bounded_module.LIRPA_METHODS)
+    assert set(names_at("compute_bounds", "auto_LiRPA")) <= set(dispatch.LIRPA_METHODS)
     assert all(comparison.METHODS[name][1] == METHODS[name].bounds for name in comparison.METHODS)
 
 

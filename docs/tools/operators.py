@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lirpa_lip.network.adapters.table import ADAPTERS, REFUSED, RELAXED
+from lirpa_lip.wrapping.native import never
 from lirpa_lip.wrapping.registration import ATEN, MISSING, OWN
 from lirpa_lip.wrapping.trace.refuse import RULES
 from lirpa_lip.wrapping.trace.rewrite import REWRITES
@@ -89,9 +90,8 @@ def _ours() -> dict[str, str]:
     return found
 
 
-def _when(native: Callable[..., bool]) -> str:
-    name = getattr(native, "__name__", "")
-    return OURS if name == "_never" else BOTH
+def _when(is_right: Callable[..., bool]) -> str:
+    return OURS if is_right is never else BOTH
 
 
 def _first_line(adapter: Any) -> str:

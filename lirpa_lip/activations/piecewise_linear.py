@@ -1,16 +1,14 @@
-"""Piecewise linear activations: ReLU, LeakyReLU, PReLU, abs, clip (HardTanh, ReLU6, clipped ReLU), all one record."""
+"""Piecewise linear activations, all one record: ReLU, LeakyReLU, PReLU, |·|, clips (HardTanh, ReLU6, clipped ReLU)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lirpa_lip.activations.base import Activation, ConstantPart, Number, Piece, SlopeRange
+from lirpa_lip.activations.numbers import full, intercepts, is_zero
 
 #: Secants over a shorter distance carry no gradient: it would be that distance's inverse.
 _MOVED = 1e-6
@@ -42,7 +40,7 @@ class PiecewiseLinear(Activation):
         if len(slopes) != len(knots) + 1 or not knots:
             raise ValueError("a piecewise linear function has one slope more than it has knots, and at least one knot.")
         self.knots, self.slopes, self.at_first_knot = tuple(knots), tuple(slopes), at_first_knot
-        self.intercepts = _intercepts(self.knots, self.slopes, at_first_knot)
+        self.intercepts = intercepts(self.knots, self.slopes, at_first_knot)
         self.function = function
         numbers = all(isinstance(slope, (int, float)) for slope in self.slopes)
         self.is_monotone = numbers and min(self.slopes) >= 0
@@ -54,18 +52,18 @@ class PiecewiseLinear(Activation):
         return tuple(t for t in (*self.knots, *self.slopes) if isinstance(t, Tensor))
 
     def _on(self, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        return [_full(k, like) for k in self.knots], [_full(s, like) for s in self.slopes]
+        return [full(k, like) for k in self.knots], [full(s, like) for s in self.slopes]
 
     def _lines_at(self, z: Tensor) -> list[Tensor]:
         """Every piece's line, whether ``z`` lies on it or not."""
-        return [_full(s, z) * z + _full(c, z) for s, c in zip(self.slopes, self.intercepts, strict=True)]
+        return [full(s, z) * z + full(c, z) for s, c in zip(self.slopes, self.intercepts, strict=True)]
 
     def value(self, z: Tensor) -> Tensor:
         if self.function is not None:
             return self.function(z)
         out, *others = self._lines_at(z)
         for knot, line in zip(self.knots, others, strict=True):
-            out = torch.where(z > _full(knot, z), line, out)
+            out = torch.where(z > full(knot, z), line, out)
         return out
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,7 +108,7 @@ class PiecewiseLinear(Activation):
         """
         knot, (a, b) = self.knots[0], self.slopes
         if isinstance(knot, Tensor) or knot != 0:
-            knot = _full(knot, anchor)
+            knot = full(knot, anchor)
             anchor, lower, upper = anchor - knot, lower - knot, upper - knot
         right = (anchor > 0) | ((lower >= 0) & (upper > 0))
         crossing = (lower < 0) & (upper > 0)
@@ -123,7 +121,7 @@ class PiecewiseLinear(Activation):
             return SlopeRange(low, high)
         if self.steep and not isinstance(a, Tensor):
             return SlopeRange(2 * low - 1, 2 * high - 1)
-        a, b = _full(a, anchor), _full(b, anchor)
+        a, b = full(a, anchor), full(b, anchor)
         low, high = torch.lerp(a, b, low), torch.lerp(a, b, high)
         return SlopeRange(torch.minimum(low, high), torch.maximum(low, high))
 
@@ -140,7 +138,7 @@ class PiecewiseLinear(Activation):
         From the middle piece the secants to the interval's ends are the flattest; from an outer one the secant to the
         far kink, or to the interval's end before it, is the steepest.
         """
-        first, last = (_full(knot, anchor) for knot in self.knots)
+        first, last = (full(knot, anchor) for knot in self.knots)
         # a centre on a kink that is an end of the interval sees the other side alone
         middle = (anchor > first) | ((lower >= first) & (upper > first))
         middle &= (anchor < last) | ((upper <= last) & (lower < last))
@@ -158,9 +156,9 @@ class PiecewiseLinear(Activation):
     def steepest_secant(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
         if not self.is_clip:
             return super().steepest_secant(anchor, lower, upper)
-        floor = self.knots[0] if _is_zero(self.slopes[0]) else None
-        ceiling = self.knots[-1] if _is_zero(self.slopes[-1]) else None
-        return _steepest_of_clip(anchor, lower, upper, floor, ceiling)
+        floor = self.knots[0] if is_zero(self.slopes[0]) else None
+        ceiling = self.knots[-1] if is_zero(self.slopes[-1]) else None
+        return steepest_of_clip(anchor, lower, upper, floor, ceiling)
 
     def _all_secants(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
         whole = self.slope_range(lower, upper)
@@ -184,7 +182,7 @@ class PiecewiseLinear(Activation):
         return SlopeRange(torch.where(exact, whole.low, low), torch.where(exact, whole.high, high))
 
     def constant_parts(self) -> tuple[ConstantPart, ...]:
-        below, above = (self.knots[end] if _is_zero(self.slopes[end]) else None for end in (0, -1))
+        below, above = (self.knots[end] if is_zero(self.slopes[end]) else None for end in (0, -1))
         return () if below is None and above is None else (ConstantPart(slice(None), below, above),)
 
     def clarke_range(self, lower: Tensor, upper: Tensor, after: Tensor, before: Tensor) -> SlopeRange:
@@ -231,10 +229,10 @@ class PiecewiseLinear(Activation):
         return total
 
     def _detached(self, like: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        def full(value: Number) -> Tensor:
+        def there(value: Number) -> Tensor:
             return torch.as_tensor(value, dtype=like.dtype, device=like.device).detach().expand_as(like)
 
-        return [full(k) for k in self.knots], [full(s) for s in self.slopes]
+        return [there(k) for k in self.knots], [there(s) for s in self.slopes]
 
     def deviation_range(self, slope: Tensor, anchor: Tensor, lower: Tensor, upper: Tensor, slopes: SlopeRange):
         """Exact: the deviation from a line is piecewise linear too, extreme at end points and kinks."""
@@ -260,12 +258,12 @@ class PiecewiseLinear(Activation):
         return found
 
 
-def _steepest_of_clip(
+def steepest_of_clip(
     anchor: Tensor, lower: Tensor, upper: Tensor, floor: Number | None, ceiling: Number | None
 ) -> Tensor:
     """1 between the ends of a clip; from beyond one, the secant to the other, or to the interval's end before it."""
     tiny = torch.finfo(anchor.dtype).tiny
-    first, last = (None if end is None else _full(end, anchor) for end in (floor, ceiling))
+    first, last = (None if end is None else full(end, anchor) for end in (floor, ceiling))
     found: Tensor | None = None
     if first is not None:
         top = torch.clamp(upper, first, last)
@@ -284,128 +282,3 @@ def _quotient(part: Tensor, run: Tensor, where: Tensor) -> Tensor:
     """``part / run`` where that is asked for, else 0; secants over next to no distance pass no gradient."""
     found = torch.where(where, part / torch.where(where, run, 1.0), 0.0)
     return torch.where(run > _MOVED, found, found.detach()) if found.requires_grad else found
-
-
-def _full(value: Number, like: Tensor) -> Tensor:
-    """A number or tensor in the shape and type of ``like``; what exceeds the type is its largest number."""
-    info = torch.finfo(like.dtype)
-    if not isinstance(value, Tensor):
-        value = min(max(value, info.min), info.max)
-    else:
-        value = (value if value.dtype == like.dtype else value.double()).clamp(info.min, info.max)
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand_as(like)
-
-
-def _intercepts(knots: Sequence, slopes: Sequence, at_first_knot: Number) -> list:
-    """``c_0 = f(k_0) − s_0 k_0`` and ``c_{i+1} = c_i + (s_i − s_{i+1}) k_i``."""
-    parts = (*knots, *slopes, at_first_knot)
-    exact = not any(isinstance(t, Tensor) for t in parts)
-    if exact:
-        largest = Fraction(torch.finfo(torch.float64).max)
-        bounded = [max(min(Fraction(t), largest), -largest) if math.isfinite(t) else largest * (1 if t > 0 else -1)
-                   for t in parts]  # fmt: skip
-        knots, slopes, at_first_knot = bounded[: len(knots)], bounded[len(knots) : -1], bounded[-1]
-    else:
-        knots, at_first_knot = [_finite(k) for k in knots], _finite(at_first_knot)
-    found = [at_first_knot - slopes[0] * knots[0]]
-    for knot, left, right in zip(knots, slopes, slopes[1:]):
-        found.append(found[-1] + (left - right) * knot)
-    return [float(c) for c in found] if exact else found
-
-
-def _finite(value: Number):
-    info = torch.finfo(value.dtype if isinstance(value, Tensor) and value.dtype.is_floating_point else torch.float64)
-    return value.clamp(info.min, info.max) if isinstance(value, Tensor) else min(max(value, info.min), info.max)
-
-
-def _is_zero(slope: Number) -> bool:
-    return not isinstance(slope, Tensor) and slope == 0
-
-
-def relu() -> PiecewiseLinear:
-    """``max(z, 0)``."""
-    return PiecewiseLinear([0.0], [0.0, 1.0], 0.0, F.relu)
-
-
-def leaky_relu(slope: Number) -> PiecewiseLinear:
-    """``z`` for ``z > 0``, ``slope * z`` below; ``slope`` a number or a tensor (PReLU)."""
-    return PiecewiseLinear([0.0], [slope, 1.0], 0.0)
-
-
-def absolute() -> PiecewiseLinear:
-    """``|z|``."""
-    found = PiecewiseLinear([0.0], [-1.0, 1.0], 0.0, torch.abs)
-    found.steep = True
-    return found
-
-
-def clip(low: Number | None = None, high: Number | None = None) -> PiecewiseLinear:
-    """``min(max(z, low), high)``; either end may be ``None``."""
-    if low is None and high is None:
-        raise ValueError("a clip needs at least one end.")
-    if low is None:
-        return PiecewiseLinear([high], [1.0, 0.0], high)
-    if high is None:
-        return PiecewiseLinear([low], [0.0, 1.0], low)
-    return PiecewiseLinear([low, high], [0.0, 1.0, 0.0], low)
-
-
-def hard_sigmoid(alpha: float = 0.2, beta: float = 0.5) -> PiecewiseLinear:
-    """``min(max(alpha z + beta, 0), 1)``, alpha > 0."""
-    return PiecewiseLinear([-beta / alpha, (1 - beta) / alpha], [0.0, alpha, 0.0], 0.0)
-
-
-class _ClipHalf(PiecewiseLinear):
-    def __init__(self, high: Tensor, low: Tensor) -> None:
-        knots = torch.cat([high, low]).unsqueeze(0)
-        left = torch.cat([torch.ones_like(high), torch.zeros_like(low)]).unsqueeze(0)
-        super().__init__([knots], [left, 1 - left], knots)
-        self.high, self.low = high.unsqueeze(0), low.unsqueeze(0)
-        self.is_monotone = True
-
-    def value(self, z: Tensor) -> Tensor:
-        top, bottom = z.chunk(2, dim=1)
-        high, low = _full(self.high, top), _full(self.low, bottom)
-        return torch.cat([torch.minimum(top, high), torch.maximum(bottom, low)], dim=1)
-
-    def steepest_secant(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        (z, other_z), (low, other_low), (high, other_high) = (t.chunk(2, dim=1) for t in (anchor, lower, upper))
-        top = _steepest_of_clip(z, low, high, None, self.high)
-        return torch.cat([top, _steepest_of_clip(other_z, other_low, other_high, self.low, None)], dim=1)
-
-    def constant_parts(self) -> tuple[ConstantPart, ...]:
-        half = self.high.shape[1]
-        top, bottom = slice(0, half), slice(half, None)
-        return ConstantPart(top, above=self.high), ConstantPart(bottom, below=self.low)
-
-
-def clip_half(high: Tensor, low: Tensor) -> PiecewiseLinear:
-    """Clip used after MaxMin: the first half of the channels ``min(z, high)``, the second half ``max(z, low)``.
-
-    ``high`` and ``low`` have the shape of half the channels, without the batch axis.
-    """
-    return _ClipHalf(high, low)
-
-
-class _FoldHalf(PiecewiseLinear):
-    steep = True
-
-    def __init__(self, half: int, left: Tensor) -> None:
-        super().__init__([0.0], [left, 1.0], 0.0)
-        self.half, self.fold = half, absolute()
-
-    def value(self, z: Tensor) -> Tensor:
-        return torch.cat([z[:, : self.half], z[:, self.half :].abs()], dim=1)
-
-    def secant_range(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
-        found = self.fold.secant_range(*(t[:, self.half :] for t in (anchor, lower, upper)))
-        ones = torch.ones_like(anchor[:, : self.half])
-        return SlopeRange(torch.cat([ones, found.low], dim=1), torch.cat([ones, found.high], dim=1))
-
-
-def fold_half(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PiecewiseLinear:
-    """Identity on the first half of the channels, absolute value on the second: MaxMin between two rotations."""
-    half = shape[0] // 2
-    left = torch.ones(1, *shape, dtype=dtype, device=device)
-    left[:, half:] = -1
-    return _FoldHalf(half, left)

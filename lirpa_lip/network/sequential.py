@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip.activations import smooth
+from lirpa_lip.activations import smooth_functions as smooth
 from lirpa_lip.activations.base import Activation
-from lirpa_lip.activations.piecewise_linear import clip, relu
+from lirpa_lip.activations.kinked_functions import clip, relu
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 from lirpa_lip.network.adapters.pairs import emit_clipped_sort, emit_sort
 from lirpa_lip.network.emit import GraphBuilder

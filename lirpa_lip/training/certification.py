@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable
@@ -18,16 +17,16 @@ from torch import Tensor, nn
 
 from lirpa_lip.errors import CheckpointError, ConfigError
 from lirpa_lip.methods import current_name
-from lirpa_lip.norms.draw import fresh_seed, seeds_of
+from lirpa_lip.norms.draw import seeds_of
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, check_delta
 from lirpa_lip.results import weakest
 from lirpa_lip.training.attack import survives_pgd
 from lirpa_lip.training.certifiers import Certifier, Verdict, make_certifier
+from lirpa_lip.training.claim import check_samples, claim, digest_of, identity_of
 from lirpa_lip.training.epsilon import parse_epsilons, rounded_up
-from lirpa_lip.training.rows import FIELDS, Row, append_rows, explained, read_rows, values, write_first, write_whole
+from lirpa_lip.training.rows import FIELDS, Row, append_rows, read_rows, values, write_whole
 from lirpa_lip.training.sampling import derived_seed
 from lirpa_lip.training.sources import ImageSource
-from lirpa_lip.training.versions import versions
 
 __all__ = ["CertifySettings", "Row", "certify_shard", "identity_of", "read_rows", "summarise", "write_merged"]
 
@@ -85,14 +84,14 @@ def certify_shard(
         CheckpointError: the folder holds rows of another model, other settings, versions or samples, or is full.
     """
     COUNT.check("batch_size", batch_size)
-    seed = _claim(folder, settings, identity, rank)
+    seed = claim(folder, asdict(settings), identity, rank)
     known = {row.index: row for row in read_rows(folder)}
     work = _Work(model, settings, folder, f"rows-{rank}-of-{processes}", seed)
     for indices in share_of(len(data), batch_size, rank, processes):
         images, labels = data.batch(indices)
-        digests = [_digest(image, label) for image, label in zip(images, labels.tolist(), strict=True)]
+        digests = [digest_of(image, label) for image, label in zip(images, labels.tolist(), strict=True)]
         here = [known[i] for i in indices.tolist() if i in known]
-        _check_samples(here, indices[0].item(), digests, folder)
+        check_samples(here, indices[0].item(), digests, folder)
         if len(here) < len(indices):
             work.certify(indices, images, labels, digests, skip=set(known))
         short = [row for row in here if not set(work.eps.values()) <= set(row.eps)]
@@ -253,76 +252,3 @@ def write_merged(folder: Path, settings: CertifySettings, count: int | None = No
     return summary
 
 
-def identity_of(model: nn.Module, description: str) -> str:
-    """A digest of the network, its layers and its weights, and of a description of what its labels mean."""
-    digest = hashlib.sha256(f"{description}\n{model}".encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _digest(image: Tensor, label: int) -> str:
-    content = f"{label} {tuple(image.shape)}".encode() + image.contiguous().numpy().tobytes()
-    return hashlib.sha256(content).hexdigest()[:32]
-
-
-def _check_samples(rows: list[Row], first: Any, digests: list[str], folder: Path) -> None:
-    for row in rows:
-        if row.sample != digests[row.index - first]:
-            raise CheckpointError(
-                f"{folder} holds certificates of other data: sample {row.index} is another image now, or has another "
-                "label; choose another --out."
-            )
-
-
-def _claim(folder: Path, settings: CertifySettings, identity: str, rank: int) -> int:
-    """Writes what the folder's rows belong to, or checks that it is the same, or has fewer radii.
-
-    Returns:
-        The seed of the norms' random starts. It is drawn from the system's entropy when the folder is first used, so
-        that neither network nor data can have been made for it, and kept, so that a run ends as it would have.
-    """
-    with explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "certify.json"
-    mine = {"identity": identity, "settings": asdict(settings), "versions": versions()}
-    first = json.dumps({**mine, "seed": fresh_seed()}, indent=1)
-    write_first(path, first)  # of several processes the first one decides
-    seed = _check_claim(path, mine, folder)
-    if rank == 0:
-        write_whole(path, json.dumps({**mine, "seed": seed}, indent=1))
-    return seed
-
-
-def _check_claim(path: Path, mine: dict[str, Any], folder: Path) -> int:
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        before = parse_epsilons(there["settings"]["eps"])
-        differing = [
-            f"{name} was {there[part].get(name)!r}, is {value!r}"
-            for part in ("settings", "versions")
-            for name, value in mine[part].items()
-            if name != "eps" and there.get(part, {}).get(name) != value
-        ]
-        seed = int(there.get("seed", -1))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error!r}); choose another --out.") from error
-    if there.get("identity") != mine["identity"]:
-        raise CheckpointError(
-            f"{folder} holds certificates of another model, or of other classes; choose another --out."
-        )
-    if differing:
-        raise CheckpointError(
-            f"{folder} holds certificates of other settings ({', '.join(differing)}); choose another --out."
-        )
-    now = parse_epsilons(mine["settings"]["eps"])
-    if not set(before.values()) <= set(now.values()):
-        raise CheckpointError(
-            f"{folder} holds certificates of other settings: radii {', '.join(before)}. Radii can be added to them: "
-            f"--eps {','.join([*before, *(n for n, v in now.items() if v not in before.values())])}; or choose another "
-            "--out."
-        )
-    if seed < 0:
-        raise CheckpointError(f"{path} holds no seed; choose another --out.")
-    return seed

@@ -18,20 +18,17 @@ from auto_LiRPA.parse_graph import parse_module
 
 from lirpa_lip.errors import ConfigError, UnsupportedOperatorError
 from lirpa_lip.network.adapters.table import ADAPTERS, RELAXED
-from lirpa_lip.network.emit import constant_value, depends_on_input, may_vary
-from lirpa_lip.wrapping import constant_operand
+from lirpa_lip.network.emit import depends_on_input, may_vary
+from lirpa_lip.wrapping import constant_operand, native
 from lirpa_lip.wrapping.clipped_relu_bound import BoundClippedRelu
-from lirpa_lip.wrapping.constant_operand import meets_a_constant
 from lirpa_lip.wrapping.convolution_bound import BoundConv
 from lirpa_lip.wrapping.max_pool_bound import BoundMaxPool
 from lirpa_lip.wrapping.maxmin_bound import BoundClippedMaxMin, BoundMaxMin
+from lirpa_lip.wrapping.native import Native
 from lirpa_lip.wrapping.quotient_bound import BoundDiv
 from lirpa_lip.wrapping.traced_activation import activation_class
 from lirpa_lip.wrapping.traced_operator import Adapter, operator_class
 from lirpa_lip.wrapping.unsqueeze_bound import BoundUnsqueeze, one_axis
-
-Attributes = Mapping[str, Any]
-Native = Callable[[Attributes, list], bool]
 
 
 class Missing(NamedTuple):
@@ -50,10 +47,6 @@ class Missing(NamedTuple):
     own: Callable[..., Bound] | None = None
 
 
-def _never(attr: Attributes, inputs: list) -> bool:
-    return False
-
-
 def _convolution(attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> Bound:
     """Over images the class that knows patches; along one axis or three, which patches do not know, the adapter's."""
     pads = attr.get("pads", [0, 1])  # without any, padding is given by name, which the adapter refuses
@@ -62,73 +55,9 @@ def _convolution(attr: Any = None, inputs: Any = None, output_index: int = 0, op
     return operator_class("BoundConv", ADAPTERS["BoundConv"])(attr, inputs, output_index, options)
 
 
-def _no_constant(attr: Attributes, inputs: list) -> bool:
-    return not meets_a_constant(inputs)
-
-
-def _in_shape_arithmetic_or(plain: Native) -> Native:
-    """Theirs for what shapes are computed with, which no bound enters, and where ``plain`` says so."""
-    return lambda attr, inputs: not depends_on_input(inputs[0]) or plain(attr, inputs)
-
-
-def _one_position(attr: Attributes, inputs: list) -> bool:
-    """Theirs loses all but one of repeated positions in CROWN, which makes its bounds invalid."""
-    return constant_value(inputs[1]).ndim == 0
-
-
-def _step_one(attr: Attributes, inputs: list) -> bool:
-    """Theirs knows no other step."""
-    return len(inputs) < 5 or bool((torch.as_tensor(constant_value(inputs[4])) == 1).all())
-
-
-def _constant(attr: Attributes, inputs: list) -> bool:
-    """Where theirs computes numbers, not bounds."""
-    return not any(may_vary(bound) for bound in inputs)
-
-
-def _odd_power(attr: Attributes, inputs: list) -> bool:
-    """Theirs knows even powers in some forms only, and, before 0.7, hardly any other; fractional ones in 0.7."""
-    if _constant(attr, inputs) or may_vary(inputs[1]):
-        return not may_vary(inputs[1])
-    exponent = torch.as_tensor(constant_value(inputs[1]))
-    shaped = hasattr(bound_ops, "BoundSShaped") and issubclass(bound_ops.BoundPow, bound_ops.BoundSShaped)
-    return shaped and exponent.numel() == 1 and float(exponent) > 0 and float(exponent) % 2 not in (0, 1)
-
-
-def _division(attr: Attributes, inputs: list) -> bool:
-    """0.3 takes bounds of x / y for those of positive x and y, and both take every division by a square root for layer
-    normalisation; 0.7 makes products of the others, without a clear error where the divisor is not positive."""
-    if _is_root(inputs[1]) or (meets_a_constant(inputs) and not may_vary(inputs[1])):
-        return False
-    return _constant(attr, inputs)
-
-
 def _own_division(attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> Bound:
     scales = depends_on_input(inputs[0]) and not may_vary(inputs[1])
     return (constant_operand.BoundDiv if scales else BoundDiv)(attr, inputs, output_index, options)
-
-
-def _is_root(bound: Any) -> bool:
-    return isinstance(bound, bound_ops.BoundSqrt)
-
-
-def _plain_linear(attr: Attributes, inputs: list) -> bool:
-    """Theirs has invalid intervals for other factors than 1, and no CROWN for a weight that is not transposed."""
-    ones = attr.get("alpha", 1.0) == 1 and (len(inputs) < 3 or attr.get("beta", 1.0) == 1)
-    return ones and bool(attr.get("transB", 0)) and not attr.get("transA", 0)
-
-
-def _over_one_axis(attr: Attributes, inputs: list) -> bool:
-    """Theirs wants the axes named, and in CROWN mistakes them where several are dropped."""
-    axes = attr.get("axes")
-    return axes is not None and (len(axes) == 1 or bool(attr.get("keepdims", 1))) and 0 not in axes
-
-
-def _constant_matrix(attr: Attributes, inputs: list) -> bool:
-    """Theirs for a product of two values of the network, or with a constant matrix on the right."""
-    if all(map(depends_on_input, inputs)):
-        return True
-    return depends_on_input(inputs[0]) and constant_value(inputs[1]).ndim == 2
 
 
 #: By ONNX name.
@@ -146,56 +75,56 @@ MISSING: dict[str, Missing] = {
     ),
     # the widths are an attribute before opset 11, which theirs does not read
     "onnx::Pad": Missing("BoundPad", False, lambda attr, inputs: "pads" not in attr and attr["mode"] == "constant"),
-    "onnx::Resize": Missing("BoundResize", False, _never),
-    "onnx::Upsample": Missing("BoundResize", False, _never),
-    "onnx::Gemm": Missing("BoundLinear", False, _plain_linear),
-    "onnx::MatMul": Missing("BoundMatMul", False, _constant_matrix),
+    "onnx::Resize": Missing("BoundResize", False, native.never),
+    "onnx::Upsample": Missing("BoundResize", False, native.never),
+    "onnx::Gemm": Missing("BoundLinear", False, native.plain_linear),
+    "onnx::MatMul": Missing("BoundMatMul", False, native.constant_matrix),
     # theirs has invalid patches for groups and dilation, and takes one axis' dilation for both; one axis is known to
     # 0.7 only, and three to neither
-    "onnx::Conv": Missing("BoundConv", False, _never, _convolution),
+    "onnx::Conv": Missing("BoundConv", False, native.never, _convolution),
     # theirs knows square kernels without padding only, and loses its inserted zeros in patches
-    "onnx::ConvTranspose": Missing("BoundConvTranspose", False, _never),
+    "onnx::ConvTranspose": Missing("BoundConvTranspose", False, native.never),
     # theirs mistakes the axes of a constant for those of the samples
-    "onnx::Add": Missing("BoundAdd", False, _no_constant, constant_operand.BoundAdd),
-    "onnx::Sub": Missing("BoundSub", False, _no_constant, constant_operand.BoundSub),
-    "onnx::Mul": Missing("BoundMul", False, _no_constant, constant_operand.BoundMul),
-    "onnx::Div": Missing("BoundDiv", False, _division, _own_division),
-    "onnx::Concat": Missing("BoundConcat", False, _no_constant, constant_operand.BoundConcat),
+    "onnx::Add": Missing("BoundAdd", False, native.no_constant, constant_operand.BoundAdd),
+    "onnx::Sub": Missing("BoundSub", False, native.no_constant, constant_operand.BoundSub),
+    "onnx::Mul": Missing("BoundMul", False, native.no_constant, constant_operand.BoundMul),
+    "onnx::Div": Missing("BoundDiv", False, native.division, _own_division),
+    "onnx::Concat": Missing("BoundConcat", False, native.no_constant, constant_operand.BoundConcat),
     # theirs always counts padding in, ignores ceil_mode, and its CROWN takes the stride for the kernel, and the height
     # for the width of what no window reaches
-    "onnx::AveragePool": Missing("BoundAveragePool", False, _never),
+    "onnx::AveragePool": Missing("BoundAveragePool", False, native.never),
     # theirs has invalid forward bounds, and in 0.3 fails in patches mode
-    "onnx::LeakyRelu": Missing("BoundLeakyRelu", True, _never),
-    "onnx::Gather": Missing("BoundGather", False, _in_shape_arithmetic_or(_one_position)),
-    "onnx::Slice": Missing("BoundSlice", False, _in_shape_arithmetic_or(_step_one)),
+    "onnx::LeakyRelu": Missing("BoundLeakyRelu", True, native.never),
+    "onnx::Gather": Missing("BoundGather", False, native.in_shape_arithmetic_or(native.one_position)),
+    "onnx::Slice": Missing("BoundSlice", False, native.in_shape_arithmetic_or(native.step_one)),
     # 0.3's has no bounds at all
-    "onnx::Expand": Missing("BoundExpand", False, _in_shape_arithmetic_or(_never)),
-    "onnx::ReduceMean": Missing("BoundReduceMean", False, _over_one_axis),
-    "onnx::ReduceMax": Missing("BoundReduceMax", False, _never),
-    "onnx::ReduceMin": Missing("BoundReduceMin", False, _never),
+    "onnx::Expand": Missing("BoundExpand", False, native.in_shape_arithmetic_or(native.never)),
+    "onnx::ReduceMean": Missing("BoundReduceMean", False, native.over_one_axis),
+    "onnx::ReduceMax": Missing("BoundReduceMax", False, native.never),
+    "onnx::ReduceMin": Missing("BoundReduceMin", False, native.never),
     # theirs gives numbers outside the domain (0.3's square root inside, too: its tangent falls), or no clear error
-    "onnx::Sqrt": Missing("BoundSqrt", True, _constant),
-    "onnx::Log": Missing("BoundLog", True, _constant),
-    "onnx::Reciprocal": Missing("BoundReciprocal", True, _constant),
-    "onnx::Pow": Missing("BoundPow", True, _odd_power),
+    "onnx::Sqrt": Missing("BoundSqrt", True, native.constant),
+    "onnx::Log": Missing("BoundLog", True, native.constant),
+    "onnx::Reciprocal": Missing("BoundReciprocal", True, native.constant),
+    "onnx::Pow": Missing("BoundPow", True, native.odd_power),
     # theirs is violated by intervals around 0, in 0.7
-    "onnx::Tan": Missing("BoundTan", True, _constant),
+    "onnx::Tan": Missing("BoundTan", True, native.constant),
     # theirs divides by widths to which a small number is added, and is then off by 1e-10 on narrow intervals
-    "onnx::Exp": Missing("BoundExp", True, _constant),
+    "onnx::Exp": Missing("BoundExp", True, native.constant),
     # theirs keeps tables for all modules in the precision of the first: of another it fails
-    "onnx::Sin": Missing("BoundSin", True, _constant),
-    "onnx::Cos": Missing("BoundCos", True, _constant),
-    "onnx::Tile": Missing("BoundTile", False, _never),
-    "onnx::Where": Missing("BoundWhere", False, _constant),
+    "onnx::Sin": Missing("BoundSin", True, native.constant),
+    "onnx::Cos": Missing("BoundCos", True, native.constant),
+    "onnx::Tile": Missing("BoundTile", False, native.never),
+    "onnx::Where": Missing("BoundWhere", False, native.constant),
     "onnx::ReduceL2": Missing("BoundReduceL2", False),
     "onnx::InstanceNormalization": Missing("BoundInstanceNormalization", False),
     # theirs adds a small number to a sum of exponentials, on both sides of its bounds
-    "onnx::Softmax": Missing("BoundSoftmax", False, _never),
+    "onnx::Softmax": Missing("BoundSoftmax", False, native.never),
     "onnx::LogSoftmax": Missing("BoundLogSoftmax", False),
     "onnx::ReduceLogSumExp": Missing("BoundReduceLogSumExp", False),
     # 0.7 writes those with a constant as a ReLU behind it, which cancels the value where the constant is far away
-    "onnx::Max": Missing("BoundMax", False, _no_constant),
-    "onnx::Min": Missing("BoundMin", False, _no_constant),
+    "onnx::Max": Missing("BoundMax", False, native.no_constant),
+    "onnx::Min": Missing("BoundMin", False, native.no_constant),
 }
 
 
@@ -220,7 +149,7 @@ class BoundNothing(bound_ops.BoundPrimConstant):
         return self.forward(), self.forward()
 
 
-def _maker(theirs: type[Bound] | None, ours: Callable[..., Bound], native: Native) -> Callable[..., Bound]:
+def _maker(theirs: type[Bound] | None, ours: Callable[..., Bound], is_right: Native) -> Callable[..., Bound]:
     """What is called in place of a class: theirs where it is right and accepts the attributes, else ours.
 
     With ``loss_fusion`` auto_LiRPA's classes for exp, log and the like are parts of one loss, and stay.
@@ -228,7 +157,7 @@ def _maker(theirs: type[Bound] | None, ours: Callable[..., Bound], native: Nativ
 
     def make(attr: Any = None, inputs: Any = None, output_index: int = 0, options: Any = None) -> Bound:
         fused = bool((options or {}).get("loss_fusion", False))
-        if theirs is not None and (fused or native(attr, inputs)):
+        if theirs is not None and (fused or is_right(attr, inputs)):
             try:
                 return theirs(attr, inputs, output_index, options)
             except (AssertionError, IndexError, KeyError, NotImplementedError):
@@ -306,10 +235,10 @@ def _build() -> dict[str, Callable[..., Bound]]:
         "prim::Constant": BoundNothing,
         "onnx::Unsqueeze": _maker(bound_ops.BoundUnsqueeze, BoundUnsqueeze, one_axis),
     }
-    for onnx, (key, elementwise, native, own) in MISSING.items():
+    for onnx, (key, elementwise, is_right, own) in MISSING.items():
         theirs = bound_op_map.get(onnx) or getattr(bound_ops, key, None)
         ours = own or (activation_class if elementwise else operator_class)(key, {**ADAPTERS, **RELAXED}[key])
-        found[onnx] = _maker(theirs, ours, native)
+        found[onnx] = _maker(theirs, ours, is_right)
     return found
 
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from lirpa_lip.activations import curved, periodic, smooth
-from lirpa_lip.activations import piecewise_linear as pl
+from lirpa_lip.activations import curved, periodic
+from lirpa_lip.activations import kinked_functions as pl
+from lirpa_lip.activations import smooth_functions as smooth
 from lirpa_lip.activations.base import Activation
 from lirpa_lip.activations.lines import blend_three, relaxations
 

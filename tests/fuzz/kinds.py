@@ -103,14 +103,20 @@ def bounds_hold(rng: random.Random, model: nn.Module, region: Ball, methods=BOUN
     return "+".join(said)
 
 
+def _one_value_a_group(layer: nn.Module, shape: tuple[int, ...]) -> bool:
+    if isinstance(layer, nn.GroupNorm):
+        return math.prod(shape) == layer.num_groups
+    return isinstance(layer, nn.InstanceNorm1d | nn.InstanceNorm2d) and math.prod(shape[1:]) == 1
+
+
 def product_model(rng: random.Random) -> tuple[RandomModel, tuple[int, ...]]:
     """Something, a layer in which values meet or a rarer activation, and something again."""
     shape = random_shape(rng)
 
     def drawn(middle: tuple[int, ...]) -> nn.Module:
         layer = (smooth if rng.random() < 0.3 else PRODUCTS[len(middle)])(rng, middle)
-        while isinstance(layer, nn.InstanceNorm1d | nn.InstanceNorm2d) and math.prod(middle[1:]) == 1:
-            layer = PRODUCTS[len(middle)](rng, middle)  # there is nothing to normalise
+        while _one_value_a_group(layer, middle):  # there is nothing to normalise, and PyTorch refuses to
+            layer = PRODUCTS[len(middle)](rng, middle)
         return layer
 
     return _around(rng, shape, drawn), shape

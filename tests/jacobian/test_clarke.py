@@ -10,9 +10,9 @@ from networks.small import Residual, networks
 from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
-from lirpa_lip.activations import smooth
+from lirpa_lip.activations import smooth_functions as smooth
 from lirpa_lip.activations.base import SlopeRange
-from lirpa_lip.activations.piecewise_linear import clip, leaky_relu, relu
+from lirpa_lip.activations.kinked_functions import clip, leaky_relu, relu
 from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm as Ball
 from lirpa_lip.errors import ConfigError, NonFiniteError, ShapeError, UnknownMethodError, UnsupportedNormError
 from lirpa_lip.jacobian.backward import backward_bounds

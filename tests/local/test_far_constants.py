@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
-from lirpa_lip.activations import piecewise_linear as pl
+from lirpa_lip.activations import kinked_functions as pl
 
 METHODS = ("local-lip", "sdp-crown", "ibp")
 TYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -12,8 +12,8 @@ from networks.small import ball, networks, wrap
 from sampling import assert_sound
 from torch import Tensor, nn
 
-from lirpa_lip.activations import smooth
-from lirpa_lip.activations.piecewise_linear import absolute, clip, relu
+from lirpa_lip.activations import smooth_functions as smooth
+from lirpa_lip.activations.kinked_functions import absolute, clip, relu
 from lirpa_lip.comparison import make_method
 from lirpa_lip.errors import ShapeError, UnknownMethodError
 from lirpa_lip.local.free_slopes import FreeNeurons

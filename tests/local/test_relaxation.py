@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lirpa_lip.activations import smooth
-from lirpa_lip.activations.piecewise_linear import absolute, clip, relu
+from lirpa_lip.activations import smooth_functions as smooth
+from lirpa_lip.activations.kinked_functions import absolute, clip, relu
 from lirpa_lip.local import relaxation
 from lirpa_lip.local.layers import Layer
 from lirpa_lip.local.relaxation import OpenNeurons

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lirpa_lip.activations.kinked_functions import clip as clip_record
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
-from lirpa_lip.activations.piecewise_linear import clip as clip_record
 
 CLIPS = [(0.0, None), (-0.25, None), (None, 0.25), (0.125, 0.75)]  # exact in float32, as the thresholds of a layer
 

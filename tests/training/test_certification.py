@@ -346,10 +346,10 @@ def test_the_seed_of_a_run_is_fresh_and_kept(tmp_path, network, data):
 
 
 def test_versions_are_part_of_a_run(tmp_path, network, data, monkeypatch):
-    from lirpa_lip.training import certification
+    from lirpa_lip.training import claim
 
     certify_shard(network, data, SETTINGS, tmp_path, "id")
-    monkeypatch.setattr(certification, "versions", lambda: {"torch": "9.9"})
+    monkeypatch.setattr(claim, "versions", lambda: {"torch": "9.9"})
     with pytest.raises(CheckpointError, match=r"torch was .*, is '9\.9'"):
         certify_shard(network, data, SETTINGS, tmp_path, "id")
 

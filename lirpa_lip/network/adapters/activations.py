@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from lirpa_lip.activations import curved, periodic, smooth
+from lirpa_lip.activations import curved, periodic
+from lirpa_lip.activations import smooth_functions as smooth
 from lirpa_lip.activations.base import Activation
-from lirpa_lip.activations.piecewise_linear import absolute, clip, hard_sigmoid, leaky_relu, relu
+from lirpa_lip.activations.kinked_functions import absolute, clip, hard_sigmoid, leaky_relu, relu
 from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample
 from lirpa_lip.network.adapters.products import multiply
 from lirpa_lip.network.emit import GraphBuilder, Traced

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.activations.base import Activation, SortedInput
-from lirpa_lip.activations.piecewise_linear import clip_half, fold_half
+from lirpa_lip.activations.kinked_functions import clip_half, fold_half
 from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.network.node import Shortcut
 from lirpa_lip.norms.linear_map import FunctionMap, LinearMap, ReshapeMap

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from lirpa_lip.activations import smooth
+from lirpa_lip.activations import smooth_functions as smooth
 from lirpa_lip.activations.halves import Halves
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.network.adapters.elementwise_affine import negated, widened
