@@ -38,6 +38,8 @@ from lirpa_lip.trust.points import generator_of
 #: Of bounds of outputs, and of Lipschitz constants.
 METHODS = names_at("compute_bounds", "local")
 CONSTANT_METHODS = names_at("local_lipschitz", "local")
+#: Most passes of CROWN in which its rounding is looked for.
+_WATCHED_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -226,12 +228,16 @@ def _crown(bounded: Any, x: Any, c: Tensor, graph: NetworkGraph, region: Region)
         errors = linear_bound_rounding(graph, box, used)
         slack = torch.einsum("bso,bo->bs", c.double().abs(), errors[graph.output].flatten(1)) * (1 + 1e-6)
         if graph.has_products:  # through each of them absolute weights grow by a factor
-            watch = CoefficientErrors(bounded, graph, box, used)
-            with watch.watching():
-                again = bounded.compute_bounds(x=double_input(x), **rows)
-            if watch.holds(used_intervals(bounded, graph)):
-                (lower, upper), slack = again, watch.rows
-                errors = {name: watch.interval_error(name) for name in used}
+            for _ in range(_WATCHED_PASSES):
+                watch = CoefficientErrors(bounded, graph, box, used)
+                with watch.watching():
+                    again = bounded.compute_bounds(x=double_input(x), **rows)
+                found = used_intervals(bounded, graph)
+                if watch.holds(found):
+                    (lower, upper), slack = again, watch.rows
+                    errors = {name: watch.interval_error(name) for name in found}
+                    break
+                used = watch.hull(found)  # some were widened by more than there was room for
         prior = lirpa_intervals(bounded, graph, box, errors)
     return prior, (lower.flatten(1) - slack, upper.flatten(1) + slack)
 

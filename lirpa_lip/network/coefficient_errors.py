@@ -50,6 +50,14 @@ class CoefficientErrors:
         )
         return self.complete and self.rows is not None and all(inside)
 
+    def hull(self, used: Mapping[str, Interval]) -> dict[str, Interval]:
+        """Intervals that hold those the terms were for and these."""
+        return {
+            name: tuple(t.detach() for t in (torch.minimum(low, taken[0]), torch.maximum(high, taken[1])))
+            for name, (low, high) in used.items()
+            for taken in (self.taken.get(name, (low, high)),)
+        }  # type: ignore[return-value]
+
     # ---- terms of nodes -------------------------------------------------------------------------------------------
     def _between(self, name: str) -> list[str]:
         """The node and those before it up to the nearest that are seen, in topological order."""

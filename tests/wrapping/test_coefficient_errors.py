@@ -119,3 +119,12 @@ def test_never_looser_than_crown_and_valid(make):
     directions = torch.nn.functional.normalize(torch.randn(500, *x.shape, dtype=torch.float64), dim=2)
     values = torch.stack([model(x + 0.1 * d) for d in directions])
     assert bool((values >= lower).all()) and bool((values <= upper).all())
+
+
+def test_another_pass_has_room_for_what_the_first_widened():
+    torch.manual_seed(1)
+    watch, *_ = watched(Scores(), torch.randn(1, 4), 0.05)
+    wide = {name: (low - 1, high + 1) for name, (low, high) in watch.taken.items()}
+    assert not watch.holds(wide)
+    held = watch.hull(wide)
+    assert all(bool((held[n][0] <= low).all() and (held[n][1] >= high).all()) for n, (low, high) in wide.items())
