@@ -19,13 +19,13 @@ from statistics import median
 
 import click
 import torch
-from lib.networks import SHARED, cnn_a, load_given, load_images
+from lib.networks import SHARED, load_given, load_images
+from lib.sdp_networks import NETWORKS, published_network
 from lib.table import Table
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lirpa_lip.training.epsilon import parse_epsilon
-from lirpa_lip.training.models import Normalize
 from lirpa_lip.verify.attack import attack
 from lirpa_lip.verify.cascade import decide_property
 from lirpa_lip.verify.input_region import InputRegion
@@ -37,12 +37,9 @@ COLUMNS = (
     "network eps images time_limit published pgd_published share_certified share_refuted share_open share_decided "
     "cpu_seconds_median cpu_seconds_total seconds_median decided_by certificate delta violations verdicts"
 ).split()
-_STATISTICS = ([125.3 / 255, 123.0 / 255, 113.9 / 255], [0.225] * 3)
 #: Network -> (radius, published certified %, published PGD %).
 RADII: dict[str, tuple[str, str, str]] = {
-    "sdpcrown_mnist_mlp": ("1.0", "32.5", "54"),
-    "sdpcrown_cifar_cnn_a": ("24/255", "49", "55.5"),
-    "sdpcrown_cifar_convsmall": ("24/255", "43.5", "52.5"),
+    **{name: (entry.eps, entry.certified, entry.pgd) for name, entry in NETWORKS.items()},
     "mnist_cnn_a_adv": ("0.3", "", ""),
     "cifar_cnn_a_adv": ("24/255", "", ""),
 }
@@ -60,20 +57,7 @@ def load(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     weights = SHARED / "models" / f"{name}.safetensors"
     if not weights.is_file():
         raise FileNotFoundError(f"{weights} is not there; set LIRPA_LIP_SHARED to the folder that holds models/.")
-    if name == "sdpcrown_mnist_mlp":
-        body = nn.Sequential(
-            *(nn.Flatten(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10))
-        )
-    elif name == "sdpcrown_cifar_cnn_a":
-        body = cnn_a(3, 16, 2048)
-    else:
-        body = nn.Sequential(
-            *(nn.Conv2d(3, 16, 4, 2), nn.ReLU(), nn.Conv2d(16, 32, 4, 2), nn.ReLU(), nn.Flatten()),
-            *(nn.Linear(1152, 100), nn.ReLU(), nn.Linear(100, 10)),
-        )
-    body.load_state_dict(load_file(weights))
-    model = body if "mnist" in name else nn.Sequential(Normalize(*_STATISTICS), body)
-    return model.eval(), *load_images("mnist" if "mnist" in name else "cifar")
+    return published_network(name, load_file(weights)), *load_images("mnist" if "mnist" in name else "cifar")
 
 
 def measure(name: str, images: int, settings: VerifySettings, attack_steps: int) -> dict[str, object]:

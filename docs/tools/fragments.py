@@ -30,6 +30,9 @@ _ROUNDING = {"network": "network", "eps": "ε", "method": "method", "images": "i
 _SMOOTH = {"activation": "activation", "scale": "weights ×", "widths": "widths", "eps": "ε", "lower": "lower",
            "branched": "BaB", "clarke_jacobian": "clarke-jacobian", "ranges": "ranges of slopes",
            "auto_lirpa": "JacobianOP", "seconds": "s", "seconds_auto_lirpa": "s, JacobianOP"}  # fmt: skip
+_DEEP = {"activation": "activation", "width": "width", "layers": "layers", "eps": "ε", "lower": "at least",
+         "branched": "BaB", "gap": "BaB over it", "seconds_branched": "s, BaB", "clarke_jacobian": "clarke-jacobian",
+         "local_lip": "local-lip", "eclipse_fast": "ECLipsE-Gen-Local Fast", "eclipse_cf": "its CF"}  # fmt: skip
 _SCALE = {"network": "network", "parameters": "parameters", "neurons": "neurons", "batch": "images", "call": "call",
           "grad": "gradients", "forward": "forward, s", "seconds": "s", "seconds_per_image": "s per image",
           "ratio": "over a forward pass", "peak_gib": "GiB", "note": "note"}  # fmt: skip
@@ -46,6 +49,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
     "jacobians_inf": ("clarke", partial(tables.jacobians, norm="inf")),
     "jacobians_2": ("clarke", partial(tables.jacobians, norm="2")),
     "smooth_jacobian": ("smooth_jacobian", partial(tables.columns, names=_SMOOTH)),
+    "deep_lipschitz": ("deep_lipschitz", partial(tables.columns, names=_DEEP)),
     "rounding": ("rounding", partial(tables.columns, names=_ROUNDING)),
     "scale": ("scale", partial(tables.columns, names=_SCALE)),
     "norm_speed": ("norms", tables.norm_speed),

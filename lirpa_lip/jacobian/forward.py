@@ -18,7 +18,7 @@ from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.activations.enclosing_lines import Lines
 from lirpa_lip.errors import DomainError, NonFiniteError
 from lirpa_lip.network.graph import NetworkGraph, Node
-from lirpa_lip.network.intervals import node_interval
+from lirpa_lip.network.node import node_interval
 from lirpa_lip.network.rounding import RowErrors, affine_slack, few, many_children, widened
 from lirpa_lip.regions.region import Region
 

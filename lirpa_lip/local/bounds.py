@@ -23,8 +23,11 @@ from lirpa_lip.local.rate_errors import rate_errors
 from lirpa_lip.local.rows import check_specification, inference_error, output_upper, row_lipschitz, whole_lipschitz
 from lirpa_lip.methods import names_at
 from lirpa_lip.network.balance import balanced
+from lirpa_lip.network.coefficient_errors import CoefficientErrors
 from lirpa_lip.network.graph import NetworkGraph, build_graph, model_dtype
-from lirpa_lip.network.intervals import Interval, intersect, linear_bound_rounding, lirpa_intervals
+from lirpa_lip.network.intervals import lirpa_intervals, used_intervals
+from lirpa_lip.network.linear_bound_errors import linear_bound_rounding
+from lirpa_lip.network.node import Interval, intersect
 from lirpa_lip.regions.region import Region
 from lirpa_lip.results import Certificate, Certified, LipschitzResult
 from lirpa_lip.trust.gate import check_graph
@@ -35,6 +38,8 @@ from lirpa_lip.trust.points import generator_of
 #: Of bounds of outputs, and of Lipschitz constants.
 METHODS = names_at("compute_bounds", "local")
 CONSTANT_METHODS = names_at("local_lipschitz", "local")
+#: Most passes of CROWN in which its rounding is looked for.
+_WATCHED_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -216,11 +221,24 @@ def _crown(bounded: Any, x: Any, c: Tensor, graph: NetworkGraph, region: Region)
     Both are widened by the rounding of their computation. CROWN ignores a box that cuts the ball.
     """
     box = Region(region.centre.double(), region.eps.double()).interval()
+    rows = {"C": c.double(), "method": "crown"}
     with in_float64(bounded):
-        lower, upper = bounded.compute_bounds(x=double_input(x), C=c.double(), method="crown")
-        prior = lirpa_intervals(bounded, graph, box)
-    error = linear_bound_rounding(graph, box, prior)[graph.output].flatten(1)
-    slack = torch.einsum("bso,bo->bs", c.double().abs(), error) * (1 + 1e-6)
+        lower, upper = bounded.compute_bounds(x=double_input(x), **rows)
+        used = used_intervals(bounded, graph)
+        errors = linear_bound_rounding(graph, box, used)
+        slack = torch.einsum("bso,bo->bs", c.double().abs(), errors[graph.output].flatten(1)) * (1 + 1e-6)
+        if graph.has_products:  # through each of them absolute weights grow by a factor
+            for _ in range(_WATCHED_PASSES):
+                watch = CoefficientErrors(bounded, graph, box, used)
+                with watch.watching():
+                    again = bounded.compute_bounds(x=double_input(x), **rows)
+                found = used_intervals(bounded, graph)
+                if watch.holds(found):
+                    (lower, upper), slack = again, watch.rows
+                    errors = {name: watch.interval_error(name) for name in found}
+                    break
+                used = watch.hull(found)  # some were widened by more than there was room for
+        prior = lirpa_intervals(bounded, graph, box, errors)
     return prior, (lower.flatten(1) - slack, upper.flatten(1) + slack)
 
 

@@ -25,7 +25,8 @@ from lirpa_lip.local.product import (
 )
 from lirpa_lip.local.tighten import composed_interval
 from lirpa_lip.network.graph import NetworkGraph, Node
-from lirpa_lip.network.intervals import Interval, check_interval, intersect, node_interval
+from lirpa_lip.network.intervals import check_interval
+from lirpa_lip.network.node import Interval, intersect, node_interval
 from lirpa_lip.network.rounding import NodeErrors, positive_slack
 from lirpa_lip.regions.region import Region
 from lirpa_lip.regions.sizes import safe_norm

@@ -9,7 +9,7 @@ from lirpa_lip.local.deviation import Deviation
 from lirpa_lip.local.layers import Layers
 from lirpa_lip.local.limit import is_late
 from lirpa_lip.network.graph import NetworkGraph, Node
-from lirpa_lip.network.intervals import Interval
+from lirpa_lip.network.node import Interval
 from lirpa_lip.regions.region import Region
 
 #: Most elements of one batch of composed rows (rows × widest layer): about what caches hold.

@@ -28,8 +28,7 @@ from lirpa_lip.local.norm_budget import JointNorm
 from lirpa_lip.local.product import local_rows, masked_norms, rate_of
 from lirpa_lip.local.propagate import Propagation, check_domain
 from lirpa_lip.network.graph import NetworkGraph, Node
-from lirpa_lip.network.intervals import Interval, node_interval
-from lirpa_lip.network.node import affine_value, own_interval
+from lirpa_lip.network.node import Interval, affine_value, node_interval, own_interval
 from lirpa_lip.regions.region import Region
 
 

@@ -6,6 +6,7 @@ Huang et al., NeurIPS 2021 (arXiv 2111.01395), appendix, and the published code 
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import sys
@@ -94,7 +95,8 @@ def build_model(
 
     Args:
         arch: a key of ``ARCHITECTURES``, or ``"package.module:factory"``, one's own callable. It is called as
-            ``factory(input_shape=…, classes=…)`` and returns a module that takes images in [0, 1].
+            ``factory(input_shape=…, classes=…)``, with those of the two it takes, and returns a module that takes
+            images in [0, 1].
         activation: one of ``ACTIVATIONS`` (of the named networks only).
         mean, std: normalisation per channel, inside the network; None for none.
         threshold: start of the clipped ReLU's θ, and of MaxMin's (θ, −θ); None for the published one.
@@ -178,7 +180,21 @@ def _own_module(path: str, input_shape: tuple[int, int, int], classes: int) -> n
             f"cannot import the network {path!r} ({error}); write it as package.module:factory, with the module's "
             "folder on PYTHONPATH, or go to that folder."
         ) from error
-    model = factory(input_shape=input_shape, classes=classes)
+    model = factory(**_accepted(path, factory, {"input_shape": input_shape, "classes": classes}))
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{path} returned {type(model).__name__}, not a torch.nn.Module.")
     return model
+
+
+def _accepted(path: str, factory: Callable, offered: dict[str, object]) -> dict[str, object]:
+    """What a factory takes of the keywords that are offered: networks that others wrote take none."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except (TypeError, ValueError):  # written in C
+        return offered
+    named = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    required = [p.name for p in parameters if p.default is p.empty and p.name in named - offered.keys()]
+    if required:
+        raise ConfigError(f"{path} needs {', '.join(required)}; a factory is given input_shape and classes alone.")
+    everything = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return {name: value for name, value in offered.items() if everything or name in named}

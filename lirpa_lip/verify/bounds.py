@@ -13,7 +13,8 @@ from torch import Tensor
 from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm, in_region
 from lirpa_lip.config import LocalLipConfig
 from lirpa_lip.local.bounds import network_graph
-from lirpa_lip.network.intervals import linear_bound_rounding, lirpa_intervals
+from lirpa_lip.network.intervals import used_intervals
+from lirpa_lip.network.linear_bound_errors import linear_bound_rounding
 from lirpa_lip.precision import next_below
 from lirpa_lip.verify.input_region import InputRegion
 from lirpa_lip.verify.network import Network
@@ -71,8 +72,8 @@ def crown_on_boxes(
     with torch.set_grad_enabled(method == "alpha-crown"), redirect_stdout(io.StringIO()):
         lower, _ = bounded.compute_bounds(x=(x,), C=rows, method=method, bound_upper=False)
     with torch.no_grad():
-        given = lirpa_intervals(bounded, graph, (low, high))
-        error = linear_bound_rounding(graph, (low, high), given)[graph.output].flatten(1)
+        used = used_intervals(bounded, graph)
+        error = linear_bound_rounding(graph, (low, high), used)[graph.output].flatten(1)
         slack = (rows.abs() * error.unsqueeze(1)).sum(2) * (1 + 1e-6)
     return _plus(lower.detach().flatten(1) - slack, d)
 

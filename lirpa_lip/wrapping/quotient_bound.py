@@ -102,9 +102,13 @@ class BoundDiv(Bound):
 
 
 def _steeper(middle: Interval, first: Any, second: Any, sign: int):
-    """Of two planes (slope of x, slope of r, constant), elementwise, the higher in the middle (the lower for −1)."""
-    values = [a * middle[0] + b * middle[1] + c for a, b, c in (first, second)]
-    takes = sign * (values[0] - values[1]) >= 0
+    """Of two planes (slope of x, slope of r, constant), elementwise, the higher in the middle (the lower for −1).
+
+    Where only rounding tells them apart it is the first, so that intervals a little wider give planes a little looser.
+    """
+    parts = [torch.stack([a * middle[0], b * middle[1], c.expand_as(middle[0])]) for a, b, c in (first, second)]
+    room = 1e-9 * sum(p.abs().sum(0) for p in parts).detach()
+    takes = sign * (parts[0].sum(0) - parts[1].sum(0)) >= -room
     return tuple(torch.where(takes, p, q) for p, q in zip(first, second, strict=True))
 
 

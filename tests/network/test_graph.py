@@ -11,7 +11,7 @@ from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
 from lirpa_lip.errors import NonFiniteError, ShapeError, TrainingModeError, UnsupportedOperatorError
 from lirpa_lip.local.bounds import network_graph
 from lirpa_lip.network.graph import NetworkGraph, build_graph
-from lirpa_lip.network.intervals import node_interval
+from lirpa_lip.network.node import node_interval
 
 EVERY_ROW = pytest.mark.parametrize("name", ROWS)
 

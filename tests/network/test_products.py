@@ -14,7 +14,7 @@ from lirpa_lip.errors import DomainError, LirpaLipError, UnsupportedOperatorErro
 from lirpa_lip.local.bounds import network_graph
 from lirpa_lip.network.adapters import products
 from lirpa_lip.network.balance import balanced
-from lirpa_lip.network.intervals import node_interval
+from lirpa_lip.network.node import node_interval
 
 
 class Pair(nn.Module):

@@ -87,13 +87,19 @@ def test_own_module(tmp_path, monkeypatch):
         "def make(input_shape, classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[0] * input_shape[1] * input_shape[2], classes))\n"
         "def wrong(input_shape, classes):\n    return 3\n"
+        "def fixed():\n    return make((1, 4, 4), 3)\n"
+        "def partly(classes, width=4, *, input_shape=None):\n    return make(input_shape, classes)\n"
+        "def anything(**settings):\n    return make(**settings)\n"
+        "def greedy(depth, input_shape):\n    return make(input_shape, 3)\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    assert build_model("own_network:make", (1, 4, 4), 3)(torch.rand(2, 1, 4, 4)).shape == (2, 3)
+    for factory in ("make", "fixed", "partly", "anything"):
+        assert build_model(f"own_network:{factory}", (1, 4, 4), 3)(torch.rand(2, 1, 4, 4)).shape == (2, 3)
     for path, message in (
         ("own_network:absent", "cannot import"),
         ("absent:make", "PYTHONPATH"),
         ("own_network:wrong", "int"),
+        ("own_network:greedy", "depth"),
     ):
         with pytest.raises(ConfigError, match=message):
             build_model(path, (1, 4, 4), 3)

@@ -15,7 +15,7 @@ from lirpa_lip.autolirpa.calls import in_float64
 from lirpa_lip.autolirpa.perturbation import PerturbationLpNorm
 from lirpa_lip.errors import LirpaLipError, MethodFailedError, ShapeError
 from lirpa_lip.local.bounds import network_graph
-from lirpa_lip.network.intervals import linear_bound_rounding
+from lirpa_lip.network.linear_bound_errors import linear_bound_rounding
 from lirpa_lip.nn import MaxMin
 from lirpa_lip.wrapping.convolution_bound import plain_kernel
 
