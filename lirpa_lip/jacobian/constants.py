@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import UnsupportedNormError
-from lirpa_lip.jacobian.backward import Backward, backward_bounds
+from lirpa_lip.jacobian.backward import backward_bounds
 from lirpa_lip.jacobian.forward import Forward, Interval
 from lirpa_lip.jacobian.moving import moving_slopes
 from lirpa_lip.jacobian.naive import naive_bounds
 from lirpa_lip.jacobian.norms import NORMS, row_norms, whole_norm
 from lirpa_lip.jacobian.options import ClarkeOptions
 from lirpa_lip.jacobian.products import INTERVAL, TIGHT
+from lirpa_lip.jacobian.tangents import Backward
 from lirpa_lip.methods import names_at
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.region import Region

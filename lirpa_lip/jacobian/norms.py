@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from lirpa_lip.jacobian.backward import Backward, push_tangent
 from lirpa_lip.jacobian.forward import Interval
+from lirpa_lip.jacobian.tangents import Backward, push_tangent
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.norms import masked_spectral_norm
 from lirpa_lip.norms.linear_map import DenseMap

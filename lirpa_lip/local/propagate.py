@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.config import LocalLipConfig
-from lirpa_lip.errors import DomainError, NonFiniteError
+from lirpa_lip.local.checks import check_domain, check_slopes
 from lirpa_lip.local.composed import composed_rate
 from lirpa_lip.local.deferred import Deferred, can_defer, last_activations
 from lirpa_lip.local.layers import Gain, Layer, Layers, box_rate, safe_sqrt, zero_safe_product
@@ -215,7 +215,7 @@ class Propagation:
         between = activation.slope_range(lower, upper) if not self.anchored else None
         slopes = activation.secant_range(anchor, lower, upper) if between is None else between
         if self.errors is not None:
-            _check_slopes(node, slopes)
+            check_slopes(node, slopes)
         return (lower, upper), slopes, between
 
     def _outward(self, rate: Tensor) -> Tensor:
@@ -282,20 +282,3 @@ class Propagation:
             # Frobenius norms grow too fast in deep networks; these norms were planned for
             error = torch.minimum(error, total(product_norms(self.graph, node, magnitude, self.layers, self.norm)))
         return error
-
-
-def check_domain(node: Node, interval: Interval) -> None:
-    """Raises `DomainError` where an activation is not defined on the whole interval of its input."""
-    reason = "" if node.activation is None else node.activation.outside(*interval)
-    if reason:
-        raise DomainError(node.name, node.operator, reason)
-
-
-def _check_slopes(node: Node, slopes: SlopeRange) -> None:
-    if not bool(torch.isfinite(slopes.magnitude).all()):
-        where = f"a slope of {node.operator} at node {node.name!r}"
-        advice = "the network's slopes overflow in this region: make eps smaller"
-        if node.activation is not None and node.activation.is_root:
-            advice = "a root is infinitely steep at 0, which this region holds: make eps smaller, or add a constant to "
-            advice += "what the model takes the root of"
-        raise NonFiniteError(where, advice)

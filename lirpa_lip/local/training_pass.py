@@ -22,11 +22,12 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import Activation, SlopeRange
 from lirpa_lip.config import LocalLipConfig
+from lirpa_lip.local.checks import check_domain
 from lirpa_lip.local.composed import composed_rate
 from lirpa_lip.local.layers import Layer, Layers, zero_safe_product
 from lirpa_lip.local.norm_budget import JointNorm
 from lirpa_lip.local.product import local_rows, masked_norms, rate_of
-from lirpa_lip.local.propagate import Propagation, check_domain
+from lirpa_lip.local.propagate import Propagation
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.node import Interval, affine_value, node_interval, own_interval
 from lirpa_lip.regions.region import Region

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ShapeError
-from lirpa_lip.jacobian.backward import Backward, backward_bounds, push_tangent
+from lirpa_lip.jacobian.backward import backward_bounds
 from lirpa_lip.jacobian.forward import Forward, Interval, forward_bounds
 from lirpa_lip.jacobian.moving import moving_slopes
 from lirpa_lip.jacobian.options import ClarkeOptions
+from lirpa_lip.jacobian.tangents import Backward, push_tangent
 from lirpa_lip.local.point_jacobians import jacobians_at
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.region import Region

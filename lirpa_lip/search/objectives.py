@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lirpa_lip.jacobian.backward import Backward, push_tangent
 from lirpa_lip.jacobian.norms import row_norms, whole_norm
+from lirpa_lip.jacobian.tangents import Backward, push_tangent
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.regions.sizes import safe_norm
 

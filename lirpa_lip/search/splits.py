@@ -21,8 +21,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lirpa_lip.jacobian.backward import Backward
 from lirpa_lip.jacobian.forward import Forward
+from lirpa_lip.jacobian.tangents import Backward
 from lirpa_lip.network.graph import NetworkGraph
 
 #: ``(pre-activation node, flat index, split point)``

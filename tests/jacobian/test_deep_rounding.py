@@ -10,8 +10,9 @@ from networks.deep import contracting
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
-from lirpa_lip.jacobian.backward import backward_bounds, push_tangent
+from lirpa_lip.jacobian.backward import backward_bounds
 from lirpa_lip.jacobian.forward import forward_bounds, pull_back_planes
+from lirpa_lip.jacobian.tangents import push_tangent
 from lirpa_lip.local.bounds import network_graph
 from lirpa_lip.regions.region import Region
 
