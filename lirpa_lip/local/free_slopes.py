@@ -11,8 +11,9 @@ so that for any slopes g and multipliers λ, μ >= 0 a row c at the activation's
     λ (Lip(S^½ z) eps)² + μ (Lip(R^½ z) eps)²
         + Σ_i max_{t_i} [ c_i (f(z₀_i + t_i) − f(z₀_i) − g_i t_i) − (λ S_i + μ R_i) t_i² ]
 
-to what is pulled back through g. All slopes 0 is the product bound, the stable neurons' own slopes the composed one;
-all between is open. Slopes and multipliers descend together, so that a step costs one maximum per neuron.
+to what is pulled back through g. With all slopes 0 this is the product bound, with the stable neurons' own slopes the
+composed one, and the best g mostly lies between. Slopes and multipliers descend together, so that a step costs one
+maximum per neuron.
 """
 
 from __future__ import annotations
