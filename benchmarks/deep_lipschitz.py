@@ -25,6 +25,7 @@ import click
 import numpy as np
 import torch
 from lib.table import Table
+from networks.deep import random_network
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
@@ -45,18 +46,7 @@ CENTRE = (0.4, 1.8, -0.5, -1.3, 0.9)
 
 def network(activation: str, width: int, layers: int) -> nn.Sequential:
     """The authors' network of a width and a number of layers, in float64."""
-    numbers = np.random.RandomState(77 * width + 9 * layers)
-    sizes = [len(CENTRE), *[width] * (layers - 1), 2]
-    found: list[nn.Module] = []
-    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
-        norm, weight = numbers.uniform(0.8, 2.5), numbers.randn(after, before)
-        weight, bias = norm * weight / np.linalg.norm(weight, 2), numbers.randn(after)
-        layer = nn.Linear(before, after, dtype=torch.float64)
-        with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(weight))
-            layer.bias.copy_(torch.from_numpy(bias))
-        found += [layer, ACTIVATIONS[activation]()]
-    return nn.Sequential(*found[:-1])
+    return random_network(width, layers, 77 * width + 9 * layers, ACTIVATIONS[activation])
 
 
 def theirs(net: nn.Sequential, activation: str, eps: float, algorithm: str, limit: int) -> dict[str, str]:

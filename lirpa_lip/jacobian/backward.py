@@ -23,7 +23,7 @@ from lirpa_lip.jacobian.moving import MovingSlopes
 from lirpa_lip.jacobian.products import TIGHT, product_range, products
 from lirpa_lip.jacobian.tangents import Backward, push_tangent
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.network.rounding import absolute, few, gamma, many_children
+from lirpa_lip.network.rounding import absolute, gamma, many_children, node_gamma
 from lirpa_lip.norms.linear_map import LinearMap
 
 
@@ -54,7 +54,7 @@ def backward_bounds(
     """
     batch, rows = seed.shape[:2]
     prior_cotangents = prior_cotangents or {}
-    result = Backward(seed, {}, {graph.output: few(graph) * seed.abs()}, {}, moving if form == TIGHT else None)
+    result = Backward(seed, {}, {graph.output: node_gamma(graph) * seed.abs()}, {}, moving if form == TIGHT else None)
     pending = {graph.output: (seed, torch.zeros_like(seed), torch.zeros_like(seed))}
     for name in reversed(graph.ancestors(graph.output)):
         if name not in pending:
@@ -67,7 +67,7 @@ def backward_bounds(
                 _add_slack(result, parent, slack)
             continue
         lower, upper = centre - radius, centre + radius
-        slack = few(graph) * (centre.abs() + radius)
+        slack = node_gamma(graph) * (centre.abs() + radius)
         lower, upper, rounding = lower - slack, upper + slack, rounding + slack
         if name in prior_cotangents:
             lower, upper = _cut((lower, upper), prior_cotangents[name])
@@ -83,7 +83,7 @@ def backward_bounds(
         lower, upper = result.cotangents[name]
         result.relaxed[name] = products(slope, lower, upper, form)
         low, high = product_range(slope, lower, upper)
-        rounded = few(graph) * (low.abs() + high.abs())
+        rounded = node_gamma(graph) * (low.abs() + high.abs())
         rounding = torch.minimum(rounding, (upper - lower) / 2) * slope.magnitude.unsqueeze(1) + rounded
         _add(pending, node.parents[0], ((low + high) / 2, (high - low) / 2 + rounded, rounding))
         _add_slack(result, node.parents[0], _product_slack(graph, name, result, slope))
@@ -127,7 +127,7 @@ def _product_slack(graph: NetworkGraph, name: str, result: Backward, slope: Slop
     size = slope.magnitude.unsqueeze(1)
     if result.moving is not None and name in result.moving.slope_lines:
         size = size + result.moving.size(graph, name).unsqueeze(1)
-    return few(graph) * (4 * size * largest + torch.maximum(relaxed.low_offset.abs(), relaxed.high_offset.abs()))
+    return node_gamma(graph) * (4 * size * largest + torch.maximum(relaxed.low_offset.abs(), relaxed.high_offset.abs()))
 
 
 def _add_slack(result: Backward, name: str, slack: Tensor) -> None:

@@ -19,7 +19,7 @@ from lirpa_lip.activations.enclosing_lines import Lines
 from lirpa_lip.errors import DomainError, NonFiniteError
 from lirpa_lip.network.graph import NetworkGraph, Node
 from lirpa_lip.network.node import node_interval
-from lirpa_lip.network.rounding import RowErrors, affine_slack, few, many_children, widened
+from lirpa_lip.network.rounding import RowErrors, affine_slack, many_children, node_gamma, widened, widest
 from lirpa_lip.regions.region import Region
 
 Interval = tuple[Tensor, Tensor]
@@ -103,9 +103,8 @@ def forward_bounds(
         errors[node.name] = _lines_slack(graph, lines, (lower, upper)) if slack is None else _affine(graph, node, slack)
         interval = _cut(interval, prior_intervals.get(node.name), splits.get(node.name))
         if node.name in wanted:
-            if crown and graph.sources(node.name) != [graph.input]:
-                interval = _tighten(graph, node, interval, inputs, (found, errors), splits.get(node.name))
-            elif crown and inputs.radius is not None:
+            # of a box the intervals of a first layer are exact
+            if crown and (inputs.radius is not None or graph.sources(node.name) != [graph.input]):
                 interval = _tighten(graph, node, interval, inputs, (found, errors), splits.get(node.name))
             if any(bool(torch.isnan(t).any()) for t in interval):
                 raise NonFiniteError(f"a pre-activation bound of {node.operator} at node {node.name!r}")
@@ -119,14 +118,14 @@ def forward_bounds(
 def _affine(graph: NetworkGraph, node: Node, slack: Tensor) -> Tensor:
     """Of an affine node: sums with its weights, of its bias, and over the nodes that read its parents."""
     found = slack * many_children(graph)
-    return found if node.bias is None else found + few(graph) * node.bias.abs()
+    return found if node.bias is None else found + node_gamma(graph) * node.bias.abs()
 
 
 def _lines_slack(graph: NetworkGraph, lines: Lines, interval: Interval) -> Tensor:
     """Of an activation: products with the slopes of its lines, and the sum of their offsets."""
     reach = torch.maximum(interval[0].abs(), interval[1].abs())
     slope = torch.maximum(lines.low_slope.abs(), lines.high_slope.abs())
-    return few(graph) * (slope * reach + torch.maximum(lines.low_offset.abs(), lines.high_offset.abs()))
+    return node_gamma(graph) * (slope * reach + torch.maximum(lines.low_offset.abs(), lines.high_offset.abs()))
 
 
 def _cut(interval: Interval, *others: Interval | None) -> Interval:
@@ -187,8 +186,7 @@ def most_open(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def chunk_size(graph: NetworkGraph, rows: int) -> int:
     """How many vectors for each of ``rows`` fit into one chunk."""
-    widest = max(node.shape.numel() for node in graph)
-    return max(1, ROW_ELEMENTS // (widest * max(1, rows)))
+    return max(1, ROW_ELEMENTS // (widest(graph) * max(1, rows)))
 
 
 def pull_back_planes(graph: NetworkGraph, rows: Mapping[str, Tensor], planes: Planes) -> tuple[Tensor, Tensor]:
@@ -227,4 +225,4 @@ def pull_back_planes(graph: NetworkGraph, rows: Mapping[str, Tensor], planes: Pl
     # slack may be infinite where a row is 0
     eps = torch.finfo(offset.dtype).eps
     rounded = torch.nan_to_num(torch.as_tensor(errors.total, dtype=offset.dtype), nan=torch.inf)
-    return a.reshape(batch, count, *shape), offset + rounded * (1 + few(graph)) + 8 * eps * offset.abs()
+    return a.reshape(batch, count, *shape), offset + rounded * (1 + node_gamma(graph)) + 8 * eps * offset.abs()

@@ -29,7 +29,7 @@ from lirpa_lip.activations.base import SlopeRange
 from lirpa_lip.activations.enclosing_lines import Lines
 from lirpa_lip.jacobian.forward import Forward, Interval, pull_back_planes
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.network.rounding import few
+from lirpa_lip.network.rounding import node_gamma
 from lirpa_lip.regions.region import Region
 
 #: λ (``None`` for the chord's, and 1 or 0 where the cotangent keeps its sign), and which lines of the slope. Each costs
@@ -140,4 +140,4 @@ def input_maximum(graph: NetworkGraph, moving: MovingSlopes, rows: Mapping[str, 
     a, b = pull_back_planes(graph, pending, (moving.lines, moving.slack))
     # the rows themselves are sums of what several activations left
     size = sum((t.abs() * moving.reach[name].unsqueeze(1)).flatten(2).sum(-1) for name, t in pending.items())
-    return (moving.region.maximum(a) + b + few(graph) * size).reshape(lead)
+    return (moving.region.maximum(a) + b + node_gamma(graph) * size).reshape(lead)

@@ -15,7 +15,7 @@ from lirpa_lip.jacobian.forward import Interval
 from lirpa_lip.jacobian.moving import MIXES, MovingSlopes, input_maximum
 from lirpa_lip.jacobian.products import Products
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.network.rounding import few
+from lirpa_lip.network.rounding import node_gamma
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,10 @@ def _pushed(
     if left and moves is not None:
         constant = constant + input_maximum(graph, moves[0], left, lead)
     if graph.output not in values:
-        return constant + errors * (1 + few(graph)) + _LAST * constant.abs()
+        return constant + errors * (1 + node_gamma(graph)) + _LAST * constant.abs()
     out = values[graph.output].reshape(*lead, -1)
     bound = (out * result.seed.flatten(2).unsqueeze(2)).sum(-1) + constant
-    return bound + errors * (1 + few(graph)) + _LAST * (bound.abs() + constant.abs())
+    return bound + errors * (1 + node_gamma(graph)) + _LAST * (bound.abs() + constant.abs())
 
 
 #: Relative rounding of the last few sums.

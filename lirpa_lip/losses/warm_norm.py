@@ -122,29 +122,25 @@ class WarmStarts(nn.Module):
         self, index: int, linear: LinearMap, columns: Tensor | None, rows: Tensor | None, iterations: int
     ) -> Tensor:
         """``subspace_norm`` from block ``index``; nearly settled in eval mode, where it chooses and nothing learns."""
-        name, shape = f"block_{index}", linear.in_shape
-        kept = self._buffers.get(name)
-        if kept is None or kept.shape[1:] != shape:
-            generator = torch.Generator().manual_seed(index)
-            count = min(BLOCK, shape.numel(), linear.out_shape.numel())
-            kept = torch.randn(count, *shape, generator=generator, dtype=linear.dtype).to(linear.device)
-            self.register_buffer(name, kept)
-        sigma, block = subspace_norm(
-            linear, kept, columns, rows, iterations if self.training else max(iterations, SETTLED)
-        )
+        count = min(BLOCK, linear.in_shape.numel(), linear.out_shape.numel())
+        kept = self._start(f"block_{index}", index, torch.Size((count, *linear.in_shape)), linear.dtype, linear.device)
+        steps = iterations if self.training else max(iterations, SETTLED)
+        sigma, block = subspace_norm(linear, kept, columns, rows, steps)
         if self.training:
             kept.copy_(block)
         return sigma
 
     def vector(self, index: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The kept vector (1, *shape); a random one where the map has changed its shape since."""
-        name, whole = f"vector_{index}", (1, *shape)
+        """The kept vector (1, *shape)."""
+        return self._start(f"vector_{index}", index, torch.Size((1, *shape)), dtype, device)
+
+    def _start(self, name: str, seed: int, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The kept unit vectors (k, *shape); random ones where the map has changed its shape since."""
         kept = self._buffers.get(name)
-        if kept is not None and kept.shape == whole:
+        if kept is not None and kept.shape == shape:
             return kept
-        generator = torch.Generator().manual_seed(index)
-        start = torch.randn(whole, generator=generator, dtype=dtype).to(device)
-        start = start / start.norm()
+        generator = torch.Generator().manual_seed(seed)
+        start = _unit(torch.randn(shape, generator=generator, dtype=dtype).to(device))
         if kept is None:
             self.register_buffer(name, start)
         return start

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.network.graph import NetworkGraph
-from lirpa_lip.network.linear_bound_errors import LinearBoundErrors, _gamma, _size
+from lirpa_lip.network.linear_bound_errors import LinearBoundErrors, largest, sum_gamma
 from lirpa_lip.network.node import Interval
 
 
@@ -161,8 +161,8 @@ class CoefficientErrors:
                 for node, pair in zip(inputs, found[0]):
                     # sums of what several readers hand to a node
                     if getattr(node, "name", None) in self.seen:
-                        size = _size(self.terms.intervals[node.name]) + self.interval_error(node.name)
-                        self._add(_gamma(self.terms.nodes) * size, *pair)
+                        size = largest(self.terms.intervals[node.name]) + self.interval_error(node.name)
+                        self._add(sum_gamma(self.terms.nodes) * size, *pair)
             return found
 
         return step
@@ -199,4 +199,5 @@ def _inflated(interval: Interval) -> Interval:
 
 
 def _below(x: Tensor) -> Tensor:
+    """The next number below; of −∞, which an error without a bound makes, itself (`precision.next_below` has NaN)."""
     return torch.nextafter(x, torch.full_like(x, -torch.inf))

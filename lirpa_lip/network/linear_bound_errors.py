@@ -48,7 +48,7 @@ class LinearBoundErrors:
         low, high = (t.detach().double() for t in box)
         self.nodes = len(list(self.graph))
         self.intervals: dict[str, Interval] = {graph.input: (low, high)}
-        self.of_input = _gamma(low[0].numel() + self.nodes) * torch.maximum(low.abs(), high.abs())
+        self.of_input = sum_gamma(low[0].numel() + self.nodes) * torch.maximum(low.abs(), high.abs())
         for node in self.graph:
             if node.name in used:
                 self.intervals[node.name] = tuple(t.detach() for t in used[node.name])  # type: ignore[assignment]
@@ -66,15 +66,15 @@ class LinearBoundErrors:
     @torch.no_grad()
     def step(self, node: Node, errors: Mapping[str, Tensor]) -> Tensor:
         """What a bound of a node's values may be off by, ``(batch, *shape)``, from that of its parents'."""
-        interval, sums = self.intervals[node.name], _gamma(node.shape.numel() + self.nodes)
+        interval, sums = self.intervals[node.name], sum_gamma(node.shape.numel() + self.nodes)
         if node.activation is not None:
             parent = node.parents[0]
             moved = self._through(node, errors[parent], sums) + node.activation.value_slack
         else:
             moved = sums * (0 if node.bias is None else node.bias.abs())
             for map_, parent in zip(node.maps or (), node.parents, strict=True):
-                size = _size(self.intervals[parent]) + errors[parent]
-                terms = _gamma(_terms(map_) + self.nodes)
+                size = largest(self.intervals[parent]) + errors[parent]
+                terms = sum_gamma(_terms(map_) + self.nodes)
                 moved = moved + map_.abs().forward(errors[parent] + terms * size)
         return torch.nan_to_num(moved, nan=torch.inf).expand_as(interval[0])
 
@@ -85,8 +85,8 @@ class LinearBoundErrors:
             slope = node.activation.slope_range(low - error, high + error, closed=True).magnitude.clamp(min=1)
         except DomainError:
             return torch.full_like(low, torch.inf)
-        size = _size((low, high)) + error
-        return _THROUGH_A_LINE * slope * error + sums * (_size(self.intervals[node.name]) + slope * size)
+        size = largest((low, high)) + error
+        return _THROUGH_A_LINE * slope * error + sums * (largest(self.intervals[node.name]) + slope * size)
 
 
 @torch.no_grad()
@@ -106,12 +106,12 @@ def linear_bound_rounding(
     return errors
 
 
-def _size(interval: Interval) -> Tensor:
+def largest(interval: Interval) -> Tensor:
     """Largest absolute value, enough more than that for the rounding of interval arithmetic itself."""
     return torch.maximum(interval[0].abs(), interval[1].abs()) * (1 + 1e-6)
 
 
-def _gamma(terms: int) -> float:
+def sum_gamma(terms: int) -> float:
     """Relative error of a sum of products, in any order, with a margin for the few operations around it."""
     return 4 * (terms + 16) * torch.finfo(torch.float64).eps
 

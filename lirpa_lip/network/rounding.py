@@ -228,7 +228,7 @@ def affine_slack(node: Node, intervals: Mapping[str, Interval]) -> Tensor | None
     return slack
 
 
-def few(graph: NetworkGraph) -> float:
+def node_gamma(graph: NetworkGraph) -> float:
     """Relative error of one sum over the entries of any node, with all nodes' sums added to it."""
     return 4 * (widest(graph) + len(graph.nodes) + _FEW) * torch.finfo(graph.dtype).eps
 

@@ -83,7 +83,8 @@ def restore(
         objective.model.load_state_dict(checkpoint.group("model"))
         buffers = dict(objective.named_buffers())
         for name, tensor in checkpoint.group("bound").items():
-            buffers[f"bound.{name}"].copy_(tensor)
+            if f"bound.{name}" in buffers:  # an earlier version kept other start vectors; these are found again
+                buffers[f"bound.{name}"].copy_(tensor)
         for index, parameter in enumerate(objective.model.parameters()):
             optimizer.state[parameter] = _optimizer_state(checkpoint.group(f"optimizer.{index}"), parameter)
         if average is not None:

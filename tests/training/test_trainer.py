@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from lirpa_lip.errors import CheckpointError, DivergedError
-from lirpa_lip.training.checkpoint import checkpoints_in, find_checkpoint, load_checkpoint
+from lirpa_lip.training.checkpoint import checkpoints_in, find_checkpoint, load_checkpoint, save_checkpoint
 from lirpa_lip.training.config import config_from, read_config
 from lirpa_lip.training.run_state import model_from
 from lirpa_lip.training.runlog import read_log
@@ -68,6 +69,21 @@ def test_resumed_run_ends_with_the_same_weights(tmp_path, settings):
     rows = [read_log(tmp_path / run / "metrics.csv") for run in ("whole", "killed")]
     steps = [[(r["step"], r["split"]) for r in part if int(r["step"]) % 9 == 0] for part in rows]
     assert steps[0] == steps[1] and len(steps[0]) == len(set(steps[0]))
+
+
+def test_a_run_of_the_version_with_one_start_vector_a_layer_goes_on(tmp_path):
+    settings = {"loss": "gloro", "bound": "global-product", "checkpoint_every": 4}
+    stop_after(trainer(tmp_path, **settings), 5)
+    kept = load_checkpoint(checkpoints_in(tmp_path / "checkpoints")[-1])
+    blocks = {name for name in kept.tensors if ".block_" in name}
+    before = {name.replace("block", "vector"): kept.tensors[name][:1] for name in blocks}
+    rest = {name: tensor for name, tensor in kept.tensors.items() if name not in blocks}
+    save_checkpoint(tmp_path / "checkpoints", replace(kept, tensors={**rest, **before}), 4)
+    again = trainer(tmp_path, **settings)
+    again.resume()
+    assert blocks and again.state.step == 4
+    again.fit()
+    assert weights(tmp_path).keys() >= blocks
 
 
 def test_a_step_depends_on_the_seed(tmp_path):
