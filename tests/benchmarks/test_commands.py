@@ -1,4 +1,4 @@
-"""Benchmarks that take oracles or networks from the tests run as commands, where nobody has put the tests on the path."""
+"""Benchmarks that take oracles or networks from the tests start as commands, with no tests on the path."""
 
 from __future__ import annotations
 
