@@ -76,10 +76,14 @@ class BoundOutput(NamedTuple):
 
 @runtime_checkable
 class LipschitzBound(Protocol):
-    """A differentiable bound plug-in, bound to a model at construction."""
+    """What a loss needs of a bound: an object that knows its model, and is called ``bound(x, eps, labels)``.
+
+    It returns a `BoundOutput` for the balls ‖x' − x‖₂ ≤ eps around inputs ``(batch, *shape)``, differentiable in the
+    model's parameters. `make_bound` makes those that have a name; any function of this signature is one too.
+    """
 
     def __call__(self, x: Tensor, eps: float | Tensor, labels: Tensor | None = None) -> BoundOutput:
-        """Bounds the model on B₂(x, eps).
+        """Bounds the model on the balls ‖x' − x‖₂ ≤ eps.
 
         Args:
             x: (batch, *input shape).
@@ -90,7 +94,13 @@ class LipschitzBound(Protocol):
 
 
 def make_bound(name: str, model: nn.Module, sample: Tensor, **options: Any) -> LipschitzBound:
-    """Builds the bound ``name`` (a key of ``BOUNDS``) for ``model``, whose input looks like ``sample``.
+    """Builds a bound for a model, to be called in every step: ``bound(x, eps, labels)`` gives a `BoundOutput`.
+
+    Args:
+        name: ``"global-product"``, ``"local-product"`` or ``"local-lip"`` (the keys of ``BOUNDS``).
+        model: from ``(batch, *shape)`` to logits ``(batch, classes)``; its weights are read anew in every call.
+        sample: an input of any batch size, for its shape and device.
+        options: of the bound; ``certificate="deterministic"`` gives certified norms in place of estimates.
 
     Raises:
         UnknownMethodError: no such bound.
