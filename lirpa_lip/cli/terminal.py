@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import click
 
 from lirpa_lip.errors import ConfigError, UnknownMethodError
-from lirpa_lip.methods import Door, current_name, names_at, note_changed_name
+from lirpa_lip.methods import Door, current_name, names_at
 from lirpa_lip.ranges import Range
 
 
@@ -50,12 +50,9 @@ class MethodName(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            name = current_name(str(value), self.door)
+            return current_name(str(value), self.door)
         except UnknownMethodError as error:
             self.fail(str(error), param, ctx)
-        if name == value:
-            note_changed_name(name, self.door)
-        return name
 
 
 def option(flag: str, kind: type[int] | type[float], allowed: Range, **settings: Any) -> Callable[[Any], Any]:

@@ -27,6 +27,8 @@ LOSS_NAMES = ("plain", *LOSSES)
 FORMAT = 2
 """Of saved settings. 1 had other names of bounds."""
 _MARK = "# lirpa-lip settings, format "
+#: Settings that files of format 1, which had no mark, lack; they held all others.
+_SINCE_FORMAT_1 = {"init", "start_from", "lr_rise", "lr_decay"}
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, range: Range | None = None) -> Any:
@@ -149,27 +151,36 @@ def config_from(values: Mapping[str, Any], source: str = "configuration") -> Tra
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file.
+    """The settings in a YAML file; what the release before saved, which holds every setting, is read as it meant it.
 
     Raises:
         ConfigError: the file is absent, is no YAML, or holds no settings.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as a YAML configuration ({error}).") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold settings, one `name: value` a line.")
-    return content
+    values, text = _read(path)
+    saved = set(values) == {item.name for item in fields(TrainConfig)} - _SINCE_FORMAT_1
+    return _as_meant(values, text) if saved else values
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
     """The settings that a run saved; names of the release before are read as they were meant then."""
-    values = read_config(path)
-    if isinstance(values.get("bound"), str) and not path.read_text(encoding="utf-8").startswith(_MARK):
-        values["bound"] = name_before(values["bound"], "train")
+    return _as_meant(*_read(path))
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a YAML configuration ({error}).") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold settings, one `name: value` a line.")
+    return content or {}, text
+
+
+def _as_meant(values: dict[str, Any], text: str) -> dict[str, Any]:
+    """A file without our mark is older than today's names."""
+    if isinstance(values.get("bound"), str) and not text.startswith(_MARK):
+        return {**values, "bound": name_before(values["bound"], "train")}
     return values
 
 

@@ -1,7 +1,8 @@
 """Code on the pages runs as it stands, and prints what the page says.
 
 In the README, on the start page and in the guides ``python`` blocks run in order, in an empty folder; so do ``sh``
-blocks, by the command line's own parser. A ``text`` block right behind one is its output, ``...`` for what may vary.
+blocks, by the command line's own parser, without a warning. A ``text`` block right behind one is its output, ``...``
+for what may vary.
 ``bash`` blocks are commands that tests/docs/test_commands.py reads without running them.
 """
 
@@ -53,4 +54,5 @@ def call(line: str) -> str:
     assert program == "lirpa-lip"
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    assert "arning" not in result.stderr, f"{line} warns whoever follows the page:\n{result.stderr}"
     return result.stdout
