@@ -44,7 +44,7 @@ def draw_verification(rows: list[dict], path: Path) -> None:
     order = list(dict.fromkeys(r["network"] for r in rows))
     groups = sorted({(r["network"], r["eps"]) for r in rows}, key=lambda g: (order.index(g[0]), Fraction(g[1])))
     methods = [m for m in STYLES if any(r["method"] == m for r in rows)]
-    columns = min(4, len(groups))
+    columns = min(2, len(groups))  # so that a page of the site shows it in a size that can be read
     height = -(-len(groups) // columns)
     size = (4.6 * columns, 2.9 * height + 1.2)
     figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False)

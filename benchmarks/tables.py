@@ -86,6 +86,11 @@ def columns(rows: list[dict[str, str]], names: dict[str, str]) -> list[list[str]
     return [list(names.values()), *([row[name] for name in names] for row in rows)]
 
 
+def latest(rows: list[dict[str, str]], key: str, names: dict[str, str]) -> list[list[str]]:
+    """The same, of the last row for each value of ``key``: what was measured before stays in the file alone."""
+    return columns(list({row[key]: row for row in rows}.values()), names)
+
+
 def steps(rows: list[dict[str, str]]) -> list[list[str]]:
     """Training steps, in times of a plain one."""
     table = [["network, activation", "batch", "bound", "s", "times plain", "floats kept"]]

@@ -25,8 +25,10 @@ BOUNDS: dict[str, str] = {
 class ActivationInterval(NamedTuple):
     """Interval of one elementwise activation's input over the region, and where the activation is constant.
 
-    ``lower``, ``upper``: ``(batch, *shape)``. ``constant_below``, ``constant_above``: the activation is constant where
-    its whole interval lies below, or above, these thresholds (tensors that broadcast, or numbers); None for nowhere.
+    Attributes:
+        lower, upper: ends of the interval, ``(batch, *shape)``.
+        constant_below, constant_above: the activation is constant where the whole interval lies below, or above, these
+            thresholds, tensors that broadcast, or numbers; None for nowhere.
     """
 
     lower: Tensor
@@ -47,7 +49,10 @@ class ActivationInterval(NamedTuple):
 class FeatureRegion(NamedTuple):
     """Where the input of the last linear layer can lie: a ball around ``center``, intersected with a box.
 
-    ``center``, ``lower``, ``upper``: (batch, features); ``radius``: (batch,); ``weight``: (classes, features).
+    Attributes:
+        center, lower, upper: (batch, features).
+        radius: (batch,).
+        weight: (classes, features), of that layer.
     """
 
     center: Tensor
@@ -86,7 +91,7 @@ class LipschitzBound(Protocol):
         """Bounds the model on the balls ‖x' − x‖₂ ≤ eps.
 
         Args:
-            x: (batch, *input shape).
+            x: ``(batch, *input shape)``.
             eps: radius of the ball, a number or one per sample.
             labels: (batch,) integer classes y; by default the predicted ones.
         """
@@ -111,7 +116,7 @@ def make_bound(name: str, model: nn.Module, sample: Tensor, **options: Any) -> L
         >>> _ = model[0].weight.data.copy_(torch.eye(2))
         >>> x, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
         >>> output = make_bound("global-product", model, x)(x, 0.1, y)
-        >>> [round(v, 3) for v in output.pair_lipschitz[0].tolist()]  # ‖e₀ − e₁‖ = √2 beside the label itself
+        >>> [round(v, 3) for v in output.pair_lipschitz[0].tolist()]  # ‖e₀ − e₁‖ = √2
         [0.0, 1.414]
     """
     module, attribute = BOUNDS[current_name(name, "train")].split(":")

@@ -74,6 +74,14 @@ def test_included_tables_are_made_and_made_tables_are_included(fragments: Module
         assert len(rows) > 2, f"{name} has no rows"
 
 
+@pytest.mark.parametrize("page", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rows_of_a_table_have_the_cells_of_its_head(page: Path) -> None:
+    """A sign | in a cell ends it, in code too, unless it is written \\|: the rest of the row would be lost."""
+    for block in re.findall(r"(?:^\|.*\n)+", prose(page), re.MULTILINE):
+        counts = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
+        assert len(counts) == 1, block
+
+
 def test_no_results_are_typed() -> None:
     """A table with three numbers in a row stands in a CSV file, not on a page."""
     for page in PAGES:
