@@ -46,7 +46,7 @@ html_title = "lirpa_lip"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "header_links_before_dropdown": 8}
 html_theme_options["navbar_persistent"] = ["search-button"]  # a field takes the header to a second line
 # pages of code are wide, and short enough to be seen at a glance
-html_theme_options["secondary_sidebar_items"] = {"guides/*": [], "notation": [], "operators": [], "**": ["page-toc"]}
+html_theme_options["secondary_sidebar_items"] = {"guides/*": [], "notation": [], "operators": []}
 toc_object_entries_show_parents = "hide"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
