@@ -82,7 +82,8 @@ def jacobians(rows: list[dict[str, str]], norm: str) -> list[list[str]]:
 
 
 def columns(rows: list[dict[str, str]], names: dict[str, str]) -> list[list[str]]:
-    """Some columns as they stand: ``{column: its head}``."""
+    """Some columns as they stand: ``{column: its head}``; one that is empty in every row is left out."""
+    names = {name: head for name, head in names.items() if any(row[name] for row in rows)}
     return [list(names.values()), *([row[name] for name in names] for row in rows)]
 
 

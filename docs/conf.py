@@ -28,6 +28,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 nb_execution_mode = "off"  # what runs on the site are the gallery and the doctests
+smartquotes_action = "qe"  # quotes and ellipses; "--help" keeps its dashes
 default_role = "code"  # single backticks in docstrings are code
 napoleon_use_ivar = True
 autodoc_typehints = "description"
