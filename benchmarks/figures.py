@@ -56,11 +56,10 @@ def draw_verification(rows: list[dict], path: Path) -> None:
         axis.set_title(f"{network}, ε = {eps}, n = {count}", fontsize=9)
     delta = max(float(r["delta"]) for r in rows if r["delta"])
     figure.suptitle(
-        "Certified accuracy in % on the first n test images, the same for all bars of a panel; ε: ℓ₂ radius, pixels in "
-        "[0, 1]; line: PGD on these images\n"
-        "beside each bar: per cent, processor seconds per image (of all it saw), kind: d deterministic, "
-        f"p probabilistic (δ ≤ {delta:g} per image)",
-        fontsize=11,
+        "Certified accuracy in % on the first n test images, the same for all bars of a panel;\n"
+        "ε: ℓ₂ radius, pixels in [0, 1]; line: PGD on these images; beside each bar: per cent,\n"
+        f"processor seconds per image (of all it saw), d deterministic, p probabilistic (δ ≤ {delta:g} per image)",
+        fontsize=10,
     )
     figure.tight_layout(rect=(0, 0, 1, 0.995))
     path.parent.mkdir(parents=True, exist_ok=True)

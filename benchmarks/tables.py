@@ -88,8 +88,8 @@ def columns(rows: list[dict[str, str]], names: dict[str, str]) -> list[list[str]
 
 
 def latest(rows: list[dict[str, str]], key: str, names: dict[str, str]) -> list[list[str]]:
-    """The same, of the last row for each value of ``key``: what was measured before stays in the file alone."""
-    return columns(list({row[key]: row for row in rows}.values()), names)
+    """The same, of the last row for each call: what was measured before stays in the file alone."""
+    return columns([{**row, key: f"`{row[key]}`"} for row in {row[key]: row for row in rows}.values()], names)
 
 
 def steps(rows: list[dict[str, str]]) -> list[list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS), str(DOCS / "tools")]
 
+import docstrings  # noqa: E402
 import links  # noqa: E402
 import pages  # noqa: E402
 from sphinx.errors import SphinxError  # noqa: E402
@@ -28,7 +29,6 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 nb_execution_mode = "off"  # what runs on the site are the gallery and the doctests
-smartquotes_action = "qe"  # quotes and ellipses; "--help" keeps its dashes
 default_role = "code"  # single backticks in docstrings are code
 napoleon_use_ivar = True
 autodoc_typehints = "description"
@@ -47,7 +47,8 @@ html_title = "lirpa_lip"
 html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "header_links_before_dropdown": 8}
 html_theme_options["navbar_persistent"] = ["search-button"]  # a field takes the header to a second line
 # pages of code are wide, and short enough to be seen at a glance
-html_theme_options["secondary_sidebar_items"] = {"guides/*": [], "notation": [], "operators": []}
+WITH_CONTENTS = "api/* theory/* architecture clarke extending install limits norms training verify".split()
+html_theme_options["secondary_sidebar_items"] = {page: ["page-toc"] for page in WITH_CONTENTS}
 toc_object_entries_show_parents = "hide"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -88,6 +89,11 @@ def check_links(app: Any, exception: Exception | None) -> None:
         raise SphinxError("links that lead nowhere:\n" + "\n".join(found))
 
 
+def attributes(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Before napoleon reads them."""
+    lines[:] = docstrings.attributes_apart(lines)
+
+
 def skip(app: Any, what: str, name: str, found: Any, skipped: bool, options: Any) -> bool | None:
     """Fields of a named tuple: they stand among its attributes, and their own docstring is a number."""
     return True if (getattr(found, "__doc__", None) or "").startswith("Alias for field number") else None
@@ -98,6 +104,7 @@ def setup(app: Any) -> None:
     pages.write(DOCS / "generated")
     app.connect("build-finished", check_links)
     app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-docstring", attributes, priority=100)
     there = {path.stem for path in (DOCS / "gallery").glob("plot_*.py")}
     for path in (DOCS / "generated" / "gallery").glob("plot_*"):
         if path.name.split(".")[0] not in there:

@@ -123,3 +123,21 @@ def test_links_of_the_built_site_are_followed(tmp_path: Path) -> None:
     (tmp_path / "sub" / "b.html").write_text('<p id="here"><a href="../a.html#there">a</a> <img src="no.png"></p>')
     (tmp_path / "a.html").write_text('<a href="sub/b.html#here">b</a><a href="c.html">c</a><a href="https://x">x</a>')
     assert links.broken(tmp_path) == ["a.html: c.html", "sub/b.html: ../a.html#there", "sub/b.html: no.png"]
+
+
+def test_attributes_that_share_a_text_are_entries_of_their_own() -> None:
+    apart = _tool("docstrings").attributes_apart
+    text = [
+        "What.",
+        "",
+        "Attributes:",
+        "    low, high: ends of it,",
+        "        both.",
+        "    c: one.",
+        "",
+        "Args:",
+        "    a, b: two.",
+    ]
+    made = ["    low: ends of it,", "        both.", "    high: as ``low``.", "    c: one."]
+    assert apart(text) == [*text[:3], *made, *text[6:]]
+    assert apart(text[:5]) == [*text[:3], *made[:3]]
