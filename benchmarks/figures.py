@@ -61,7 +61,7 @@ def draw_verification(rows: list[dict], path: Path) -> None:
         f"processor seconds per image (of all it saw), d deterministic, p probabilistic (δ ≤ {delta:g} per image)",
         fontsize=10,
     )
-    figure.tight_layout(rect=(0, 0, 1, 0.995))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / size[1]))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)
