@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -27,6 +28,21 @@ TRAIN = ("train --dataset digits --arch cnn-tiny --eps 0.2 --limit 600 --batch-s
          "--augment crop-flip --bound local-product --log-every 1 --checkpoint-every 3").split()  # fmt: skip
 CERTIFY = "--bound local-product --certificate probabilistic --eps 0.05,0.2 --limit 60 --batch-size 5".split()
 CERTIFY += "--pgd-steps 5 --radius-steps 1".split()
+
+
+@dataclass
+class Clock:
+    """Random moments of a run.
+
+    Attributes:
+        longest: seconds that it takes undisturbed; less once the machine is less busy, or no kill would come in time.
+    """
+
+    chance: random.Random
+    longest: float
+
+    def moment(self) -> float:
+        return self.chance.uniform(0.0, self.longest)
 
 
 def start(arguments: list[str], processes: int = 1) -> subprocess.Popen:
@@ -47,11 +63,14 @@ def finish(arguments: list[str], processes: int = 1) -> None:
         raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {output.decode()[-2000:]}")
 
 
-def killed_after(arguments: list[str], seconds: float) -> bool:
-    """Whether the process was still at work when SIGKILL came."""
-    process = start(arguments)
+def killed_after(arguments: list[str], clock: Clock) -> bool:
+    """Whether the process was still at work when SIGKILL came, at a random moment of what it takes at most."""
+    process, seconds, begun = start(arguments), clock.moment(), time.monotonic()
     try:
-        process.communicate(timeout=seconds)
+        output = process.communicate(timeout=seconds)[0]
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {output.decode()[-2000:]}")
+        clock.longest = min(clock.longest, time.monotonic() - begun)
         return False
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
@@ -72,12 +91,12 @@ def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def disturbed_training(folder: Path, chance: random.Random, kills: int, seconds: float) -> int:
+def disturbed_training(folder: Path, clock: Clock, kills: int) -> int:
     """Trains with so many kills at most; returns how many there were."""
     done = 0
     for _ in range(kills):
         resume = ["--resume"] if checkpoints_in(folder / "checkpoints") else []
-        if not killed_after([*TRAIN, *resume, "--out", str(folder)], chance.uniform(0.0, seconds)):
+        if not killed_after([*TRAIN, *resume, "--out", str(folder)], clock):
             return done
         done += 1
     resume = ["--resume"] if checkpoints_in(folder / "checkpoints") else []
@@ -85,15 +104,13 @@ def disturbed_training(folder: Path, chance: random.Random, kills: int, seconds:
     return done
 
 
-def disturbed_certification(
-    run: Path, rows: Path, folder: Path, chance: random.Random, kills: int, seconds: float
-) -> int:
+def disturbed_certification(run: Path, rows: Path, folder: Path, clock: Clock, kills: int) -> int:
     call = ["certify", str(run), *CERTIFY, "--out", str(folder)]
     folder.mkdir()
     shutil.copy(rows / "certify.json", folder)  # it holds the seed of the norms' random starts
     done = 0
     for _ in range(kills):
-        if not killed_after(call, chance.uniform(0.0, seconds)):
+        if not killed_after(call, clock):
             return done
         done += 1
     finish(call)
@@ -110,21 +127,19 @@ def main(kills: int, each: int, seed: int) -> None:
         work = Path(name)
         begun = time.monotonic()
         finish([*TRAIN, "--out", str(work / "whole")])
-        training, begun = time.monotonic() - begun, time.monotonic()
+        training, begun = Clock(chance, time.monotonic() - begun), time.monotonic()
         finish(["certify", str(work / "whole"), *CERTIFY, "--out", str(work / "rows")])
-        certification = time.monotonic() - begun
+        certification = Clock(chance, time.monotonic() - begun)
         counts, runs, equal = {"train": 0, "certify": 0}, 0, 0
         while sum(counts.values()) < kills:
             runs += 1
             what = min(counts, key=lambda key: counts[key])
             if what == "train":
-                counts[what] += disturbed_training(work / f"t{runs}", chance, each, training)
+                counts[what] += disturbed_training(work / f"t{runs}", training, each)
                 good = same_tensors(tensors_of(work / "whole"), tensors_of(work / f"t{runs}"))
             else:
                 folder = work / f"c{runs}"
-                counts[what] += disturbed_certification(
-                    work / "whole", work / "rows", folder, chance, each, certification
-                )
+                counts[what] += disturbed_certification(work / "whole", work / "rows", folder, certification, each)
                 good = rows_of(work / "rows") == rows_of(folder)
             equal += good
             click.echo(f"{what}: {counts[what]} kills so far, end {'equal' if good else 'DIFFERENT'}")

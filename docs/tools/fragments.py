@@ -39,6 +39,8 @@ _MEMORY = {"network": "network", "activation": "activation", "eps": "ε", "batch
 _IMPORTS = {"call": "call", "cpu_seconds": "s", "times_base": "over torch and auto_LiRPA alone"}
 _ESTIMATES = {"vectors": "kept vectors", "step": "step", "loss": "loss", "upper": "certified norm product",
               "estimate": "estimate over it", "seconds_per_step": "s a step"}  # fmt: skip
+_RADII = {"network": "network", "eps": "ε", "bound": "bound", "samples": "images", "radius_steps": "verdicts for radii",
+          "seconds": "s", "share_of_search": "share", "certified": "certified at ε", "mean_radius": "mean radius"}
 _SCALE = {"network": "network", "parameters": "parameters", "neurons": "neurons", "batch": "images", "call": "call",
           "grad": "gradients", "forward": "forward, s", "seconds": "s", "seconds_per_image": "s per image",
           "ratio": "over a forward pass", "peak_gib": "GiB", "note": "note"}  # fmt: skip
@@ -60,6 +62,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
     "scale": ("scale", partial(tables.columns, names=_SCALE)),
     "memory": ("memory", partial(tables.columns, names=_MEMORY)),
     "imports": ("imports", partial(tables.latest, key="call", names=_IMPORTS)),
+    "radius_search": ("radius_search", partial(tables.columns, names=_RADII)),
     "training_estimates": ("train_estimates", partial(tables.columns, names=_ESTIMATES)),
     "norm_speed": ("norms", tables.norm_speed),
     "norm_bounds": ("norms", tables.norm_bounds),

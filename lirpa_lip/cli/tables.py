@@ -84,7 +84,7 @@ class Table:
         wide.print(shown, highlight=False)
 
     def _drawn(self, shown: Any) -> Any:
-        drawn = [(index, column) for index, column in enumerate(self.columns) if column.head]
+        drawn = [(i, column) for i, column in enumerate(self.columns) if column.head and self._has_values(i)]
         for index, column in drawn:
             numbers = all(not isinstance(cells[index], str) for cells, _ in self.rows)
             shown.add_column(column.head, justify="right" if numbers else "left", no_wrap=True)
@@ -93,6 +93,10 @@ class Table:
                 shown.add_section()
             shown.add_row(*(shown_as(cells[index], column) for index, column in drawn))
         return shown
+
+    def _has_values(self, index: int) -> bool:
+        """Whether there is anything in a column: one of dashes alone takes room from the others."""
+        return not self.rows or any(shown_as(cells[index], self.columns[index]) != "–" for cells, _ in self.rows)
 
 
 def show_table(title: str, columns: Sequence[Column], rows: Iterable[Sequence[Cell]], console: Any = None) -> None:

@@ -23,20 +23,20 @@ EXIT_CODES = {"unsat": 0, "sat": 10, "unknown": 20, "timeout": 30}
 _OF_DATA = ("norm", "eps", "box", "within", "radius", "data_dir", "split", "limit", "out")
 _WRITTEN = ("verdicts.csv", "summary.json", "counterexamples.npz", "report.html")
 _COLUMNS = (
-    Column("index", "instance"),
+    Column("index", "input"),
     Column("label", "label"),
-    Column("prediction", "predicted"),
+    Column("prediction", "pre-\ndicted"),
     Column("status", "status"),
     Column("word", ""),
-    Column("lower", "margin ≥", "#.4g", "down"),
-    Column("upper", "seen ≤", "#.4g", "up"),
-    Column("gap", "gap", "#.3g", "up"),
+    Column("lower", "margin\n≥", "#.4g", "down"),
+    Column("upper", "seen\n≤", "#.4g", "up"),
+    Column("gap", ""),
     Column("certificate", "kind"),
     Column("delta", "δ ≤", ".1g", "up", blank_zero=True),
-    Column("decided_by", "decided by"),
+    Column("decided_by", "decided\nby"),
     Column("seconds", "s", ".2f"),
-    Column("radius", "radius ≥", "#.4g", "down"),
-    Column("radius_failed", "radius <", "#.4g", "up"),
+    Column("radius", "radius\n≥", "#.4g", "down"),
+    Column("radius_failed", "radius\n<", "#.4g", "up"),
 )
 
 

@@ -26,16 +26,18 @@ CALLS = {
     "certify": "--eps 0.02,36/255 --limit 3 --pgd-steps 1 --radius-steps 0 --certificate probabilistic",
     "compare": "--eps 0.02,36/255 --limit 3 --methods crown,sdp-crown-global,local-lip --certificate probabilistic",
     "lipschitz": "--limit 2 --time-limit 0.2 --norm 2 --region 2",
+    "verify": "--data digits --limit 4 --eps 0.02 --no-branch --pgd-steps 2 --restarts 0 --certificate probabilistic",
 }
 HEADS = {
     "certify": ("PGD %", "certified %", "kind", "probabilistic"),
     "compare": ("certified", "Lipschitz", "stable", "ms per", "kind", "deterministic", "sdp-crown-global"),
     "lipschitz": ("sample", "upper", "lower", "kind", "deterministic", "clarke-jacobian + BaB", "mean"),
+    "verify": ("input", "label", "dicted", "status", "margin", "seen", "kind", "δ ≤", "decided", "local-lip"),
 }
 
 
 def call(command, run, tmp_path):
-    out = tmp_path / ("folder" if command == "certify" else "table.csv")
+    out = tmp_path / ("folder" if command in ("certify", "verify") else "table.csv")
     result = CliRunner().invoke(main, [command, str(run), *CALLS[command].split(), "--out", str(out)])
     assert result.exit_code == 0, result.output
     return result, out
@@ -63,6 +65,19 @@ def test_a_pipe_holds_csv_and_nothing_else(command, run, tmp_path):
     if command == "lipschitz":
         kept = list(csv.DictReader(out.open(encoding="utf-8")))
         assert rows[: len(kept)] == kept and {row["sample"] for row in rows[len(kept) :]} == {"mean"}
+
+
+def test_a_column_without_values_takes_no_room(monkeypatch):
+    columns = (Column("a", "first"), Column("b", "second"), Column("c", "third", blank_zero=True))
+    for rows, heads in (
+        ([(1, None, 0)], ["first"]),
+        ([(1, 2, 0), (1, None, 1)], ["first", "second", "third"]),
+        ([], 3),
+    ):
+        file = io.StringIO()
+        show_table("", columns, rows, Console(file=file, force_terminal=True, width=80, color_system=None))
+        shown = [name for name in ("first", "second", "third") if name in file.getvalue()]
+        assert shown == heads or len(shown) == heads
 
 
 def test_lipschitz_means(run, tmp_path):
