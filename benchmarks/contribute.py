@@ -56,7 +56,7 @@ def rows_of(run: Path, name: str) -> list[dict[str, object]]:
                 }
             )
     if not found:
-        raise FileNotFoundError(f"{run / 'certificates'} holds no finished certificate: lirpa-lip certify {run} --eps ...")
+        raise FileNotFoundError(f"no finished certificate in {run / 'certificates'}: lirpa-lip certify {run} --eps ...")
     return found
 
 
