@@ -14,8 +14,8 @@ import yaml
 from lirpa_lip.errors import ConfigError, LirpaLipError, UnknownMethodError
 from lirpa_lip.losses import BOUNDS, LOSSES
 from lirpa_lip.methods import RENAMED, current_name, name_before
-from lirpa_lip.ranges import BETWEEN, COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range
-from lirpa_lip.training.data import DATASETS, DEFAULT_EPS
+from lirpa_lip.ranges import BETWEEN, COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, plain_number
+from lirpa_lip.training.data import DATASETS, DEFAULT_EPS, RESIZED, SHIPPED, unread_folder
 from lirpa_lip.training.epsilon import parse_epsilon
 from lirpa_lip.training.models import ACTIVATIONS, ARCHITECTURES
 from lirpa_lip.training.rows import replace_file
@@ -114,6 +114,10 @@ class TrainConfig:
             object.__setattr__(self, "eps", DEFAULT_EPS[self.dataset])
         parse_epsilon(self.radius)
         parse_epsilon(self.train_eps or self.radius)
+        if self.validation > 1 and self.validation != int(self.validation):
+            raise ConfigError(f"validation={self.validation:g} is neither a fraction nor a number of images.")
+        if not self.out.strip():
+            raise ConfigError("out is empty; name a folder (an unset variable on the command line, perhaps?).")
 
     @property
     def radius(self) -> str:
@@ -148,6 +152,21 @@ def config_from(values: Mapping[str, Any], source: str = "configuration") -> Tra
         raise UnknownMethodError(error.name, error.choices, kind=f"{error.kind} in {source}") from error
     except LirpaLipError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def unused_settings(config: TrainConfig) -> list[str]:
+    """A sentence for each setting that was given and that nothing reads."""
+    found = []
+    if config.image_size is not None and config.dataset not in RESIZED:
+        found.append(f"image_size is of {' and '.join(RESIZED)} alone; images of {config.dataset} stay as they are.")
+    if config.data_dir is not None and config.dataset in SHIPPED:
+        found.append(unread_folder(config.dataset, config.data_dir))
+    own = ":" in config.arch
+    if config.threshold is not None and (own or config.activation == "relu"):
+        found.append(f"threshold is not read: {config.arch if own else 'relu'} has none.")
+    if own and config.activation != TrainConfig.activation:
+        found.append(f"activation is of the named architectures; {config.arch} has its own.")
+    return found
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
@@ -212,7 +231,7 @@ def _converted(name: str, value: Any, kind: str, source: str) -> Any:
             raise ValueError("one number or text is needed")
         if base == "int":
             return _whole(value)
-        return float(value) if base == "float" else str(value)
+        return plain_number(str(value), float) if base == "float" else str(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{source}: {name}={value!r} is no {base} ({error}).") from error
 
@@ -221,7 +240,7 @@ def _whole(value: Any) -> int:
     """A whole number, also where it is written 1e3, as exactly as it is written."""
     if isinstance(value, int):
         return value
-    number = float(value)
+    number = plain_number(str(value), float)
     if not math.isfinite(number):
         raise ValueError("it must be a finite whole number")
     if number != int(number):
