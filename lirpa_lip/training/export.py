@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,10 +44,9 @@ def export_weights(run: str | Path, out: str | Path, precision: str = "float32")
     source = load_checkpoint(find_checkpoint(run))
     config = config_of(source)
     weights = {f"model.{name}": _rounded(name, t, precision) for name, t in source.weights.items()}
-    alone = {"config": {**config.to_dict(), "data_dir": None, "start_from": None, "out": TrainConfig().out}}
-    step = int(source.state["step"])
-    state = {name: source.state[name] for name in ("step", "best", "data") if name in source.state}
-    return save_checkpoint(out / "checkpoints", Checkpoint(weights, {**state, **alone}), step, kind="best")
+    state: dict[str, Any] = {name: source.state[name] for name in ("step", "best", "data") if name in source.state}
+    state["config"] = {**config.to_dict(), "data_dir": None, "start_from": None, "out": TrainConfig().out}
+    return save_checkpoint(out / "checkpoints", Checkpoint(weights, state), int(state["step"]), kind="best")
 
 
 def _rounded(name: str, tensor: Tensor, precision: str) -> Tensor:
