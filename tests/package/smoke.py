@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "certify", "verify", "lipschitz", "compare", "monotonicity", "report")
+COMMANDS = ("train", "certify", "verify", "lipschitz", "compare", "monotonicity", "export", "report")
 #: Pages for newcomers: what stands on them is typed, by python and by a shell, in an empty folder.
 PAGES = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
