@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lipschitz": ("lirpa_lip.cli.lipschitz:lipschitz", "Local Lipschitz bounds of a network."),
     "compare": ("lirpa_lip.cli.compare:compare", "Compare bounds on the same network and data."),
     "monotonicity": ("lirpa_lip.cli.monotonicity:monotonicity", "Monotone inputs of a network."),
+    "export": ("lirpa_lip.cli.export:export", "The network of a run alone, to be handed on."),
     "report": ("lirpa_lip.cli.report:report", "Table and figure of several certified runs."),
 }
 """Name -> (``module:command``, the line shown by ``lirpa-lip --help``)."""
@@ -90,6 +91,8 @@ def one_line(error: Exception) -> str | None:
     """What to tell a user of an error that is no fault of the program; ``None`` for any other."""
     if isinstance(error, OSError):  # a full disk, a folder that may not be written, …; click ends at a closed pipe
         return None if isinstance(error, BrokenPipeError) else _of_the_system(error)
+    if _is_of_memory(error):
+        return f"there is not enough memory ({str(error).splitlines()[0]}); ask for less at once, or a smaller network."
     errors = sys.modules.get("lirpa_lip.errors")  # imported by whoever raised one of them
     if errors is not None and isinstance(error, errors.LirpaLipError):
         return str(error)
@@ -98,6 +101,13 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAIN_MODULES:
         return f"this command needs {error.name}. Install what it runs on with:  pip install 'lirpa_lip[train]'"
     return None
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Also torch's own, which is a RuntimeError on a CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _of_the_system(error: OSError) -> str:

@@ -44,7 +44,7 @@ def draw_verification(rows: list[dict], path: Path) -> None:
     order = list(dict.fromkeys(r["network"] for r in rows))
     groups = sorted({(r["network"], r["eps"]) for r in rows}, key=lambda g: (order.index(g[0]), Fraction(g[1])))
     methods = [m for m in STYLES if any(r["method"] == m for r in rows)]
-    columns = min(4, len(groups))
+    columns = min(2, len(groups))  # so that a page of the site shows it in a size that can be read
     height = -(-len(groups) // columns)
     size = (4.6 * columns, 2.9 * height + 1.2)
     figure, axes = plt.subplots(height, columns, figsize=size, squeeze=False)
@@ -56,13 +56,12 @@ def draw_verification(rows: list[dict], path: Path) -> None:
         axis.set_title(f"{network}, ε = {eps}, n = {count}", fontsize=9)
     delta = max(float(r["delta"]) for r in rows if r["delta"])
     figure.suptitle(
-        "Certified accuracy in % on the first n test images, the same for all bars of a panel; ε: ℓ₂ radius, pixels in "
-        "[0, 1]; line: PGD on these images\n"
-        "beside each bar: per cent, processor seconds per image (of all it saw), kind: d deterministic, "
-        f"p probabilistic (δ ≤ {delta:g} per image)",
-        fontsize=11,
+        "Certified accuracy in % on the first n test images, the same for all bars of a panel;\n"
+        "ε: ℓ₂ radius, pixels in [0, 1]; line: PGD on these images; beside each bar: per cent,\n"
+        f"processor seconds per image (of all it saw), d deterministic, p probabilistic (δ ≤ {delta:g} per image)",
+        fontsize=10,
     )
-    figure.tight_layout(rect=(0, 0, 1, 0.995))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.1 / size[1]))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     plt.close(figure)

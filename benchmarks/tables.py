@@ -82,8 +82,14 @@ def jacobians(rows: list[dict[str, str]], norm: str) -> list[list[str]]:
 
 
 def columns(rows: list[dict[str, str]], names: dict[str, str]) -> list[list[str]]:
-    """Some columns as they stand: ``{column: its head}``."""
+    """Some columns as they stand: ``{column: its head}``; one that is empty in every row is left out."""
+    names = {name: head for name, head in names.items() if any(row[name] for row in rows)}
     return [list(names.values()), *([row[name] for name in names] for row in rows)]
+
+
+def latest(rows: list[dict[str, str]], key: str, names: dict[str, str]) -> list[list[str]]:
+    """The same, of the last row for each call: what was measured before stays in the file alone."""
+    return columns([{**row, key: f"`{row[key]}`"} for row in {row[key]: row for row in rows}.values()], names)
 
 
 def steps(rows: list[dict[str, str]]) -> list[list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS), str(DOCS / "tools")]
 
+import docstrings  # noqa: E402
 import links  # noqa: E402
 import pages  # noqa: E402
 from sphinx.errors import SphinxError  # noqa: E402
@@ -43,11 +44,16 @@ exclude_patterns = [
 ]
 html_theme = "pydata_sphinx_theme"
 html_title = "lirpa_lip"
-html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "header_links_before_dropdown": 7}
+html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "header_links_before_dropdown": 8}
+html_theme_options["navbar_persistent"] = ["search-button"]  # a field takes the header to a second line
+# pages of code are wide, and short enough to be seen at a glance
+WITH_CONTENTS = "api/* theory/* architecture clarke extending install limits norms training verify".split()
+html_theme_options["secondary_sidebar_items"] = {page: ["page-toc"] for page in WITH_CONTENTS}
+toc_object_entries_show_parents = "hide"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
-html_sidebars = {"install": [], "limits": []}  # pages without a section
+html_sidebars = {"install": [], "limits": [], "operators": []}  # pages without a section
 
 
 def figures(block: tuple, block_vars: dict, gallery_conf: dict) -> str:
@@ -72,6 +78,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,
+    "ignore_repr_types": r"matplotlib\.figure|torch\.nn",  # the picture is shown; of `model.eval()` nothing
 }
 suppress_warnings = ["config.cache"]
 
@@ -82,10 +89,22 @@ def check_links(app: Any, exception: Exception | None) -> None:
         raise SphinxError("links that lead nowhere:\n" + "\n".join(found))
 
 
+def attributes(app: Any, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Before napoleon reads them."""
+    lines[:] = docstrings.attributes_apart(lines)
+
+
+def skip(app: Any, what: str, name: str, found: Any, skipped: bool, options: Any) -> bool | None:
+    """Fields of a named tuple: they stand among its attributes, and their own docstring is a number."""
+    return True if (getattr(found, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app: Any) -> None:
     """Tables come from the CSV files, at every build; what was generated of an example that is gone, goes."""
     pages.write(DOCS / "generated")
     app.connect("build-finished", check_links)
+    app.connect("autodoc-skip-member", skip)
+    app.connect("autodoc-process-docstring", attributes, priority=100)
     there = {path.stem for path in (DOCS / "gallery").glob("plot_*.py")}
     for path in (DOCS / "generated" / "gallery").glob("plot_*"):
         if path.name.split(".")[0] not in there:

@@ -101,6 +101,19 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
 
     Used exactly as auto_LiRPA's; settings travel as ``bound_opts={"local_lip": LocalLipConfig(...)}``.
 
+    Args:
+        model: a module in eval mode, from ``(batch, *shape)`` to one tensor. It is not changed; its weights are read
+            anew in every call.
+        global_input: an input of that shape, of any batch size, for the trace.
+        bound_opts: auto_LiRPA's options, and under ``"local_lip"`` a `LocalLipConfig`, or a dict of its fields.
+        auto_lirpa: further arguments of auto_LiRPA's class.
+
+    Raises:
+        TrainingModeError: at the first bound, a model in training mode.
+        UntraceableError, UnsupportedOperatorError: the model does what a trace cannot carry, or has no rule for.
+        TraceMismatchError: the trace does not compute what the model does.
+        UnknownMethodError, ConfigError, ShapeError: options or an input that cannot be.
+
     Example:
         >>> from auto_LiRPA import BoundedTensor
         >>> from lirpa_lip import PerturbationLpNorm
@@ -177,7 +190,13 @@ class BoundedModule(BallRepairMixin, auto_LiRPA.BoundedModule):
             options: fields of `lirpa_lip.jacobian.constants.ClarkeOptions`, for Jacobian methods.
 
         Returns:
-            `LipschitzResult`; its ``upper`` is ``(batch, specs)``, or ``(batch,)`` for ``C=None``.
+            `LipschitzResult`; its ``upper`` is ``(batch, specs)``, or ``(batch,)`` for ``C=None``, in units of the
+            output over units of the input.
+
+        Raises:
+            UnknownMethodError: no such method.
+            UnsupportedNormError: a norm, or a region, that the method has no bound for.
+            UnsupportedOperatorError, ShapeError, NonFiniteError, ConfigError, TrainingModeError: as named.
         """
         return dispatch.local_lipschitz(self, x, C, method, norm=norm, options=options)
 
@@ -187,6 +206,9 @@ _REGISTERED = ("__init__", "check_incompatible_nodes", "compute_bounds", "_apply
 
 def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
     """Gives auto_LiRPA's own ``BoundedModule`` the same methods, operators and ℓ₂ repair, in place; idempotent.
+
+    Args:
+        cls: that class, or one derived from it.
 
     Example:
         >>> register()
@@ -230,7 +252,11 @@ def register(cls: Any = auto_LiRPA.BoundedModule) -> None:
 
 
 def unregister(cls: Any = auto_LiRPA.BoundedModule) -> None:
-    """Undoes `register`."""
+    """Undoes `register`; nothing happens where it was not called.
+
+    Args:
+        cls: the class that was given to it.
+    """
     if "local_lipschitz" not in cls.__dict__:
         return
     own = cls._before_lirpa_lip

@@ -77,6 +77,7 @@ def certify(
         radius_steps: verdicts spent on the radius; with 0 it is ``eps`` or what the global bound gives.
         image_box: (low, high) of possible inputs; None for the whole ball.
         inference: the arithmetic that the network is run in, see ``LocalLipConfig``; None for the default.
+        batch_size: samples that are bounded at once.
 
     Returns:
         One record per sample, in order. A batch for which memory does not suffice is halved.

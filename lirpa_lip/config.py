@@ -46,6 +46,10 @@ class LocalLipConfig:
         seed: of the random starts of norms, as an earlier run's ``details["seed"]`` or ``last_seed`` gives it, to
             repeat that run; ``None`` draws one from the operating system's entropy, and only then does ``delta`` hold.
 
+    Raises:
+        UnknownMethodError: a name that is none of those above.
+        ConfigError: a number outside its range.
+
     Example:
         >>> LocalLipConfig(optimize=True).optimize
         30

@@ -91,7 +91,7 @@ RENAMED: dict[Door, dict[str, str]] = {
     "certify": {"global": "global-product", "composed": "local-lip", "composed-crown": "local-lip-crown"},
     "train": {"global": "global-product", "composed": "local-lip"},
 }
-#: Door -> {name that stayed -> what it meant in the release before}.
+#: Door -> {name that stayed -> what it meant in the release before}: for files, whoever types it reads today's help.
 CHANGED: dict[Door, dict[str, str]] = {
     "certify": {"local-lip": "local-product"},
     "train": {"local-lip": "local-product"},
@@ -125,18 +125,6 @@ def current_name(name: str, door: Door) -> str:
     if name not in names_at(door):
         raise UnknownMethodError(name, names_at(door), kind="bound")
     return name
-
-
-def note_changed_name(name: str, door: Door) -> None:
-    """Says where a name means another bound than in the release before: on the command line, whose lines are kept."""
-    before = CHANGED.get(door, {}).get(name)
-    if before is not None:
-        warnings.warn(
-            f"bound {name!r} means the {METHODS[name].bounds} here too now, as everywhere; what it meant here in the "
-            f"release before is called {before!r}.",
-            FutureWarning,
-            stacklevel=2,
-        )
 
 
 def name_before(name: str, door: Door) -> str:

@@ -3,9 +3,41 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from lirpa_lip.errors import ConfigError
+
+LARGEST_WHOLE = 2**63 - 1
+#: No radius, and no number of a property, is of another size; Python would make 10 ** exponent of it.
+_LARGEST_EXPONENT = 9999
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e(?P<exponent>[+-]?\d+))?(/\d+)?", re.ASCII | re.IGNORECASE)
+
+
+def exact_number(text: str) -> Fraction:
+    """The number that is written as 0.5, 1e-3 or 24/255, digit by digit.
+
+    Python's own reading also takes 1_0 and digits of other scripts, which no other tool that reads the text would.
+
+    Raises:
+        ValueError: it is written otherwise, is infinite, or has an exponent of more than four digits.
+    """
+    found = _NUMBER.fullmatch(text)
+    if found is None or abs(int(found["exponent"] or 0)) > _LARGEST_EXPONENT or text.endswith("/0"):
+        raise ValueError(f"{text!r} is not written as a number")
+    return Fraction(text)
+
+
+def plain_number(text: str, kind: type[int] | type[float]) -> int | float:
+    """``kind(text)``, for numbers as everybody writes them.
+
+    Raises:
+        ValueError: it is none, or only Python's (1_0, digits of other scripts).
+    """
+    if "_" in text or not text.isascii():
+        raise ValueError(f"{text!r} is not written as a number")
+    return kind(text)
 
 
 @dataclass(frozen=True)
@@ -25,7 +57,8 @@ class Range:
     meaning: str = ""
 
     def holds(self, value: float) -> bool:
-        if isinstance(value, float) and not math.isfinite(value):
+        finite = math.isfinite(value) if isinstance(value, float) else abs(value) <= LARGEST_WHOLE
+        if not finite:
             return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
@@ -37,7 +70,12 @@ class Range:
             ConfigError: the number lies outside; the message names it and says what it may be.
         """
         if not self.holds(value):
-            raise ConfigError(f"{name} {self.demand}; got {value}.")
+            raise ConfigError(f"{name} {self.demand_of(value)}; got {value}.")
+
+    def demand_of(self, value: float) -> str:
+        """What such a number must be: also no whole one that no machine word holds."""
+        huge = isinstance(value, int) and abs(value) > LARGEST_WHOLE
+        return f"must have less than {len(str(LARGEST_WHOLE))} digits" if huge else self.demand
 
     @property
     def demand(self) -> str:

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+import yaml
 
 from lirpa_lip import comparison, dispatch
 from lirpa_lip.cli.terminal import MethodName
@@ -16,7 +17,14 @@ from lirpa_lip.methods import CHANGED, METHODS, RENAMED, current_name, name_befo
 from lirpa_lip.search import bounds as jacobian_lip
 from lirpa_lip.training.certification import CertifySettings
 from lirpa_lip.training.certifiers import CERTIFIERS, make_certifier
-from lirpa_lip.training.config import TrainConfig, config_from
+from lirpa_lip.training.config import (
+    _SINCE_FORMAT_1,
+    TrainConfig,
+    config_from,
+    read_config,
+    read_run_config,
+    write_config,
+)
 from lirpa_lip.training.models import build_model
 
 
@@ -55,16 +63,30 @@ def test_old_names_work_with_a_warning_that_says_the_new_one(door, name, now):
             assert config_from({"bound": name}).bound == now == TrainConfig(bound=now).bound
 
 
-def test_a_name_whose_meaning_changed_says_so():
-    for door in CHANGED:
-        with pytest.warns(FutureWarning, match="'local-product'"):
-            assert MethodName(door).convert("local-lip", None, None) == "local-lip"
-        with warnings.catch_warnings():  # only there: in a program of one's own the name is the right one
-            warnings.simplefilter("error")
-            assert current_name("local-lip", door) == "local-lip"
-            MethodName(door).convert("local-product", None, None)
+@pytest.mark.parametrize("door", ["certify", "train"])
+def test_a_name_of_today_is_taken_without_a_word(door):
+    """Also where it meant another bound in the release before: whoever types it has read today's help."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in names_at(door):
+            assert current_name(name, door) == MethodName(door).convert(name, None, None) == name
+        assert config_from({"bound": "local-lip"}).bound == "local-lip"
+        assert CertifySettings("0.1", bound="local-lip").bound == "local-lip"
     with pytest.raises(UnknownMethodError, match="local-product"):
-        current_name("magic", "certify")
+        current_name("magic", door)
+
+
+def test_files_of_the_release_before_are_read_as_they_were_meant(tmp_path):
+    """What it saved held every setting there was, and no mark; a file somebody wrote by hand is of today."""
+    saved = {name: value for name, value in TrainConfig().to_dict().items() if name not in _SINCE_FORMAT_1}
+    path = tmp_path / "config.yaml"
+    for before, now in (("local-lip", "local-product"), ("composed", "local-lip"), ("global", "global-product")):
+        path.write_text(yaml.safe_dump({**saved, "bound": before}))
+        assert read_config(path)["bound"] == read_run_config(path)["bound"] == now
+        path.write_text(yaml.safe_dump({"bound": before, "epochs": 3}))
+        assert read_config(path)["bound"] == before and read_run_config(path)["bound"] == now
+    write_config(TrainConfig(bound="local-lip"), path)
+    assert read_config(path)["bound"] == read_run_config(path)["bound"] == "local-lip"
 
 
 def test_a_name_means_one_bound_at_every_door():

@@ -33,6 +33,12 @@ _SMOOTH = {"activation": "activation", "scale": "weights ×", "widths": "widths"
 _DEEP = {"activation": "activation", "width": "width", "layers": "layers", "eps": "ε", "lower": "at least",
          "branched": "BaB", "gap": "BaB over it", "seconds_branched": "s, BaB", "clarke_jacobian": "clarke-jacobian",
          "local_lip": "local-lip", "eclipse_fast": "ECLipsE-Gen-Local Fast", "eclipse_cf": "its CF"}  # fmt: skip
+_MEMORY = {"network": "network", "activation": "activation", "eps": "ε", "batch": "images", "call": "call",
+           "kept": "kept", "seconds": "s", "kernel_seconds": "s of the kernel", "peak_gib": "GiB",
+           "times_default": "time over not kept"}  # fmt: skip
+_IMPORTS = {"call": "call", "cpu_seconds": "s", "times_base": "over torch and auto_LiRPA alone"}
+_ESTIMATES = {"vectors": "kept vectors", "step": "step", "loss": "loss", "upper": "certified norm product",
+              "estimate": "estimate over it", "seconds_per_step": "s a step"}  # fmt: skip
 _SCALE = {"network": "network", "parameters": "parameters", "neurons": "neurons", "batch": "images", "call": "call",
           "grad": "gradients", "forward": "forward, s", "seconds": "s", "seconds_per_image": "s per image",
           "ratio": "over a forward pass", "peak_gib": "GiB", "note": "note"}  # fmt: skip
@@ -52,6 +58,9 @@ TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
     "deep_lipschitz": ("deep_lipschitz", partial(tables.columns, names=_DEEP)),
     "rounding": ("rounding", partial(tables.columns, names=_ROUNDING)),
     "scale": ("scale", partial(tables.columns, names=_SCALE)),
+    "memory": ("memory", partial(tables.columns, names=_MEMORY)),
+    "imports": ("imports", partial(tables.latest, key="call", names=_IMPORTS)),
+    "training_estimates": ("train_estimates", partial(tables.columns, names=_ESTIMATES)),
     "norm_speed": ("norms", tables.norm_speed),
     "norm_bounds": ("norms", tables.norm_bounds),
     "norm_elimination": ("norms", partial(tables.norm_values, section="elimination", across="eliminated")),

@@ -17,6 +17,16 @@ _SHARED = "networks that others trained are looked for in the folder that `LIRPA
 
 _OWN = "`python benchmarks/contribute.py runs/mine --name my_network`, after `lirpa-lip train` and `lirpa-lip certify`."
 
+#: Sections of the board: how names of networks begin, a heading, and what the networks are.
+_GROUPS = (
+    ("sdpcrown_", "SDP-CROWN's networks", "Trained by the authors of SDP-CROWN (Chiu et al., ICML 2025), at their radii."),
+    (("mnist_", "cifar_"), "Trained by others", "Given networks; adversarially trained ones end in adv, mixed training is mix."),
+    ("small_", "Trained for a small norm product", "By `benchmarks/small_lipschitz.py`."),
+    ("", "Contributed", "By the command above, with the answer for every image in the certificate file."),
+    (("digits-", "mnist-"), "Certified training, setting by setting",
+     "By `benchmarks/train_cpu.py`. A name says: data, ε of training, the bound in the loss, the activation, epochs."),
+)  # fmt: skip
+
 #: Front matter of pages with wide tables.
 _WIDE = "---\nhtml_theme.sidebar_secondary.remove: true\n---\n\n"
 
@@ -113,10 +123,10 @@ def _trained(rows: list[dict[str, str]]) -> list[Entry]:
 
 
 def _best(entries: list[Entry]) -> list[Entry]:
-    """Of each network and radius the certificate of most images; at equal shares the one on more images."""
+    """Of each network and radius the row on most images, and of such rows the certificate of the largest share."""
     groups = dict.fromkeys((e.network, e.eps) for e in entries)
     return [
-        max((e for e in entries if (e.network, e.eps) == group), key=lambda e: (e.certified, int(e.images)))
+        max((e for e in entries if (e.network, e.eps) == group), key=lambda e: (int(e.images), e.certified))
         for group in groups
     ]
 
@@ -128,7 +138,30 @@ def _table(entries: list[Entry], link: bool) -> str:
          f"{e.certified:.1f}", e.method, e.kind, e.seconds]
         for e in entries
     ]  # fmt: skip
-    return tables.markdown([head, *body])
+    empty = [k for k in range(len(head)) if all(row[k] == "" for row in body)] + ([] if link else [0])
+    head, *body = [[cell for k, cell in enumerate(row) if k not in empty] for row in (head, *body)]
+    return f"```{{table}}\n:class: board\n\n{tables.markdown([head, *body])}\n```"
+
+
+def _sections(entries: list[Entry]) -> str:
+    """The board's tables, a section for each origin."""
+    found: dict[str, list[Entry]] = {title: [] for _, title, _ in _GROUPS}
+    for entry in entries:
+        known = [title for start, title, _ in _GROUPS if start and entry.network.startswith(start)]
+        found["Contributed" if "train" in entry.source else known[0]].append(entry)
+    about = {title: text for _, title, text in _GROUPS}
+    return "\n\n".join(f"## {t}\n\n{about[t]}\n\n{_table(here, True)}" for t, here in found.items() if here)
+
+
+def _wrapped(command: str) -> str:
+    """On lines of their own what would be too wide for a page; a shell reads it as one."""
+    lines = [""]
+    for part in command.split(" --"):
+        part = part if lines == [""] else f" --{part}"
+        if len(lines[-1]) + len(part) > 100:
+            lines.append("   ")
+        lines[-1] += part
+    return " \\\n".join(lines)
 
 
 def write(folder: Path) -> None:
@@ -139,13 +172,13 @@ def write(folder: Path) -> None:
     _write(
         folder / "board" / "index.md",
         f"{_WIDE}# Board of certified networks\n\n{len(names)} networks; accuracies in per cent of the first test images, ε an "
-        "ℓ₂ radius in pixels of [0, 1], PGD what an attack leaves, seconds of one core. A line shows the method that certifies most; rows of one "
-        "network may stand on different numbers of images, so compare methods on the network's own page. "
-        f"A network of your own takes one command: {_OWN}\n\n{_table(_best(entries), True)}\n\n{toc}\n",
+        "ℓ₂ radius in pixels of [0, 1], PGD what an attack leaves, seconds of one core. A line shows, of the rows on most images, the method that "
+        "certifies most; a network's own page has all rows, the certificate file, and the commands that repeat them. "
+        f"A network of your own takes one command: {_OWN}\n\n{_sections(_best(entries))}\n\n{toc}\n",
     )
     for name in names:
         here = [e for e in entries if e.network == name]
-        commands = "\n".join(dict.fromkeys(line for e in here for line in e.command.splitlines()))
+        commands = "\n".join(dict.fromkeys(_wrapped(line) for e in here for line in e.command.splitlines()))
         files = sorted((ROOT / "docs" / "board" / name).glob("*.csv"))
         curves.draw(here, files, folder / "board" / f"{name}.png")
         links = [f"[{file.name}](../../board/{name}/{file.name})" for file in files] or [_rows_file(folder, name, here)]

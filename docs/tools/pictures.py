@@ -13,9 +13,10 @@ NAMES = ("verify.png", "training.png", "norms_error_4c3f.png", "norms_error_6c2f
 
 
 def write(folder: Path) -> None:
-    """Draws every picture that is older than the CSV file it shows."""
+    """Draws the pictures where one is older than the CSV files or than what draws them."""
     results = {name: RESULTS / f"{name}.csv" for name in ("verify", "train_cpu", "norms")}
-    newest = max(path.stat().st_mtime for path in results.values())
+    drawn_by = [Path(module.__file__) for module in (figures, norm_tools)]
+    newest = max(path.stat().st_mtime for path in (*results.values(), *drawn_by))
     if all((folder / name).is_file() and (folder / name).stat().st_mtime > newest for name in NAMES):
         return
     folder.mkdir(parents=True, exist_ok=True)

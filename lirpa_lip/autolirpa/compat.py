@@ -139,7 +139,7 @@ def import_auto_lirpa() -> types.ModuleType:
                 del sys.modules[name]  # halves left by the failed import
             module = importlib.import_module("auto_LiRPA")
     for warning in caught:
-        if not issubclass(warning.category, DeprecationWarning):  # those are about its own use of torch
+        if not issubclass(warning.category, (DeprecationWarning, FutureWarning)):  # about its own use of torch
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if not hasattr(sys.modules["auto_LiRPA.parse_graph"], "get_node_attribute"):
         restore_node_items()  # 0.3 indexes the nodes; later versions read their attributes through that function

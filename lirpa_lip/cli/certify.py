@@ -13,7 +13,7 @@ import click
 
 from lirpa_lip.cli.arch import arch_options
 from lirpa_lip.cli.tables import CERTIFIED, EPS, PGD, WORTH, say, show_table
-from lirpa_lip.cli.terminal import MethodName, option, refuse_results_of_others
+from lirpa_lip.cli.terminal import MethodName, NewPath, option, refuse_results_of_others
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, PROBABILITY, SEED
 
 _WRITTEN = ("certificates.csv", "summary.json", "certified.png")
@@ -41,14 +41,14 @@ _WRITTEN = ("certificates.csv", "summary.json", "certified.png")
 )
 @click.option("--image-box", is_flag=True, help="Certify images in [0, 1] only, not the whole ball.")
 @option("--pgd-steps", int, NOT_NEGATIVE, default=100, help="Steps of the attack; 0 for none.")
-@click.option("--inference", help="Arithmetic the network is run in, such as float32.  [default: of LocalLipConfig]")
+@click.option("--inference", type=click.Choice(["float32", "bfloat16"]), help="Count the rounding of this arithmetic.")
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
 @option("--limit", int, COUNT, help="Certify this many samples at most.")
 @option("--batch-size", int, COUNT, help="Samples at once.  [default: 10, on a GPU 100]")
 @option("--seed", int, SEED, default=0, help="Of the attack's random starts.")
 @arch_options
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: in the run's folder]")
+@click.option("--out", type=NewPath(), help="Folder for the results.  [default: in the run's folder]")
 @click.option("--force", is_flag=True, help="Overwrite files in --out that no certification wrote.")
 def certify(checkpoint: Path, **options: Any) -> None:
     """Certify a trained network: CHECKPOINT is a run's folder, or one of its checkpoints.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -13,8 +14,8 @@ import click
 
 from lirpa_lip.cli.arch import arch_options
 from lirpa_lip.cli.tables import CERTIFIED, EPS, WORTH, Column, say, show_table
-from lirpa_lip.cli.terminal import option, refuse_foreign
-from lirpa_lip.errors import ConfigError, LirpaLipError, UnknownMethodError
+from lirpa_lip.cli.terminal import NewPath, names_in, option, refuse_foreign
+from lirpa_lip.errors import ConfigError, LirpaLipError, NonFiniteError, UnknownMethodError
 from lirpa_lip.ranges import COUNT, PROBABILITY, SEED
 from lirpa_lip.results import weakest
 
@@ -70,7 +71,7 @@ def _list_methods(ctx: click.Context, parameter: click.Parameter, value: str) ->
 @option("--delta", float, PROBABILITY, default=1e-6, help="Failure probability per sample, at most.")
 @option("--seed", int, SEED, help="Repeat the random starts of a run.  [default: from the system's entropy]")
 @arch_options
-@click.option("--out", type=click.Path(path_type=Path), help="Write the table to this CSV file, too, row by row.")
+@click.option("--out", type=NewPath(), help="Write the table to this CSV file, too, row by row.")
 @click.option("--force", is_flag=True, help="Overwrite --out.")
 def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None, force: bool, **options: Any) -> None:
     """Compare bounds on the same networks and samples.
@@ -86,7 +87,7 @@ def compare(networks: tuple[str, ...], eps: str, methods: str, out: Path | None,
     from lirpa_lip.training.epsilon import parse_epsilons
 
     console = Console()
-    chosen = list(dict.fromkeys(name.strip() for name in methods.split(",")))
+    chosen = names_in(methods, "--methods")
     for name in chosen:
         if name not in METHODS:
             raise UnknownMethodError(name, METHODS)
@@ -159,10 +160,13 @@ def compare_network(
     start = fresh_seed() if seed is None else seed
 
     torch.manual_seed(derived_seed("compare", seed or 0, "network"))  # a factory may draw its weights
-    model, x, labels = _load(network, dataset, data_dir, limit, arch, trust_arch)
+    model, x, labels = _load(network, dataset, data_dir, limit, radii, arch=arch, trust_arch=trust_arch)
     config = LocalLipConfig(certificate=certificate, delta=delta)  # type: ignore[arg-type]
     with torch.no_grad():
-        clean = float((model(x).argmax(1) == labels).float().mean())
+        logits = model(x)
+        if not bool(torch.isfinite(logits).all()):
+            raise NonFiniteError(f"the output of {network}")
+        clean = float((logits.argmax(1) == labels).float().mean())
         for text, exact in radii.items():
             for name in methods:
                 head = (network, text, name, len(x), clean)
@@ -208,15 +212,24 @@ def _measured(method: Any, model: Any, x: Any, labels: Any, eps: float, batch_si
 
 
 def _load(
-    network: str, dataset: str | None, data_dir: str | None, limit: int, arch: str | None, trust_arch: bool
-) -> tuple[Any, Any, Any]:
-    """The network in eval mode, the first test images and their labels."""
+    network: str,
+    dataset: str | None,
+    data_dir: str | None,
+    limit: int,
+    radii: dict,
+    *,
+    arch: str | None,
+    trust_arch: bool,
+) -> Any:
+    """The network in eval mode, the first test images and their labels; the radii are compared with their distances."""
     import torch
 
     from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
     from lirpa_lip.training.data import load_data
-    from lirpa_lip.training.models import build_model
+    from lirpa_lip.training.models import build_model, check_classifier
     from lirpa_lip.training.run_state import data_of, model_from
+    from lirpa_lip.training.separation import check_radius
+    from lirpa_lip.training.sources import first_of
 
     own = ":" in network and not Path(network).exists()
     if own:
@@ -224,11 +237,17 @@ def _load(
             raise ConfigError(f"{network!r} is no run, so its data is not known: name it with --dataset.")
         data = load_data(dataset, data_dir, validation=0)
         model = build_model(network, data.shape, data.classes)
+        check_classifier(model, data.shape, data.classes, network)
     else:
         loaded = load_checkpoint(find_checkpoint(Path(network)))
         data = data_of(loaded, data_dir, dataset)
         model = model_from(loaded, arch, trust_arch)
-    x, labels = data.test.batch(torch.arange(min(limit, len(data.test))))
+    test = first_of(data.test, limit)
+    for value in radii.values():
+        warning = check_radius(value, test, data.shape)
+        if warning is not None:
+            warnings.warn(warning, stacklevel=2)
+    x, labels = test.batch(torch.arange(len(test)))
     return model.eval(), x, labels
 
 

@@ -16,9 +16,9 @@ import click
 
 from lirpa_lip.cli.arch import arch_options
 from lirpa_lip.cli.tables import WORTH, Column, Table, say
-from lirpa_lip.cli.terminal import begins_with, option, refuse_foreign
+from lirpa_lip.cli.terminal import NewPath, begins_with, names_in, option, refuse_foreign
 from lirpa_lip.methods import names_at
-from lirpa_lip.ranges import COUNT, NOT_NEGATIVE
+from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, Range
 from lirpa_lip.results import Certificate, weakest
 
 _NORMS = {"inf": math.inf, "2": 2, "1": 1}
@@ -65,15 +65,15 @@ class Constant:
 @click.option("--methods", help="Separated by commas.  [default: all that exist for the norm and region]")
 @option("--time-limit", float, NOT_NEGATIVE, default=10.0, help="Seconds of branch and bound per sample; 0 for none.")
 @option("--max-domains", int, COUNT, default=100_000)
-@option("--memory", float, NOT_NEGATIVE, default=4.0, help="GiB of waiting domains.")
+@option("--memory", float, Range(0, 2**20, open_low=True), default=4.0, help="GiB of waiting domains.")
 @click.option("--heuristic", type=click.Choice(["gap", "width", "area", "strong"]), default="gap", show_default=True)
 @click.option("--intermediate", type=click.Choice(["ibp", "crown", "alpha-crown"]), default="crown", show_default=True)
 @click.option("--image-box/--no-image-box", default=True, show_default=True, help="Only images in [0, 1].")
 @option("--limit", int, COUNT, default=5, help="Samples of the test set.")
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
-@click.option("--state", type=click.Path(path_type=Path), help="File to keep branch and bound in, and to go on from.")
+@click.option("--state", type=NewPath(), help="File to keep branch and bound in, and to go on from.")
 @arch_options
-@click.option("--out", type=click.Path(path_type=Path), help="CSV file for the results, written row by row.")
+@click.option("--out", type=NewPath(), help="CSV file for the results, written row by row.")
 @click.option("--force", is_flag=True, help="Overwrite --out whatever it holds.")
 def lipschitz(checkpoint: Path, **options: Any) -> None:
     """Local Lipschitz constants of a trained network: CHECKPOINT is a run's folder, or one of its checkpoints.
@@ -93,9 +93,9 @@ def lipschitz(checkpoint: Path, **options: Any) -> None:
     loaded = load_checkpoint(find_checkpoint(checkpoint))
     samples = first_of(data_of(loaded, options["data_dir"]).test, options["limit"])
     title = f"ℓ{options['norm']} constants over ℓ{options['region']} regions of radius {options['eps']}"
-    table = Table(_COLUMNS, title, console)
     found: list[Constant] = []
     with _file(options["out"], options["force"]) as write:
+        table = Table(_COLUMNS, title, console)
         for index in range(len(samples)):
             x = samples.batch(torch.tensor([index]))[0]
             for method in methods:
@@ -142,13 +142,15 @@ def means(found: list[Constant]) -> list[list[str | int | float | None]]:
 
 
 def _chosen(options: dict[str, Any]) -> list[str]:
-    if options["methods"]:
-        chosen = [m.strip() for m in options["methods"].split(",")]
+    both = options["norm"] == options["region"] == "2"
+    if options["methods"] is not None:
+        chosen = names_in(options["methods"], "--methods")
         for method in chosen:
             if method not in _METHODS:
                 raise click.BadParameter(f"{method!r}; choose from: {', '.join(_METHODS)}.", param_hint="--methods")
+            if method in _LOCAL and not both:
+                raise click.BadParameter(f"{method} needs --norm 2 and --region 2.", param_hint="--methods")
         return chosen
-    both = options["norm"] == options["region"] == "2"
     return [m for m in _METHODS if m not in _LOCAL or both]
 
 
@@ -180,7 +182,7 @@ def bound_sample(
             "time_limit": options["time_limit"],
             "max_domains": options["max_domains"],
             "heuristic": options["heuristic"],
-            "memory": int(options["memory"] * 2**30),
+            "memory": max(1, int(options["memory"] * 2**30)),
             "resume": states.get(key),
             "progress": reporter(console, index),
         }

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from lirpa_lip.cli.tables import Cell, Column, say, show_table
-from lirpa_lip.cli.terminal import Number, begins_with, option, refuse_foreign
+from lirpa_lip.cli.terminal import NewPath, Number, begins_with, names_in, option, refuse_foreign
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, SEED
 from lirpa_lip.training.tabular import TABLES
 
@@ -48,7 +48,7 @@ VERDICTS = {
 @option("--seed", int, SEED, default=0)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=NewPath(),
     default=Path("monotonicity"),
     show_default=True,
     help="Folder for monotonicity.csv and monotonicity.png.",
@@ -66,6 +66,7 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
     refuse_foreign([out / "monotonicity.csv"], begins_with(",".join(_HEAD)), options["force"])
     if not (out / "monotonicity.csv").exists():
         refuse_foreign([out / "monotonicity.png"], lambda path: False, options["force"])
+    out.mkdir(parents=True, exist_ok=True)
     table = load_table(data)
     net, score, held = train_mlp(table, options["hidden"], options["epochs"], options["seed"])
     chosen = _columns(table.features, features)
@@ -84,7 +85,6 @@ def monotonicity(data: str, samples: int, features: str | None, **options: Any) 
         [name, *(found[v] / max(1, len(x)) for v in VERDICTS)] for name, found in counts.items()
     ]
     show_table(f"{len(x)} samples, share of samples per verdict", columns, shares)
-    out.mkdir(parents=True, exist_ok=True)
     with open(out / "monotonicity.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(_HEAD)
@@ -102,16 +102,16 @@ def _columns(names: tuple[str, ...], wanted: str | None) -> list[int]:
     if wanted is None:
         return list(range(len(names)))
     found = []
-    for item in (part.strip() for part in wanted.split(",")):
+    for item in names_in(wanted, "--features"):
         if item in names:
             found.append(names.index(item))
-        elif item.isdigit() and int(item) < len(names):
+        elif item.isascii() and item.isdigit() and int(item[:9]) < len(names):
             found.append(int(item))
         else:
             raise click.BadParameter(
                 f"{item!r} is no column; choose from: {', '.join(names)}.", param_hint="--features"
             )
-    return found
+    return list(dict.fromkeys(found))  # by name and by number
 
 
 def certify_feature(

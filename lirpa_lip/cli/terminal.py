@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import click
+from click.core import ParameterSource
 
 from lirpa_lip.errors import ConfigError, UnknownMethodError
-from lirpa_lip.methods import Door, current_name, names_at, note_changed_name
-from lirpa_lip.ranges import Range
+from lirpa_lip.methods import Door, current_name, names_at
+from lirpa_lip.ranges import Range, plain_number
 
 
 class Number(click.ParamType):
@@ -28,12 +29,12 @@ class Number(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | float:
         try:
-            number = self.kind(value)
+            number = plain_number(value, self.kind) if isinstance(value, str) else self.kind(value)
         except (TypeError, ValueError, OverflowError):
             article = "a whole number" if self.kind is int else "a number"
             self.fail(f"{value!r} is not {article}.", param, ctx)
         if not self.allowed.holds(number):
-            self.fail(f"it {self.allowed.demand}; got {value}.", param, ctx)
+            self.fail(f"it {self.allowed.demand_of(number)}; got {value}.", param, ctx)
         return number
 
 
@@ -50,17 +51,50 @@ class MethodName(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         try:
-            name = current_name(str(value), self.door)
+            return current_name(str(value), self.door)
         except UnknownMethodError as error:
             self.fail(str(error), param, ctx)
-        if name == value:
-            note_changed_name(name, self.door)
-        return name
+
+
+class NewPath(click.Path):
+    """A file or folder to write: empty text, as of a shell variable that is not set, is none (and not the folder one
+    stands in)."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value).strip():
+            self.fail("it is empty; name a path.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+def names_in(text: str, flag: str) -> list[str]:
+    """Names separated by commas, each once.
+
+    Raises:
+        click.BadParameter: there is none.
+    """
+    found = list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+    if not found:
+        raise click.BadParameter("no name is given.", param_hint=flag)
+    return found
 
 
 def option(flag: str, kind: type[int] | type[float], allowed: Range, **settings: Any) -> Callable[[Any], Any]:
     """A `click.option` for a number of a range."""
     return click.option(flag, type=Number(kind, allowed), show_default=settings.get("default") is not None, **settings)
+
+
+def refuse_unread(names: Iterable[str], why: str) -> None:
+    """
+    Raises:
+        click.UsageError: one of these flags was given, and nothing would read it.
+    """
+    ctx = click.get_current_context()
+    for name in names:
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"--{name.replace('_', '-')} is not read {why}; leave it out.")
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from click.core import ParameterSource
 from lirpa_lip.cli.groups import GroupedCommand
 from lirpa_lip.cli.terminal import MethodName, Number, refuse_foreign
 from lirpa_lip.errors import CheckpointError
-from lirpa_lip.training.checkpoint import checkpoints_in
+from lirpa_lip.training.checkpoint import checkpoints_in, load_checkpoint
 from lirpa_lip.training.config import TrainConfig, config_from, is_run_config, read_config, read_run_config
 from lirpa_lip.training.lock import FolderLock
 from lirpa_lip.training.models import refuse_code_of_a_file
+from lirpa_lip.training.run_state import config_of
 
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float}
 _NEWEST = ""
@@ -70,7 +71,7 @@ def train(
     """
     given = {n: v for n, v in flags.items() if ctx.get_parameter_source(n) is not ParameterSource.DEFAULT}
     chosen = _checkpoint(resume, given, config_file)
-    config = resolve(given, config_file, resume is not None)
+    config = resolve(given, config_file, resume is not None, chosen or _newest(resume, given))
     if "arch" not in given and not trust_arch:
         refuse_code_of_a_file(config.arch, str(config_file or Path(config.out) / "config.yaml"))
     from lirpa_lip.training.processes import process_state
@@ -95,10 +96,17 @@ def _checkpoint(resume: str | None, given: dict[str, Any], config_file: Path | N
     path = Path(resume)
     if not path.exists():
         raise CheckpointError(f"--resume {path} does not exist; give a checkpoint, a run's folder, or nothing.")
+    if path.name == "checkpoints" and checkpoints_in(path):  # the folder in a run's folder
+        path = path.resolve().parent
     is_run = (path / "checkpoints").is_dir()
     if config_file is None:
         given.setdefault("out", str(path if is_run else path.resolve().parent.parent))
     return None if is_run else path
+
+
+def _newest(resume: str | None, given: dict[str, Any]) -> Path | None:
+    found = checkpoints_in(Path(str(given.get("out") or TrainConfig().out)) / "checkpoints")
+    return found[-1] if resume is not None and found else None
 
 
 def _refuse_what_is_there(folder: Path, force: bool) -> None:
@@ -109,8 +117,10 @@ def _refuse_what_is_there(folder: Path, force: bool) -> None:
         refuse_foreign([folder / "metrics.csv"], lambda path: False, force)
 
 
-def resolve(given: dict[str, Any], config_file: Path | None, resume: bool) -> TrainConfig:
-    """Flags over the ``--config`` file over, when resuming, the run's own saved configuration.
+def resolve(
+    given: dict[str, Any], config_file: Path | None, resume: bool, checkpoint: Path | None = None
+) -> TrainConfig:
+    """Flags over the ``--config`` file over, when resuming, the run's own saved configuration, or the checkpoint's.
 
     Raises:
         ConfigError: a value that cannot be; the message names the file, or the command line, that it is from.
@@ -120,6 +130,8 @@ def resolve(given: dict[str, Any], config_file: Path | None, resume: bool) -> Tr
     saved = Path(str(out)) / "config.yaml"
     if resume and config_file is None and saved.is_file():
         values, source = read_run_config(saved), saved
+    if resume and config_file is None and not saved.is_file() and checkpoint is not None:
+        values, source = config_of(load_checkpoint(checkpoint)).to_dict(), checkpoint
     if source is not None:
         with warnings.catch_warnings():  # they come again with the values that count
             warnings.simplefilter("ignore")

@@ -14,11 +14,13 @@ from typing import Any
 import click
 
 from lirpa_lip.cli.tables import Column, Table, say
-from lirpa_lip.cli.terminal import option, refuse_foreign, refuse_results_of_others
+from lirpa_lip.cli.terminal import NewPath, option, refuse_foreign, refuse_results_of_others, refuse_unread
 from lirpa_lip.ranges import COUNT, FINITE, NOT_NEGATIVE, POSITIVE, PROBABILITY, SEED, Range
 
 #: Exit codes with --exit-code; without it every verdict is 0.
 EXIT_CODES = {"unsat": 0, "sat": 10, "unknown": 20, "timeout": 30}
+#: Flags of --data alone.
+_OF_DATA = ("norm", "eps", "box", "within", "radius", "data_dir", "split", "limit", "out")
 _WRITTEN = ("verdicts.csv", "summary.json", "counterexamples.npz", "report.html")
 _COLUMNS = (
     Column("index", "instance"),
@@ -73,9 +75,9 @@ _COLUMNS = (
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @option("--limit", int, COUNT, help="Verify this many inputs at most.")
 @option("--seed", int, SEED, default=0, help="Of the attack's random starts.")
-@click.option("--counterexample", type=click.Path(path_type=Path), help="File for a property's counterexample.")
+@click.option("--counterexample", type=NewPath(), help="File for a property's counterexample.")
 @click.option("--exit-code", is_flag=True, help="Exit with 0 for unsat, 10 sat, 20 unknown, 30 timeout.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results.  [default: verify-results/…]")
+@click.option("--out", type=NewPath(), help="Folder for the results.  [default: verify-results/…]")
 @click.option(
     "--force", is_flag=True, help="Overwrite --counterexample, and files in --out that no verification wrote."
 )
@@ -89,6 +91,10 @@ def verify(network: Path, claim: Path | None, data: str | None, **options: Any) 
     """
     if (claim is None) == (data is None):
         raise click.UsageError("give either --property, or --data.")
+    if data is None:
+        refuse_unread(_OF_DATA, "without --data")
+    else:
+        refuse_unread(("counterexample",), "without --property")
     from lirpa_lip.errors import ConfigError
     from lirpa_lip.verify.network import normalised
     from lirpa_lip.verify.readers import read_network
@@ -106,6 +112,8 @@ def verify(network: Path, claim: Path | None, data: str | None, **options: Any) 
         raise ConfigError(f"--input-shape {options['input_shape']}: {network} says {tuple(read.shape)}; leave it out.")
     if mean is not None or std is not None:
         read = normalised(read, mean or [], std or [])
+    if options["classes"] not in (None, read.outputs):
+        raise ConfigError(f"--classes {options['classes']}: {network} has {read.outputs} outputs; leave it out.")
     if claim is not None:
         word = _one_property(read, claim, settings, options)
     else:
@@ -168,10 +176,12 @@ def _data_set(network: Any, data: str, settings: Any, options: dict[str, Any]) -
     from lirpa_lip.verify.data import read_samples
     from lirpa_lip.verify.report import write_report
     from lirpa_lip.verify.rows import read_entries
-    from lirpa_lip.verify.run import cells, fork_rng, identity, verify_shard, write_results
+    from lirpa_lip.verify.run import cells, check_labels, fork_rng, identity, verify_shard, write_results
 
     samples = read_samples(data, network.shape, options["data_dir"], options["split"]).first(options["limit"])
     question = _question(options, samples)
+    if question.within is None:
+        check_labels(network, samples)
     rank, processes, wait = _process()
     mark = hashlib.sha256(
         json.dumps([identity(network, question, settings), data, options["split"]]).encode()

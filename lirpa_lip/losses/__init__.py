@@ -21,7 +21,10 @@ LOSSES: dict[str, type[RobustLoss]] = {
 
 
 def make_loss(name: str) -> RobustLoss:
-    """Builds the loss ``name`` (a key of ``LOSSES``) with its default settings.
+    """Builds a loss, a `RobustLoss`, with its default settings.
+
+    Args:
+        name: a key of ``LOSSES``: bcp, cll, crm, emma, gloro or logit-annealing.
 
     Raises:
         UnknownMethodError: no such loss.

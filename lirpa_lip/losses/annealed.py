@@ -25,6 +25,11 @@ class LogitAnnealingLoss(EMMALoss):
         temperature: T > 0.
         offset: ξ ≥ 0, in units of the logits.
         annealing: γ ≥ 0; 0 is the cross-entropy.
+
+    Raises:
+        ConfigError: one of them is outside its range. Of tensors see `RobustLoss`.
+
+    Source: Lai et al., ICML 2025, arXiv 2505.15174.
     """
 
     def __init__(self, temperature: float = 0.75, offset: float = 2.0, annealing: float = 5.0) -> None:

@@ -15,7 +15,9 @@ class BCPLoss(RobustLoss):
     """CE(worst-case logits, y), the worst case taken over the features' ball ∩ box where the bound gives one.
 
     Without a region it is the cross-entropy of logit_j + eps · L_j, as in Lipschitz-margin training. Combine it with
-    the clean loss through ``mixed_loss``.
+    the clean loss through ``mixed_loss``. Tensors and errors are those of `RobustLoss`.
+
+    Source: Lee, Lee & Park, NeurIPS 2020, arXiv 2010.15480.
     """
 
     uses_region = True

@@ -25,8 +25,10 @@ BOUNDS: dict[str, str] = {
 class ActivationInterval(NamedTuple):
     """Interval of one elementwise activation's input over the region, and where the activation is constant.
 
-    ``lower``, ``upper``: ``(batch, *shape)``. ``constant_below``, ``constant_above``: the activation is constant where
-    its whole interval lies below, or above, these thresholds (tensors that broadcast, or numbers); None for nowhere.
+    Attributes:
+        lower, upper: ends of the interval, ``(batch, *shape)``.
+        constant_below, constant_above: the activation is constant where the whole interval lies below, or above, these
+            thresholds, tensors that broadcast, or numbers; None for nowhere.
     """
 
     lower: Tensor
@@ -47,7 +49,10 @@ class ActivationInterval(NamedTuple):
 class FeatureRegion(NamedTuple):
     """Where the input of the last linear layer can lie: a ball around ``center``, intersected with a box.
 
-    ``center``, ``lower``, ``upper``: (batch, features); ``radius``: (batch,); ``weight``: (classes, features).
+    Attributes:
+        center, lower, upper: (batch, features).
+        radius: (batch,).
+        weight: (classes, features), of that layer.
     """
 
     center: Tensor
@@ -76,13 +81,17 @@ class BoundOutput(NamedTuple):
 
 @runtime_checkable
 class LipschitzBound(Protocol):
-    """A differentiable bound plug-in, bound to a model at construction."""
+    """What a loss needs of a bound: an object that knows its model, and is called ``bound(x, eps, labels)``.
+
+    It returns a `BoundOutput` for the balls ‖x' − x‖₂ ≤ eps around inputs ``(batch, *shape)``, differentiable in the
+    model's parameters. `make_bound` makes those that have a name; any function of this signature is one too.
+    """
 
     def __call__(self, x: Tensor, eps: float | Tensor, labels: Tensor | None = None) -> BoundOutput:
-        """Bounds the model on B₂(x, eps).
+        """Bounds the model on the balls ‖x' − x‖₂ ≤ eps.
 
         Args:
-            x: (batch, *input shape).
+            x: ``(batch, *input shape)``.
             eps: radius of the ball, a number or one per sample.
             labels: (batch,) integer classes y; by default the predicted ones.
         """
@@ -90,7 +99,13 @@ class LipschitzBound(Protocol):
 
 
 def make_bound(name: str, model: nn.Module, sample: Tensor, **options: Any) -> LipschitzBound:
-    """Builds the bound ``name`` (a key of ``BOUNDS``) for ``model``, whose input looks like ``sample``.
+    """Builds a bound for a model, to be called in every step: ``bound(x, eps, labels)`` gives a `BoundOutput`.
+
+    Args:
+        name: ``"global-product"``, ``"local-product"`` or ``"local-lip"`` (the keys of ``BOUNDS``).
+        model: from ``(batch, *shape)`` to logits ``(batch, classes)``; its weights are read anew in every call.
+        sample: an input of any batch size, for its shape and device.
+        options: of the bound; ``certificate="deterministic"`` gives certified norms in place of estimates.
 
     Raises:
         UnknownMethodError: no such bound.
@@ -101,7 +116,7 @@ def make_bound(name: str, model: nn.Module, sample: Tensor, **options: Any) -> L
         >>> _ = model[0].weight.data.copy_(torch.eye(2))
         >>> x, y = torch.tensor([[1.0, 0.0]]), torch.tensor([0])
         >>> output = make_bound("global-product", model, x)(x, 0.1, y)
-        >>> [round(v, 3) for v in output.pair_lipschitz[0].tolist()]  # ‖e₀ − e₁‖ = √2 beside the label itself
+        >>> [round(v, 3) for v in output.pair_lipschitz[0].tolist()]  # ‖e₀ − e₁‖ = √2
         [0.0, 1.414]
     """
     module, attribute = BOUNDS[current_name(name, "train")].split(":")

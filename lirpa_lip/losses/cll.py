@@ -27,6 +27,11 @@ class CalibratedMarginLoss(RobustLoss):
 
     Args:
         slack: p in (0, 1), 0.3 in the published 6C2F. The smaller, the sharper the loss falls around eps.
+
+    Raises:
+        ConfigError: ``slack`` lies outside (0, 1). Of tensors see `RobustLoss`.
+
+    Source: Losch, Stutz, Schiele & Fritz, GCPR 2023, arXiv 2309.06166.
     """
 
     def __init__(self, slack: float = 0.3) -> None:

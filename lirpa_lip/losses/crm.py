@@ -24,6 +24,11 @@ class CRMLoss(RobustLoss):
     Args:
         weight: of the radius term, ≥ 0.
         sharpness: τ · eps > 0, so that the smoothing is relative to the radius asked for.
+
+    Raises:
+        ConfigError: ``weight`` is negative, or ``sharpness`` not positive. Of tensors see `RobustLoss`.
+
+    Source: after Fazlyab, Entesari, Roy & Chellappa, NeurIPS 2023, arXiv 2310.00116.
     """
 
     def __init__(self, weight: float = 5.0, sharpness: float = 10.0) -> None:

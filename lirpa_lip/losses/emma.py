@@ -18,7 +18,9 @@ class EMMALoss(RobustLoss):
     """CE(logit_j + ε_j · L_j, y) with ε_j = clip((logit_y − logit_j) / L_j, 0, eps) held constant in the gradient.
 
     Every rival within reach is brought level with the label, so all of them, not the nearest one alone, give a
-    gradient, and none is punished beyond its own margin.
+    gradient, and none is punished beyond its own margin. Tensors and errors are those of `RobustLoss`.
+
+    Source: Hu, Zou, Wang, Leino & Fredrikson, NeurIPS 2023, arXiv 2301.12549, §4.
     """
 
     def forward(

@@ -17,7 +17,9 @@ class GloRoLoss(RobustLoss):
 
     Leino et al. take the pairs of the predicted class, we those of the label, as Huang et al. (2021) do: they differ
     on misclassified samples alone, where ⊥ is then at least the largest logit too. The ball ∩ box of BCP tightens ⊥
-    where the bound gives one.
+    where the bound gives one. Tensors and errors are those of `RobustLoss`.
+
+    Source: Leino, Wang & Fredrikson, ICML 2021, arXiv 2102.08452, §3.
 
     Example:
         >>> logits, pairs, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.4]]), torch.tensor([0])

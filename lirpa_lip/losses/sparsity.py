@@ -28,6 +28,11 @@ class SparsityLoss(nn.Module):
 
     Args:
         saturation: s ≥ 0, the weight of the upper clip. Published for clipped ReLU; 1 for MaxMin there.
+
+    Raises:
+        ConfigError: ``saturation`` is negative.
+
+    Source: Huang, Zhang, Shi, Kolter & Anandkumar, NeurIPS 2021, arXiv 2111.01395, §3.3.
     """
 
     def __init__(self, saturation: float = 1.0) -> None:
@@ -37,7 +42,11 @@ class SparsityLoss(nn.Module):
         self.saturation = saturation
 
     def forward(self, intervals: Iterable[ActivationInterval]) -> Tensor:
-        """Sum over the activations; zero, without a gradient, where none can be constant."""
+        """The sum, of shape (); zero, without a gradient, where none can be constant.
+
+        Args:
+            intervals: ``BoundOutput.intervals``, of tensors ``(batch, *shape)``.
+        """
         total = torch.zeros(())
         for lower, upper, below, above in intervals:
             if below is not None:

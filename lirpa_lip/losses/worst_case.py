@@ -29,10 +29,13 @@ def worst_case_logits(
         eps: radius, a number or (batch,).
         labels: (batch,) the classes y that ``pair_lipschitz`` was computed for.
         region: set of possible features; None leaves the Lipschitz constants alone.
-        iterations: see ``ball_box.worst_case_increase``.
+        iterations: of the search for the multiplier of the ball; the value is an upper bound at any.
 
     Returns:
         (batch, classes); unchanged at j = y, so that argmax = y with a gap means verified.
+
+    Raises:
+        ShapeError: logits, pair_lipschitz and labels do not go together.
     """
     check_shapes(logits, pair_lipschitz, labels)
     logits, pair_lipschitz = full_precision(logits), full_precision(pair_lipschitz)
@@ -46,10 +49,10 @@ def worst_case_logits(
 
 
 class RobustLoss(nn.Module):
-    """Base of the losses: worst-case logits in, one number out.
+    """Base of the losses: the fields of a `BoundOutput` in, one number out.
 
-    ``forward(logits, pair_lipschitz, eps, labels, region=None)`` takes the fields of a ``BoundOutput``; subclasses
-    say in ``from_worst_case`` what becomes of the worst-case logits.
+    Every loss is called ``loss(out.logits, out.pair_lipschitz, eps, labels, out.region)``. One of your own derives from
+    this class and says in ``from_worst_case(logits, worst, labels)`` what becomes of `worst_case_logits`.
     """
 
     uses_region = False
@@ -62,15 +65,37 @@ class RobustLoss(nn.Module):
         labels: Tensor,
         region: FeatureRegion | None = None,
     ) -> Tensor:
+        """The loss, a mean over the batch, of shape ().
+
+        Args:
+            logits: (batch, classes) of the unperturbed inputs.
+            pair_lipschitz: (batch, classes); L_j bounds how fast logit_y − logit_j moves on the sample's ball.
+            eps: radius of the balls in units of the input, a number or (batch,).
+            labels: (batch,) integer classes y.
+            region: where the last layer's input can lie; used by losses whose ``uses_region`` is True.
+
+        Raises:
+            ShapeError: the tensors do not go together.
+        """
         used = region if self.uses_region else None
         return self.from_worst_case(logits, worst_case_logits(logits, pair_lipschitz, eps, labels, used), labels)
 
     def from_worst_case(self, logits: Tensor, worst: Tensor, labels: Tensor) -> Tensor:
+        """The loss, of shape (), of the logits and of their worst case, both (batch, classes)."""
         raise NotImplementedError
 
 
 def mixed_loss(logits: Tensor, robust_loss: Tensor, labels: Tensor, kappa: float) -> Tensor:
-    """κ · cross-entropy of the clean logits + (1 − κ) · robust loss (Lee et al. 2020, eq. 8)."""
+    """κ · cross-entropy of the clean logits + (1 − κ) · robust loss, of shape ().
+
+    Args:
+        logits: (batch, classes) of the unperturbed inputs.
+        robust_loss: what a loss returned for the same batch.
+        labels: (batch,) integer classes.
+        kappa: κ from 0 to 1; 0 leaves the clean loss out.
+
+    Source: Lee, Lee & Park, NeurIPS 2020, arXiv 2010.15480, eq. 8.
+    """
     if kappa == 0.0:
         return robust_loss
     return kappa * F.cross_entropy(logits, labels) + (1.0 - kappa) * robust_loss

@@ -56,6 +56,8 @@ class ClippedReLU(nn.Module):
         ConfigError: a threshold is negative or not finite, or ``shape`` is none.
         ShapeError: the input does not fit ``shape``.
 
+    Source: Huang, Zhang, Shi, Kolter & Anandkumar, NeurIPS 2021, arXiv 2111.01395.
+
     Example:
         >>> ClippedReLU(3, threshold=1.0)(torch.tensor([[-1.0, 0.5, 2.0]])).tolist()
         [[0.0, 0.5, 1.0]]
@@ -81,6 +83,7 @@ class ClippedReLU(nn.Module):
         return non_negative(self.raw_threshold)
 
     def forward(self, z: Tensor) -> Tensor:
+        """min(max(z, 0), θ) of ``z``, ``(batch, *shape)``."""
         check_threshold_shape(self.raw_threshold, z, "ClippedReLU")
         return clipped_relu(z, self.raw_threshold)
 

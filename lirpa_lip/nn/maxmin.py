@@ -26,12 +26,15 @@ class MaxMin(nn.Module):
     Raises:
         ShapeError: C is odd.
 
+    Source: Anil, Lucas & Grosse, ICML 2019, arXiv 1811.05381.
+
     Example:
         >>> MaxMin()(torch.tensor([[1.0, 5.0, 3.0, 4.0]])).tolist()  # pairs (1, 3) and (5, 4)
         [[3.0, 5.0, 1.0, 4.0]]
     """
 
     def forward(self, z: Tensor) -> Tensor:
+        """The maxima, then the minima, of the pairs of channels of ``z``, ``(batch, C, …)``."""
         return maxmin(z)
 
 
@@ -59,6 +62,8 @@ class ClippedMaxMin(nn.Module):
     Raises:
         ConfigError: a threshold is not finite, or ``shape`` is none.
         ShapeError: C is odd, or the input does not fit ``shape``.
+
+    Source: Huang, Zhang, Shi, Kolter & Anandkumar, NeurIPS 2021, arXiv 2111.01395.
 
     Example:
         >>> ClippedMaxMin(2, max_threshold=2.0, min_threshold=-2.0)(torch.tensor([[-3.0, 5.0]])).tolist()
@@ -88,6 +93,7 @@ class ClippedMaxMin(nn.Module):
                 self.register_buffer(name, raw)
 
     def forward(self, z: Tensor) -> Tensor:
+        """The clipped maxima, then the clipped minima, of the pairs of channels of ``z``, ``(batch, C, …)``."""
         check_threshold_shape(self.max_threshold, split_pairs(z)[0], "ClippedMaxMin, half the channels")
         return clipped_maxmin(z, self.max_threshold, self.min_threshold)
 

@@ -31,6 +31,9 @@ class SharedStart:
     Args:
         capacity: samples kept, at most; each takes one input-shaped vector and some thousand mask entries.
         first_iterations: iterations of the first call, at least, when there is nothing to start from.
+
+    Raises:
+        ConfigError: ``capacity`` is below 1; or, of a call, it is used for another map, or with other masks given.
     """
 
     def __init__(self, capacity: int = 64, first_iterations: int = 12) -> None:

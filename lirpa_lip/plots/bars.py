@@ -61,7 +61,7 @@ def method_comparison(
     axes.barh(list(places), [100 * value for value in certified], height=0.75)
     axes.set_yticks(list(places), list(methods))
     for place, value in zip(places, certified):
-        axes.text(100 * value + 1, place, f"{100 * value:.0f}", va="center", fontsize=8)
+        axes.text(100 * value + 1, place, f"{100 * value:.3g}", va="center", fontsize=8)
     if ceiling is not None:
         axes.axvline(100 * ceiling, color="black", linewidth=1.2, label="accuracy under attack")
         figure.legend(loc="outside lower center", frameon=False)

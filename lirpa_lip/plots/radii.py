@@ -43,6 +43,11 @@ def margin_against_radius(
 ) -> Figure:
     """A dot per sample with a finite certified radius: margin of the logits at the sample, and the radius.
 
+    Args:
+        margins: largest logit less the second one, per sample.
+        radii: as in `radius_histogram`.
+        unit: of the radii, for the axis.
+
     Raises:
         ShapeError: the two differ in length, or a value is NaN.
     """

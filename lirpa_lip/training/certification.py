@@ -21,7 +21,7 @@ from lirpa_lip.norms.draw import seeds_of
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, check_delta
 from lirpa_lip.results import weakest
 from lirpa_lip.training.attack import survives_pgd
-from lirpa_lip.training.certifiers import Certifier, Verdict, make_certifier
+from lirpa_lip.training.certifiers import Certifier, Verdict, make_certifier, shared_settings
 from lirpa_lip.training.claim import check_samples, claim, digest_of, identity_of
 from lirpa_lip.training.epsilon import parse_epsilons, rounded_up
 from lirpa_lip.training.rows import FIELDS, Row, append_rows, read_rows, values, write_whole
@@ -55,6 +55,7 @@ class CertifySettings:
         object.__setattr__(self, "bound", current_name(self.bound, "certify"))
         for name in ("radius_steps", "pgd_steps"):
             NOT_NEGATIVE.check(name, getattr(self, name))
+        shared_settings(self.certificate, self.inference)
 
 
 def certify_shard(

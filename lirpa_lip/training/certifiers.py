@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
 from lirpa_lip.comparison import Global
-from lirpa_lip.errors import CertificateError, ConfigError
+from lirpa_lip.errors import CertificateError
 from lirpa_lip.margin import margin_specification
 from lirpa_lip.methods import METHODS, current_name, names_at
 from lirpa_lip.ranges import check_delta
@@ -58,6 +58,20 @@ class Certifier(Protocol):
         ...
 
 
+def shared_settings(certificate: str, inference: str | None) -> dict[str, Any]:
+    """What every certifier's ``LocalLipConfig`` holds.
+
+    Raises:
+        CertificateError: an estimate was asked for.
+        ConfigError: there is no such certificate, or arithmetic.
+    """
+    if certificate == "estimate":
+        raise CertificateError("an estimate certifies nothing: choose auto, deterministic or probabilistic.")
+    common = {"certificate": certificate, "norm_tolerance": _NORM_TOLERANCE, "inference": inference}
+    LocalLipConfig(**common)  # type: ignore[arg-type]
+    return common
+
+
 def make_certifier(
     name: str,
     model: nn.Module,
@@ -85,13 +99,7 @@ def make_certifier(
     """
     name = current_name(name, "certify")
     check_delta(delta)
-    if certificate == "estimate":
-        raise CertificateError("an estimate certifies nothing: choose auto, deterministic or probabilistic.")
-    common: dict[str, Any] = {"certificate": certificate, "norm_tolerance": _NORM_TOLERANCE}
-    if inference is not None:
-        if "inference" not in {item.name for item in fields(LocalLipConfig)}:
-            raise ConfigError(f"inference={inference!r}: this version's LocalLipConfig has no such setting.")
-        common["inference"] = inference
+    common = shared_settings(certificate, inference)
     if METHODS[name].family == "global":
         return GlobalCertifier(name, model, sample, LocalLipConfig(delta=delta, **common))
     return LocalCertifier(name, model, sample, common, delta, radius_steps=radius_steps, image_box=image_box)

@@ -93,12 +93,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         )
     if _digest(content, state) != expected:
         raise CheckpointError(_damaged(path, "its content does not match its SHA-256"))
-    return Checkpoint(safetensors.torch.load(content), state, found)
+    if not isinstance(state, dict):
+        raise CheckpointError(_damaged(path, f"{_STATE} holds no state of a run"))
+    try:
+        return Checkpoint(safetensors.torch.load(content), state, found)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(_damaged(path, f"{_TENSORS}: {error}")) from error
 
 
 def checkpoints_in(folder: Path, kind: str = "step") -> list[Path]:
     """The complete ``<kind>-<step>`` checkpoints in a folder, oldest first."""
-    return sorted(p for p in folder.glob(f"{kind}-*") if (p / _STATE).is_file())
+    named = (p for p in folder.glob(f"{kind}-*") if p.name.removeprefix(f"{kind}-").isdecimal())
+    return sorted(p for p in named if (p / _STATE).is_file())
 
 
 def set_aside_after(folder: Path, step: int) -> None:
@@ -112,7 +118,8 @@ def set_aside_after(folder: Path, step: int) -> None:
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """Resolves a checkpoint folder, or a run folder: its best checkpoint if there is one, else its newest.
+    """Resolves a checkpoint, a run's folder or the folder of its checkpoints: the best one if there is one, else the
+    newest.
 
     Raises:
         CheckpointError: there is none.
@@ -120,8 +127,9 @@ def find_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if (path / _STATE).is_file():
         return path
-    found = checkpoints_in(path / "checkpoints", "best") or checkpoints_in(path / "checkpoints")
-    if not found:
+    folders = (path / "checkpoints", path)
+    found = next((f for d in folders for f in (checkpoints_in(d, "best"), checkpoints_in(d)) if f), None)
+    if found is None:
         raise CheckpointError(f"{path} holds no checkpoint; give a run folder (--out of train) or a checkpoint in it.")
     return found[-1]
 

@@ -14,8 +14,8 @@ import yaml
 from lirpa_lip.errors import ConfigError, LirpaLipError, UnknownMethodError
 from lirpa_lip.losses import BOUNDS, LOSSES
 from lirpa_lip.methods import RENAMED, current_name, name_before
-from lirpa_lip.ranges import BETWEEN, COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range
-from lirpa_lip.training.data import DATASETS, DEFAULT_EPS
+from lirpa_lip.ranges import BETWEEN, COUNT, NOT_NEGATIVE, POSITIVE, SEED, SHARE, Range, plain_number
+from lirpa_lip.training.data import DATASETS, DEFAULT_EPS, RESIZED, SHIPPED, unread_folder
 from lirpa_lip.training.epsilon import parse_epsilon
 from lirpa_lip.training.models import ACTIVATIONS, ARCHITECTURES
 from lirpa_lip.training.rows import replace_file
@@ -27,6 +27,8 @@ LOSS_NAMES = ("plain", *LOSSES)
 FORMAT = 2
 """Of saved settings. 1 had other names of bounds."""
 _MARK = "# lirpa-lip settings, format "
+#: Settings that files of format 1, which had no mark, lack; they held all others.
+_SINCE_FORMAT_1 = {"init", "start_from", "lr_rise", "lr_decay"}
 
 
 def _setting(default: Any, help: str, choices: tuple[str, ...] | None = None, range: Range | None = None) -> Any:
@@ -112,6 +114,10 @@ class TrainConfig:
             object.__setattr__(self, "eps", DEFAULT_EPS[self.dataset])
         parse_epsilon(self.radius)
         parse_epsilon(self.train_eps or self.radius)
+        if self.validation > 1 and self.validation != int(self.validation):
+            raise ConfigError(f"validation={self.validation:g} is neither a fraction nor a number of images.")
+        if not self.out.strip():
+            raise ConfigError("out is empty; name a folder (an unset variable on the command line, perhaps?).")
 
     @property
     def radius(self) -> str:
@@ -148,28 +154,52 @@ def config_from(values: Mapping[str, Any], source: str = "configuration") -> Tra
         raise ConfigError(f"{source}: {error}") from error
 
 
+def unused_settings(config: TrainConfig) -> list[str]:
+    """A sentence for each setting that was given and that nothing reads."""
+    found = []
+    if config.image_size is not None and config.dataset not in RESIZED:
+        found.append(f"image_size is of {' and '.join(RESIZED)} alone; images of {config.dataset} stay as they are.")
+    if config.data_dir is not None and config.dataset in SHIPPED:
+        found.append(unread_folder(config.dataset, config.data_dir))
+    own = ":" in config.arch
+    if config.threshold is not None and (own or config.activation == "relu"):
+        found.append(f"threshold is not read: {config.arch if own else 'relu'} has none.")
+    if own and config.activation != TrainConfig.activation:
+        found.append(f"activation is of the named architectures; {config.arch} has its own.")
+    return found
+
+
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The settings in a YAML file.
+    """The settings in a YAML file; what the release before saved, which holds every setting, is read as it meant it.
 
     Raises:
         ConfigError: the file is absent, is no YAML, or holds no settings.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read as a YAML configuration ({error}).") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} must hold settings, one `name: value` a line.")
-    return content
+    values, text = _read(path)
+    saved = set(values) == {item.name for item in fields(TrainConfig)} - _SINCE_FORMAT_1
+    return _as_meant(values, text) if saved else values
 
 
 def read_run_config(path: Path) -> dict[str, Any]:
     """The settings that a run saved; names of the release before are read as they were meant then."""
-    values = read_config(path)
-    if isinstance(values.get("bound"), str) and not path.read_text(encoding="utf-8").startswith(_MARK):
-        values["bound"] = name_before(values["bound"], "train")
+    return _as_meant(*_read(path))
+
+
+def _read(path: str | Path) -> tuple[dict[str, Any], str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a YAML configuration ({error}).") from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold settings, one `name: value` a line.")
+    return content or {}, text
+
+
+def _as_meant(values: dict[str, Any], text: str) -> dict[str, Any]:
+    """A file without our mark is older than today's names."""
+    if isinstance(values.get("bound"), str) and not text.startswith(_MARK):
+        return {**values, "bound": name_before(values["bound"], "train")}
     return values
 
 
@@ -201,7 +231,7 @@ def _converted(name: str, value: Any, kind: str, source: str) -> Any:
             raise ValueError("one number or text is needed")
         if base == "int":
             return _whole(value)
-        return float(value) if base == "float" else str(value)
+        return plain_number(str(value), float) if base == "float" else str(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{source}: {name}={value!r} is no {base} ({error}).") from error
 
@@ -210,7 +240,7 @@ def _whole(value: Any) -> int:
     """A whole number, also where it is written 1e3, as exactly as it is written."""
     if isinstance(value, int):
         return value
-    number = float(value)
+    number = plain_number(str(value), float)
     if not math.isfinite(number):
         raise ValueError("it must be a finite whole number")
     if number != int(number):

@@ -53,6 +53,12 @@ DATASETS: dict[str, tuple[_Reader, _Statistics | None]] = {
 }
 """Name -> (reader, (mean, std) of its training images)."""
 
+SHIPPED = ("digits",)
+"""Data sets that need no folder: scikit-learn ships them."""
+
+RESIZED = ("imagefolder", "tiny-imagenet")
+"""Data sets whose images ``image_size`` resizes."""
+
 DEFAULT_EPS = {
     "digits": "0.5",
     "mnist": "1.58",
@@ -111,9 +117,13 @@ def load_data(
     return DataBundle(name, train, held_out, test, len(names), shape, mean, std, names)
 
 
+def unread_folder(name: str, folder: str | Path) -> str:
+    return f"the folder {folder} is not read: scikit-learn ships {name}."
+
+
 def _download(name: str, root: Path) -> None:
-    if name == "digits":
-        return  # scikit-learn ships them
+    if name in SHIPPED:
+        return
     if name not in files.DOWNLOADERS:
         raise DataError(f"{name} cannot be downloaded for you; give its folder with --data-dir.")
     root.mkdir(parents=True, exist_ok=True)

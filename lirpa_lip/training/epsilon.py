@@ -8,6 +8,7 @@ from fractions import Fraction
 import torch
 
 from lirpa_lip.errors import ConfigError
+from lirpa_lip.ranges import exact_number
 
 _LARGEST = 10**6
 """No two images in [0, 1] of up to 10¹² pixels are further apart."""
@@ -22,7 +23,7 @@ def parse_epsilon(text: str | float | Fraction) -> Fraction:
         ConfigError: it is no number, or it is negative or not finite.
     """
     try:
-        value = text if isinstance(text, Fraction) else Fraction(str(text).replace(" ", ""))
+        value = text if isinstance(text, Fraction) else exact_number(str(text).replace(" ", ""))
     except (ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"epsilon {text!r} is no number; write it as 1.58 or 36/255.") from error
     if value < 0:

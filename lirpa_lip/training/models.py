@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,7 +18,14 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip.errors import ConfigError, ShapeError, UnknownMethodError, UntrustedCodeError
+from lirpa_lip.errors import (
+    CheckpointError,
+    ConfigError,
+    NonFiniteError,
+    ShapeError,
+    UnknownMethodError,
+    UntrustedCodeError,
+)
 from lirpa_lip.nn import ClippedMaxMin, ClippedReLU, MaxMin
 
 ACTIVATIONS = ("relu", "clipped_relu", "maxmin", "clipped_maxmin")
@@ -175,15 +183,75 @@ def _own_module(path: str, input_shape: tuple[int, int, int], classes: int) -> n
         sys.path.append(os.getcwd())  # last, so that nothing in the current folder takes an installed module's place
     try:
         factory = getattr(import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever code of the user's raises when it is imported
         raise ConfigError(
-            f"cannot import the network {path!r} ({error}); write it as package.module:factory, with the module's "
-            "folder on PYTHONPATH, or go to that folder."
+            f"cannot import the network {path!r} ({_said(error)}); write it as package.module:factory, with the "
+            "module's folder on PYTHONPATH, or go to that folder."
         ) from error
-    model = factory(**_accepted(path, factory, {"input_shape": input_shape, "classes": classes}))
+    if not callable(factory):
+        raise ConfigError(f"{path} is {type(factory).__name__}, and no function or class that makes a network.")
+    accepted = _accepted(path, factory, {"input_shape": input_shape, "classes": classes})
+    try:
+        model = factory(**accepted)
+    except Exception as error:
+        raise ConfigError(f"{path} failed: {_said(error)}.") from error
     if not isinstance(model, nn.Module):
         raise ConfigError(f"{path} returned {type(model).__name__}, not a torch.nn.Module.")
     return model
+
+
+def _said(error: Exception) -> str:
+    """An error of the user's code, and where it is."""
+    steps = traceback.extract_tb(error.__traceback__)
+    place = f" in {steps[-1].filename}, line {steps[-1].lineno}" if steps else ""
+    return f"{type(error).__name__}: {error}" + ("" if isinstance(error, ImportError | SyntaxError) else place)
+
+
+def check_classifier(model: nn.Module, shape: tuple[int, int, int], classes: int, name: str) -> None:
+    """One's own network takes images and gives a number for each class: tried on one image of zeros.
+
+    Raises:
+        ConfigError: it takes others, gives something else, or a number of classes that the data has not.
+    """
+    was, model_device = model.training, next((p.device for p in model.parameters()), torch.device("cpu"))
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            out = model.eval()(torch.zeros(1, *shape, device=model_device))
+    except Exception as error:
+        raise ConfigError(f"{name} takes no float32 images of shape {tuple(shape)}: {_said(error)}.") from error
+    finally:
+        model.train(was)
+    if not isinstance(out, Tensor) or tuple(out.shape) != (1, classes):
+        given = f"a tensor of shape {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        raise ConfigError(
+            f"{name} gives {given} for one image of shape {tuple(shape)}; the data has {classes} classes, so that it "
+            f"must be (1, {classes})."
+        )
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Puts tensors of a file into a network, all of them or none.
+
+    Raises:
+        CheckpointError: they are not the network's; the message names ``source`` and what differs first.
+        NonFiniteError: one is NaN or infinite.
+    """
+    own = model.state_dict()
+    missing, more = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    problems = [f"{name!r} is missing" for name in missing] + [f"it knows no {name!r}" for name in more]
+    for name in own.keys() & weights.keys():
+        here, there = own[name], weights[name]
+        if here.shape != there.shape:
+            problems.append(f"{name!r} has shape {tuple(there.shape)}, and {tuple(here.shape)} in the network")
+        elif here.is_floating_point() != there.is_floating_point():
+            problems.append(f"{name!r} has type {there.dtype}, and {here.dtype} in the network")
+    if problems:
+        rest = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+        raise CheckpointError(f"{source} holds the weights of another network: {'; '.join(problems[:3])}{rest}.")
+    for name, _ in model.named_parameters():  # a buffer may be a mask of infinities
+        if not bool(torch.isfinite(weights.get(name, own[name])).all()):
+            raise NonFiniteError(f"{name!r} of {source}", "train again, with a lower learning rate")
+    model.load_state_dict(weights)
 
 
 def _accepted(path: str, factory: Callable, offered: dict[str, object]) -> dict[str, object]:

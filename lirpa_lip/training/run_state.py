@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch import Tensor
 
 from lirpa_lip.errors import CheckpointError, DataError
 from lirpa_lip.methods import name_before
+from lirpa_lip.ranges import FINITE, NOT_NEGATIVE
 from lirpa_lip.training.checkpoint import Checkpoint
 from lirpa_lip.training.config import TrainConfig, config_from
-from lirpa_lip.training.data import DataBundle, load_data
+from lirpa_lip.training.data import SHIPPED, DataBundle, load_data, unread_folder
 from lirpa_lip.training.ema import WeightAverage
-from lirpa_lip.training.models import build_model, refuse_code_of_a_file
+from lirpa_lip.training.models import build_model, check_classifier, load_weights, refuse_code_of_a_file
 from lirpa_lip.training.objective import Objective
 from lirpa_lip.training.processes import process_count
 
@@ -80,7 +82,7 @@ def restore(
         listed = ", ".join(f"{name} was {saved[name]!r}, is {getattr(config, name)!r}" for name in differing)
         raise CheckpointError(f"the checkpoint belongs to another configuration: {listed}.")
     try:
-        objective.model.load_state_dict(checkpoint.group("model"))
+        load_weights(objective.model, checkpoint.group("model"), "the checkpoint")
         buffers = dict(objective.named_buffers())
         for name, tensor in checkpoint.group("bound").items():
             if f"bound.{name}" in buffers:  # an earlier version kept other start vectors; these are found again
@@ -93,7 +95,10 @@ def restore(
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"the checkpoint does not fit this network ({error}).") from error
     try:
-        return RunState(int(checkpoint.state["step"]), float(checkpoint.state.get("best", RunState.best)))
+        state = RunState(int(checkpoint.state["step"]), float(checkpoint.state.get("best", RunState.best)))
+        if not (NOT_NEGATIVE.holds(state.step) and FINITE.holds(state.best)):
+            raise ValueError(f"step {checkpoint.state['step']!r}, best {state.best!r}")
+        return state
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the checkpoint does not say at which step it was taken ({error!r}).") from error
 
@@ -131,6 +136,8 @@ def data_of(checkpoint: Checkpoint, data_dir: str | None = None, dataset: str | 
         DataError: its classes, or the images' shape, are not those that the network was trained on.
     """
     config = config_of(checkpoint)
+    if data_dir is not None and (dataset or config.dataset) in SHIPPED:
+        warnings.warn(unread_folder(dataset or config.dataset, data_dir), stacklevel=2)
     found = load_data(
         dataset or config.dataset, data_dir or config.data_dir, config.validation, config.seed, config.image_size
     )
@@ -146,22 +153,30 @@ def check_data(checkpoint: Checkpoint, found: DataBundle) -> None:
     trained = _described(checkpoint)
     if list(found.shape) != list(trained["shape"]):
         raise DataError(f"the network takes images of shape {tuple(trained['shape'])}; these are {found.shape}.")
-    names = trained.get("class_names")
-    count = trained["classes"]
-    here = list(found.class_names or ())
-    if names is not None and here and here != names:
-        missing, more = ([n for n in a if n not in b] for a, b in ((names, here), (here, names)))
-        parts = (
-            f"missing: {', '.join(missing)}" if missing else "",
-            f"unknown to it: {', '.join(more)}" if more else "",
-        )
-        what = "; ".join(part for part in parts if part) or "they stand in another order"
-        raise DataError(
-            f"the data's {found.classes} classes are not the {count} that the network was trained on ({what}), so that "
-            "labels would mean different things."
-        )
+    names, count = trained["class_names"], trained["classes"]
+    if names is not None and found.class_names is not None:
+        check_class_names(names, found.class_names)
     if found.classes != count:
         raise DataError(f"the network was trained on {count} classes; the data has {found.classes}.")
+
+
+def check_class_names(trained: Sequence[str], here: Sequence[str]) -> None:
+    """
+    Raises:
+        DataError: labels of the data do not stand for what they stood for in training.
+    """
+    if list(trained) == list(here) or not here:
+        return
+    missing, more = ([n for n in a if n not in b] for a, b in ((trained, here), (here, trained)))
+    parts = (
+        f"missing: {', '.join(missing)}" if missing else "",
+        f"unknown to it: {', '.join(more)}" if more else "",
+    )
+    what = "; ".join(part for part in parts if part) or "they stand in another order"
+    raise DataError(
+        f"the data's {len(here)} classes are not the {len(trained)} that the network was trained on ({what}), so that "
+        "labels would mean different things."
+    )
 
 
 def _described(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -175,7 +190,25 @@ def _described(checkpoint: Checkpoint) -> dict[str, Any]:
     missing = [n for n in ("shape", "classes") if n not in data]
     if missing:
         raise CheckpointError(f"the checkpoint does not say for which data its network is: no {', '.join(missing)}.")
-    return {"mean": None, "std": None, "class_names": None, **data}
+    data = {"mean": None, "std": None, "class_names": None, **data}
+    for name, is_right in _KINDS.items():
+        if not is_right(data[name]):
+            raise CheckpointError(f"the checkpoint says of its data that {name} is {data[name]!r}, which cannot be.")
+    return data
+
+
+def _list_of(kinds: type | tuple[type, ...], value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, kinds) and not isinstance(item, bool) for item in value)
+
+
+#: What a checkpoint says of its data -> whether it can be.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "shape": lambda v: _list_of(int, v) and len(v) == 3 and min(v) > 0,
+    "classes": lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0,
+    "mean": lambda v: v is None or _list_of((int, float), v),
+    "std": lambda v: v is None or _list_of((int, float), v),
+    "class_names": lambda v: v is None or _list_of(str, v),
+}
 
 
 def model_from(checkpoint: Checkpoint, arch: str | None = None, trust_arch: bool = False) -> torch.nn.Module:
@@ -198,10 +231,9 @@ def model_from(checkpoint: Checkpoint, arch: str | None = None, trust_arch: bool
     model = build_model(
         config.arch, shape, data["classes"], config.activation, mean, std=std, threshold=config.threshold
     )
-    try:
-        model.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint does not fit its network ({error}).") from error
+    load_weights(model, checkpoint.weights, "the checkpoint")
+    if ":" in config.arch:
+        check_classifier(model, shape, data["classes"], config.arch)
     return model.eval()
 
 

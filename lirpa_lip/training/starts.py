@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lirpa_lip.errors import CheckpointError
 from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
+from lirpa_lip.training.models import load_weights
 
 INITS = ("published", "orthogonal")
 
@@ -56,8 +56,4 @@ def start_from(model: nn.Module, path: str | Path) -> None:
         CheckpointError: there is no checkpoint, it is damaged, or its network is another.
     """
     found = find_checkpoint(path)
-    weights = load_checkpoint(found).weights
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{found} holds the weights of another network ({error}).") from error
+    load_weights(model, load_checkpoint(found).weights, str(found))

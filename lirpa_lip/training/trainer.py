@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lirpa_lip.errors import CheckpointError, DivergedError, LirpaLipError, RunInterruptedError
+from lirpa_lip.errors import CheckpointError, ConfigError, DivergedError, LirpaLipError, RunInterruptedError
 from lirpa_lip.training.checkpoint import Checkpoint, checkpoints_in, load_checkpoint, save_checkpoint, set_aside_after
-from lirpa_lip.training.config import TrainConfig, write_config
+from lirpa_lip.training.config import TrainConfig, unused_settings, write_config
 from lirpa_lip.training.data import load_data
 from lirpa_lip.training.ema import WeightAverage
 from lirpa_lip.training.epsilon import parse_epsilon, rounded_up
 from lirpa_lip.training.interrupts import Interrupts
 from lirpa_lip.training.lock import FolderLock
-from lirpa_lip.training.models import build_model
+from lirpa_lip.training.models import build_model, check_classifier
 from lirpa_lip.training.objective import Objective
 from lirpa_lip.training.processes import lost_process, make_accelerator
 from lirpa_lip.training.progress import Progress
@@ -58,6 +58,8 @@ class Trainer:
             warning = check_radius(parse_epsilon(text), self.data.train, self.data.shape)
             if warning is not None and self.rank == 0:
                 warnings.warn(warning, stacklevel=2)
+        for warning in unused_settings(config) if self.rank == 0 else ():
+            warnings.warn(warning, stacklevel=2)
         torch.manual_seed(derived_seed("weights", config.seed))
         mean_std = (self.data.mean, self.data.std) if config.normalize else (None, None)
         model = build_model(
@@ -69,6 +71,10 @@ class Trainer:
             std=mean_std[1],
             threshold=config.threshold,
         )
+        if ":" in config.arch:
+            check_classifier(model, self.data.shape, self.data.classes, config.arch)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise ConfigError(f"{config.arch} has no parameters to train.")
         if config.init == "orthogonal":
             orthogonal_start(model)
         model = model.to(self.accelerator.device)

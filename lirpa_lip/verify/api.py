@@ -18,6 +18,7 @@ from lirpa_lip.verify.network import Network, network_of
 from lirpa_lip.verify.properties import Property, corridor, stays_first
 from lirpa_lip.verify.readers import read_network
 from lirpa_lip.verify.records import Verdict
+from lirpa_lip.verify.rounding import exact
 from lirpa_lip.verify.settings import VerifySettings
 from lirpa_lip.verify.vnnlib import read_vnnlib
 
@@ -139,7 +140,7 @@ def _claims(
     if within is not None:
         if labels is not None:
             raise ConfigError("give labels (a class stays first) or within (outputs stay near), not both.")
-        return [stays_within(network, one, Fraction(str(within)), str(k)) for k, one in enumerate(regions)]
+        return [stays_within(network, one, exact(str(within)), str(k)) for k, one in enumerate(regions)]
     return [
         stays_first(one, _label(network, one, labels, k, len(regions)), network.outputs, str(k))
         for k, one in enumerate(regions)
@@ -160,7 +161,7 @@ def regions_around(
     """
     if tuple(x.shape[1:]) != network.shape:
         raise ShapeError(f"inputs have shape {tuple(x.shape[1:])}; {network.name} takes {network.shape}.")
-    ends = None if box is None else (Fraction(str(box[0])), Fraction(str(box[1])))
+    ends = None if box is None else (exact(str(box[0])), exact(str(box[1])))
     if ends is not None and ends[0] >= ends[1]:
         raise ConfigError(f"the box of possible inputs, {box[0]} to {box[1]}, is empty.")  # type: ignore[index]
     norm = float(norm)

@@ -28,6 +28,7 @@ class Network:
         shape: of one input, without the batch.
         outputs: how many numbers come out.
         name: for messages and reports.
+        class_names: what its outputs stand for, where the run that trained it says so.
     """
 
     model: nn.Module
@@ -35,6 +36,7 @@ class Network:
     shape: tuple[int, ...]
     outputs: int
     name: str = "the model"
+    class_names: tuple[str, ...] | None = None
     _wide: dict[tuple[LocalLipConfig, int], BoundedModule] = field(default_factory=dict, repr=False)
 
     @property

@@ -30,6 +30,8 @@ class OutputRow:
 
     Attributes:
         coefficients: pairs (index of a flat output, coefficient ≠ 0).
+        bound: what the sum is compared with.
+        strict: whether equality is left out.
     """
 
     coefficients: tuple[tuple[int, Fraction], ...]
@@ -47,7 +49,12 @@ class OutputRow:
 
 @dataclass(frozen=True)
 class Case:
-    """A violation: a point of the region at which all rows hold."""
+    """A violation: a point of the region at which all rows hold.
+
+    Attributes:
+        region: the `InputRegion`.
+        rows: its `OutputRow` conditions.
+    """
 
     region: InputRegion
     rows: tuple[OutputRow, ...]
@@ -62,7 +69,12 @@ class Property:
     """The property holds if no case has a point.
 
     Attributes:
+        cases: its violations, each a `Case`.
+        name: for messages and files.
         label: the class that must stay first, for label robustness; None for other properties.
+
+    Raises:
+        DataError: there are no cases.
     """
 
     cases: tuple[Case, ...]
@@ -136,6 +148,12 @@ def _scale(row: OutputRow) -> int:
 def stays_first(region: InputRegion, label: int, outputs: int, name: str = "") -> Property:
     """Class ``label`` is the only largest output on the whole region; a tie is a violation.
 
+    Args:
+        region: an `InputRegion`.
+        label: the class, counted from 0.
+        outputs: how many the network has.
+        name: for messages and files.
+
     Raises:
         DataError: there is no such class, or no other.
     """
@@ -148,6 +166,12 @@ def stays_first(region: InputRegion, label: int, outputs: int, name: str = "") -
 
 def corridor(region: InputRegion, nominal: Sequence[Fraction], width: Fraction, name: str = "") -> Property:
     """Every output stays within ``width`` of its nominal value, ends included.
+
+    Args:
+        region: an `InputRegion`.
+        nominal: a value for each output.
+        width: half the width of the corridor, in units of the outputs.
+        name: for messages and files.
 
     Raises:
         DataError: the width is negative.
@@ -164,7 +188,14 @@ def corridor(region: InputRegion, nominal: Sequence[Fraction], width: Fraction, 
 
 
 def linear(region: InputRegion, c: Tensor, d: Tensor, name: str = "") -> Property:
-    """``C y ≤ d`` on the whole region, all rows: ``c`` (rows, outputs), ``d`` (rows,), as exact as they are given."""
+    """``C y ≤ d`` on the whole region, all rows, as exact as they are given.
+
+    Args:
+        region: an `InputRegion`.
+        c: ``(rows, outputs)``.
+        d: ``(rows,)``.
+        name: for messages and files.
+    """
     pairs = zip(c.double().tolist(), d.double().tolist(), strict=True)
     cases = []
     for coefficients, bound in pairs:

@@ -15,6 +15,7 @@ from lirpa_lip.verify.data import Samples
 from lirpa_lip.verify.input_region import InputRegion, Span
 from lirpa_lip.verify.network import Network
 from lirpa_lip.verify.properties import Property, stays_first
+from lirpa_lip.verify.rounding import exact
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Question:
         return self.ball(x, parse_epsilon(self.eps))
 
     def ball(self, x: Tensor, eps: Fraction) -> InputRegion:
-        box = None if self.box is None else (Fraction(self.box[0]), Fraction(self.box[1]))
+        box = None if self.box is None else (exact(self.box[0]), exact(self.box[1]))
         return InputRegion.around(x, 2 if self.norm == "2" else math.inf, eps, box)
 
     def claim(self, network: Network, region: InputRegion, label: int | None, name: str) -> Property:
@@ -59,7 +60,7 @@ class Question:
             DataError: the label is no class of the network.
         """
         if self.within is not None:
-            return stays_within(network, region, Fraction(self.within), name)
+            return stays_within(network, region, exact(self.within), name)
         if label is None:
             label = int(network.original(region.centre).argmax())
         return stays_first(region, label, network.outputs, name)

@@ -8,6 +8,7 @@ from fractions import Fraction
 import numpy as np
 
 from lirpa_lip.errors import DataError
+from lirpa_lip.ranges import exact_number
 
 
 def exact(text: str) -> Fraction:
@@ -17,7 +18,7 @@ def exact(text: str) -> Fraction:
         DataError: it is no finite number.
     """
     try:
-        return Fraction(text.strip())
+        return exact_number(text.strip())
     except (ValueError, ZeroDivisionError) as error:
         raise DataError(f"{text!r} is no finite number; write it as 0.5, 1e-3 or 24/255.") from error
 
@@ -39,6 +40,5 @@ def _nearest(value: Fraction) -> float:
     try:
         return float(value)
     except OverflowError as error:
-        raise DataError(
-            f"a number of some {len(str(abs(value.numerator)))} digits exceeds what floats hold."
-        ) from error
+        digits = round((value.numerator.bit_length() - value.denominator.bit_length()) * math.log10(2))
+        raise DataError(f"a number of some {digits} digits exceeds what floats hold.") from error

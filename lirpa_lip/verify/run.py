@@ -19,6 +19,7 @@ import torch
 from lirpa_lip.errors import CheckpointError, DataError
 from lirpa_lip.norms.draw import seeds_of
 from lirpa_lip.training.rows import write_whole
+from lirpa_lip.training.run_state import check_class_names
 from lirpa_lip.training.sampling import derived_seed
 from lirpa_lip.training.versions import versions
 from lirpa_lip.verify import rows
@@ -49,6 +50,24 @@ def identity(network: Network, question: Question, settings: VerifySettings) -> 
         "settings": {**asdict(settings), "time_limit": str(settings.time_limit)},
         "versions": versions(),
     }
+
+
+def check_labels(network: Network, samples: Samples) -> None:
+    """Before the first of them is worked on.
+
+    Raises:
+        DataError: a label is no class of the network, or stands for another class than in training.
+    """
+    if network.class_names is not None and samples.class_names is not None:
+        check_class_names(network.class_names, samples.class_names)
+    if samples.labels is None:
+        return
+    wrong = ((samples.labels < 0) | (samples.labels >= network.outputs)).nonzero().flatten()
+    if len(wrong):
+        raise DataError(
+            f"label {int(samples.labels[wrong[0]])} of input {int(wrong[0])} is none of the network's "
+            f"{network.outputs} classes, counted from 0."
+        )
 
 
 def verify_shard(

@@ -28,7 +28,7 @@ class VerifySettings:
         seed: of the attack's random starts.
 
     Raises:
-        ConfigError, CertificateError: a value that a setting cannot have.
+        ConfigError, CertificateError, UnknownMethodError: a value that a setting cannot have.
     """
 
     time_limit: float = 60.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -33,7 +34,7 @@ def read_vnnlib(path: str | Path, shape: Sequence[int], outputs: int, dtype: tor
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-    except (OSError, UnicodeDecodeError, EOFError) as error:
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read as a property: {error}.") from error
     parse = parse_vnnlib2 if _VERSION_2.search(text) else parse_vnnlib1
     formula, declared = parse(text, path.name)

@@ -9,7 +9,7 @@ from lirpa_lip.verify.expressions import Affine, Comparison, Formula, Junction, 
 from lirpa_lip.verify.rounding import exact
 
 _TOKEN = re.compile(r"\(|\)|[^\s()]+")
-_NAME = re.compile(r"([XY])_(\d+)$")
+_NAME = re.compile(r"([XY])_(\d+)$", re.ASCII)
 _DEEPEST = 200
 _COMPARISONS = {"<=", ">=", "<", ">", "="}
 

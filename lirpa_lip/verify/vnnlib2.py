@@ -10,6 +10,8 @@ from lirpa_lip.errors import DataError, MissingDependencyError
 from lirpa_lip.verify.expressions import Affine, Comparison, Formula, Junction, Variable, all_of
 from lirpa_lip.verify.rounding import exact
 
+#: Numbers that a network takes or gives, far more than any that can be verified.
+_LARGEST = 10**7
 _SIGNS = {"LessEqual": "<=", "LessThan": "<", "GreaterEqual": ">=", "GreaterThan": ">", "Equal": "="}
 
 
@@ -38,11 +40,10 @@ def parse_vnnlib2(text: str, source: str) -> tuple[Formula, set[Variable]]:
             raise DataError(f"{source} speaks of {len(found)} {kind}, which the network lacks: it has one.")
     if network.hidden:
         raise DataError(f"{source} speaks of hidden nodes, which is not supported; state it of inputs and outputs.")
-    declared = {
-        Variable(is_output, index)
-        for is_output, definition in ((False, network.inputs[0]), (True, network.outputs[0]))
-        for index in range(math.prod(definition.shape))
-    }
+    sizes = [math.prod(definition.shape) for definition in (network.inputs[0], network.outputs[0])]
+    if max(sizes) > _LARGEST:
+        raise DataError(f"{source} declares {max(sizes)} numbers; no network it could belong to has as many.")
+    declared = {Variable(bool(kind), index) for kind, size in enumerate(sizes) for index in range(size)}
     return all_of(_formula(assertion.expr, source) for assertion in query.assertions), declared
 
 

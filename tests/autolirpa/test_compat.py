@@ -131,6 +131,16 @@ def test_without_auto_lirpa_the_error_says_how_to_get_it():
     assert "pip install --no-deps auto_LiRPA==0.3" in last
 
 
+def test_importing_says_nothing_of_its_own_use_of_torch():
+    """Whatever a torch of tomorrow calls deprecated when auto_LiRPA is imported is not for a user to mend."""
+    warn = "import warnings, torch\nwarnings.simplefilter('always')\nscript = torch.jit.script\n"
+    warn += (
+        "def deprecated(*a, **k):\n    warnings.warn('torch.jit.script', FutureWarning)\n    return script(*a, **k)\n"
+    )
+    result = run(warn + "torch.jit.script = deprecated\nimport lirpa_lip")
+    assert result.returncode == 0 and "FutureWarning" not in result.stderr, result.stderr
+
+
 def test_torchvision_imports_beside_any_torch():
     result = run("import lirpa_lip, torchvision; print(torchvision.transforms.Compose)")
     assert result.returncode == 0, result.stderr

@@ -39,6 +39,28 @@ def test_no_certificate_exceeds_what_an_attack_leaves(pages):
     assert all(e.certified <= e.pgd + 1e-9 and not e.clean < e.pgd - 1e-9 for e in pages.board())
 
 
+def test_a_line_of_the_board_stands_on_most_images(pages):
+    def entry(images: int, certified: float) -> object:
+        return pages.Entry("n", "0.1", str(images), 99.0, 95.0, f"m{images}", certified, "", "deterministic", "")
+
+    few, most, weaker = entry(10, 90.0), entry(200, 80.0), entry(200, 70.0)
+    assert pages._best([few, most, weaker]) == [most]
+
+
+def test_every_network_of_the_board_has_a_section(pages):
+    text = pages._sections(pages._best(pages.board()))
+    assert text.count("## ") == len(pages._GROUPS) and text.count("```{table}") == len(pages._GROUPS)
+    contributed = text[text.index("## Contributed") :].partition("\n## ")[0]
+    assert "digits_cnn_relu_local" in contributed and "digits-0.5" not in contributed
+
+
+def test_commands_in_lines_are_the_same_to_a_shell(pages):
+    for command in dict.fromkeys(line for e in pages.board() for line in e.command.splitlines()):
+        shown = pages._wrapped(command)
+        assert shlex.split(shown.replace("\\\n", "")) == shlex.split(command)
+        assert all(len(line) <= 110 for line in shown.splitlines())
+
+
 def test_commands_are_ones_their_scripts_read(pages):
     for command in dict.fromkeys(line for e in pages.board() for line in e.command.splitlines()):
         program, script, *arguments = shlex.split(command)
@@ -71,6 +93,8 @@ def test_a_contributed_run_is_on_the_board(pages, tmp_path):
         (tmp_path / "curve.png").unlink()
     with pytest.raises(FileNotFoundError, match="lirpa-lip certify"):
         contribute.rows_of(tmp_path, "none")
+    refused = CliRunner().invoke(contribute.main, [str(tmp_path), "--name", "none"])
+    assert refused.exit_code == 1 and "Error: " in refused.output and "lirpa-lip certify" in refused.output
 
 
 def test_rows_of_contributed_runs_are_what_their_certificate_files_say(pages):

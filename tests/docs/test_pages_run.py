@@ -1,7 +1,8 @@
 """Code on the pages runs as it stands, and prints what the page says.
 
-In the README, on the start page and in the guides ``python`` blocks run in order, in an empty folder; so do ``sh``
-blocks, by the command line's own parser. A ``text`` block right behind one is its output, ``...`` for what may vary.
+On every page of the site ``python`` blocks run in order, in an empty folder; so do ``sh`` blocks, by the command line's
+own parser. A ``text`` block right behind one is its output, ``...`` for what may vary. (The README's block and the
+examples of notation.md have tests of their own.)
 ``bash`` blocks are commands that tests/docs/test_commands.py reads without running them.
 """
 
@@ -20,24 +21,36 @@ from click.testing import CliRunner
 from lirpa_lip.cli import main
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-PAGES = [*sorted(str(p.relative_to(DOCS)) for p in (DOCS / "guides").glob("*.md")), "index.md"]
+TEXTS = {
+    str(p.relative_to(DOCS)): p.read_text(encoding="utf-8")
+    for p in sorted(DOCS.rglob("*.md"))
+    if not {"_build", "generated"} & set(p.relative_to(DOCS).parts)
+}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SAME = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in (DOCS / p).read_text(encoding="utf-8")])
+RUN = [page for page, text in TEXTS.items() if re.search(r"^```(python|sh)\n(?!>>>)", text, re.MULTILINE)]
+
+
+def test_they_are_found() -> None:
+    assert {"index.md", "clarke.md", "norms.md", "training.md", "guides/onnx.md"} <= set(RUN)
+
+
+@pytest.mark.parametrize("page", RUN)
 def test_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "[onnx]" in (DOCS / page).read_text(encoding="utf-8"):
+    if page == "guides/onnx.md":
         pytest.importorskip("onnx2pytorch")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": "page"}
-    printed = ""
-    for language, body in BLOCK.findall((DOCS / page).read_text(encoding="utf-8")):
+    printed, end = "", 0
+    for block in BLOCK.finditer(TEXTS[page]):
+        (language, body), behind, end = block.groups(), not TEXTS[page][end : block.start()].strip(), block.end()
         if language == "python":
             printed = run(body, page, names)
         elif language == "sh":
             printed = "".join(call(line) for line in body.replace("\\\n", " ").splitlines())
-        elif language == "text":
+        elif language == "text" and behind:
             assert doctest.OutputChecker().check_output(body, printed, SAME), f"{page} says\n{body}\nnot\n{printed}"
 
 
@@ -53,4 +66,5 @@ def call(line: str) -> str:
     assert program == "lirpa-lip"
     result = CliRunner().invoke(main, arguments, catch_exceptions=False)
     assert result.exit_code == 0, result.output
+    assert "arning" not in result.stderr, f"{line} warns whoever follows the page:\n{result.stderr}"
     return result.stdout

@@ -18,17 +18,29 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "certify", "verify", "lipschitz", "compare", "monotonicity", "report")
+COMMANDS = ("train", "certify", "verify", "lipschitz", "compare", "monotonicity", "export", "report")
+#: Pages for newcomers: what stands on them is typed, by python and by a shell, in an empty folder.
+PAGES = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
+BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TINY = "--dataset digits --arch cnn-tiny --bound global --eps 0.1 --epochs 1 --ramp 1 --out run"
 
 
 def run(*command: str | Path, cwd: Path) -> str:
     """Output of a command that must succeed; the environment is emptied of whatever leads back to the checkout."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    environment["PATH"] = f"{Path(command[0]).parent}{os.pathsep}{environment['PATH']}"  # as an activated environment
     done = subprocess.run([str(c) for c in command], cwd=cwd, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, command))} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
     return done.stdout + done.stderr
+
+
+def script_of(page: Path) -> str:
+    """The blocks of a page in one program, the commands by a shell that stops at the first failure."""
+    parts = ["import subprocess as _shell"]
+    for language, body in BLOCK.findall(page.read_text(encoding="utf-8")):
+        parts.append(body if language == "python" else f"_shell.run(['bash', '-euc', {body!r}], check=True)")
+    return "\n".join(parts)
 
 
 def package_files() -> set[str]:
@@ -61,14 +73,16 @@ def install(wheel: Path, folder: Path) -> Path:
     # A path in a .pth file is searched after the environment's own; .pth files inside it, such as that of an editable
     # installation, are not read.
     (site / "dependencies.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n")
-    run(commands / "python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel, cwd=folder)
+    # --ignore-installed: a package of the same version among the dependencies must not stand in for this one
+    pip = (commands / "python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--ignore-installed")
+    run(*pip, wheel, cwd=folder)
     where = run(commands / "python", "-c", "import lirpa_lip, lirpa_lip_cli; print(lirpa_lip.__file__)", cwd=folder)
     assert where.startswith(str(site)), f"not the installed package: {where}"
     return commands
 
 
 def use(commands: Path, folder: Path) -> None:
-    """Every help, the README's example, and a network trained, certified, reported and verified."""
+    """Every help, the README's example, a network trained, certified, reported and verified, and the guides."""
     command = commands / "lirpa-lip"
     assert all(name in run(command, "--help", cwd=folder) for name in COMMANDS)
     for name in COMMANDS:
@@ -81,6 +95,12 @@ def use(commands: Path, folder: Path) -> None:
     run(command, "certify", "run", *"--limit 10 --pgd-steps 2 --eps 0.01 --radius-steps 0".split(), cwd=folder)
     print(run(command, "report", "run", cwd=folder))
     print(run(command, "verify", "run", *"--data digits --limit 2 --eps 0.01 --no-branch --out v".split(), cwd=folder))
+    for page in (page for page in PAGES if BLOCK.search(page.read_text(encoding="utf-8"))):
+        scratch = folder / page.relative_to(ROOT).with_suffix("")
+        scratch.mkdir(parents=True)
+        (scratch / "page.py").write_text(script_of(page), encoding="utf-8")
+        run(commands / "python", "page.py", cwd=scratch)
+        print(f"what {page.relative_to(ROOT)} shows works")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lirpa_lip.errors import DataError
+from lirpa_lip.errors import ConfigError, DataError
 from lirpa_lip.verify.network import Network
 
 
@@ -39,6 +39,8 @@ def read_network(
     if path.suffix == ".onnx":
         from lirpa_lip.verify.readers.onnx import read_onnx
 
+        if arch is not None:
+            raise ConfigError(f"{path} holds the whole network; --arch {arch} would not be read, leave it out.")
         return read_onnx(path)
     from lirpa_lip.verify.readers.programs import is_program, read_program
     from lirpa_lip.verify.readers.weights import read_weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
@@ -19,4 +20,6 @@ def read_run(path: Path, arch: str | None, trust_arch: bool) -> Network:
     found = find_checkpoint(path)
     loaded = load_checkpoint(found)
     model = model_from(loaded, arch, trust_arch)
-    return network_of(model, loaded.state["data"]["shape"], name=f"{path} ({found.name})")
+    network = network_of(model, loaded.state["data"]["shape"], name=f"{path} ({found.name})")
+    names = loaded.state["data"].get("class_names")
+    return replace(network, class_names=None if names is None else tuple(names))

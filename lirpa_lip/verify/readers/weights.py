@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from lirpa_lip.errors import CheckpointError, ConfigError, DataError, ShapeError
-from lirpa_lip.training.models import build_model
+from lirpa_lip.errors import ConfigError, DataError, ShapeError
+from lirpa_lip.training.models import build_model, load_weights
 from lirpa_lip.verify.network import Network, network_of
 
 
@@ -35,10 +35,7 @@ def read_weights(path: Path, arch: str | None, shape: Sequence[int] | None, clas
     count = classes or _rows_of_the_last(tensors, path)
     size = (*shape, 1, 1)[:3] if len(shape) < 3 else tuple(shape)
     model = build_model(arch, tuple(shape) if ":" in arch else size, count)  # type: ignore[arg-type]
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights in {path} are not those of {arch} ({error}).") from error
+    load_weights(model, tensors, str(path))
     network = network_of(model.eval(), shape, name=path.name)
     if classes is not None and network.outputs != classes:
         raise ShapeError(f"{arch} has {network.outputs} outputs; {classes} were asked for.")
