@@ -125,6 +125,8 @@ def by_rows(problem: Problem, solver: Callable[[Problem, Want], NormResult], wan
         reduced = Reduced(index, Problem(BatchedDenseMap(matrix), len(index)), row, row)
         found = solver(reduced.problem, want)
         right = None if found.right is None else found.right.reshape(-1, *linear_map.in_shape)
+        if right is not None and problem.mask_in is not None:
+            right = torch.where(problem.mask_in[index] != 0, right, 0.0)  # an estimate leaves traces there
         parts.append(replace(found, left=reduced.expand(found.left, row, shape), right=right))
     return combined(parts, indices, problem.size)
 
