@@ -94,11 +94,12 @@ def log_growth(alpha: Tensor, beta: Tensor, t: Tensor, gamma: Tensor, rounding: 
         t: ``(B, M)``, points at which to evaluate.
         gamma: ``(B,)``, gamma_min.
     """
-    found = _log_growth(*(value.cpu().numpy() for value in (alpha, beta, t, gamma)), rounding)
+    numbers = [value.cpu().numpy() for value in (alpha, beta, t, gamma)]
+    with np.errstate(all="ignore"):  # of points below a Ritz value anything may come, and nothing is used
+        found = _log_growth(*numbers, rounding)
     return torch.from_numpy(found).to(t.device)
 
 
-@np.errstate(all="ignore")  # of points below a Ritz value anything may come, and nothing is used
 def _log_growth(alpha: np.ndarray, beta: np.ndarray, t: np.ndarray, gamma: np.ndarray, rounding: float) -> np.ndarray:
     """In NumPy: hundreds of operations on a few numbers each, which take it a third of the time."""
     tiny = 1e-300

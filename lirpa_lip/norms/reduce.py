@@ -124,10 +124,14 @@ def by_rows(problem: Problem, solver: Callable[[Problem, Want], NormResult], wan
             matrix = matrix * problem.mask_in[index].flatten(1).unsqueeze(1)
         reduced = Reduced(index, Problem(BatchedDenseMap(matrix), len(index)), row, row)
         found = solver(reduced.problem, want)
-        right = None if found.right is None else found.right.reshape(-1, *linear_map.in_shape)
-        if right is not None and problem.mask_in is not None:
-            right = torch.where(problem.mask_in[index] != 0, right, 0.0)  # an estimate leaves traces there
-        parts.append(replace(found, left=reduced.expand(found.left, row, shape), right=right))
+        left, right = reduced.expand(found.left, row, shape), found.right
+        right = None if right is None else right.reshape(-1, *linear_map.in_shape)
+        # estimates leave traces on what is eliminated
+        left, right = (
+            v if v is None or mask is None else torch.where(mask[index] != 0, v, 0.0)
+            for v, mask in ((left, problem.mask_out), (right, problem.mask_in))
+        )
+        parts.append(replace(found, left=left, right=right))
     return combined(parts, indices, problem.size)
 
 
