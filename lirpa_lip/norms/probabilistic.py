@@ -94,9 +94,9 @@ def log_growth(alpha: Tensor, beta: Tensor, t: Tensor, gamma: Tensor, rounding: 
         t: ``(B, M)``, points at which to evaluate.
         gamma: ``(B,)``, gamma_min.
     """
-    numbers = [value.cpu().numpy() for value in (alpha, beta, t, gamma)]
+    a, b, at, least = (value.cpu().numpy() for value in (alpha, beta, t, gamma))
     with np.errstate(all="ignore"):  # of points below a Ritz value anything may come, and nothing is used
-        found = _log_growth(*numbers, rounding)
+        found = _log_growth(a, b, at, least, rounding)
     return torch.from_numpy(found).to(t.device)
 
 
