@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "lipschitz": ("lirpa_lip.cli.lipschitz:lipschitz", "Local Lipschitz bounds of a network."),
     "compare": ("lirpa_lip.cli.compare:compare", "Compare bounds on the same network and data."),
     "monotonicity": ("lirpa_lip.cli.monotonicity:monotonicity", "Monotone inputs of a network."),
+    "export": ("lirpa_lip.cli.export:export", "The network of a run alone, to be handed on."),
     "report": ("lirpa_lip.cli.report:report", "Table and figure of several certified runs."),
 }
 """Name -> (``module:command``, the line shown by ``lirpa-lip --help``)."""

@@ -56,7 +56,7 @@ def rows_of(run: Path, name: str) -> list[dict[str, object]]:
                 }
             )
     if not found:
-        raise FileNotFoundError(f"{run / 'certificates'} holds no certificates; run: lirpa-lip certify {run} --eps ...")
+        raise FileNotFoundError(f"no finished certificate in {run / 'certificates'}: lirpa-lip certify {run} --eps ...")
     return found
 
 
@@ -81,7 +81,10 @@ def main(run: Path, name: str) -> None:
     """Put the certificates of RUN, a folder of `lirpa-lip train`, on the board."""
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise click.BadParameter(f"{name!r} has other signs than small letters, digits and _.", param_hint="--name")
-    count = contribute(run, name, ROOT / "docs" / "board", Path(__file__).parent / "results" / "board.csv")
+    try:
+        count = contribute(run, name, ROOT / "docs" / "board", Path(__file__).parent / "results" / "board.csv")
+    except FileNotFoundError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"{count} rows of {name}; `make docs` shows them on the board")
 
 

@@ -76,25 +76,25 @@ def clip_half(high: Tensor, low: Tensor) -> PiecewiseLinear:
     return _ClipHalf(high, low)
 
 
-class _FoldHalf(PiecewiseLinear):
+class _FoldLast(PiecewiseLinear):
     steep = True
 
-    def __init__(self, half: int, left: Tensor) -> None:
+    def __init__(self, first: int, left: Tensor) -> None:
         super().__init__([0.0], [left, 1.0], 0.0)
-        self.half, self.fold = half, absolute()
+        self.first, self.fold = first, absolute()
 
     def value(self, z: Tensor) -> Tensor:
-        return torch.cat([z[:, : self.half], z[:, self.half :].abs()], dim=1)
+        return torch.cat([z[:, : self.first], z[:, self.first :].abs()], dim=1)
 
     def secant_range(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> SlopeRange:
-        found = self.fold.secant_range(*(t[:, self.half :] for t in (anchor, lower, upper)))
-        ones = torch.ones_like(anchor[:, : self.half])
+        found = self.fold.secant_range(*(t[:, self.first :] for t in (anchor, lower, upper)))
+        ones = torch.ones_like(anchor[:, : self.first])
         return SlopeRange(torch.cat([ones, found.low], dim=1), torch.cat([ones, found.high], dim=1))
 
 
-def fold_half(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> PiecewiseLinear:
-    """Identity on the first half of the channels, absolute value on the second: MaxMin between two rotations."""
-    half = shape[0] // 2
+def fold_last(shape: torch.Size, count: int, dtype: torch.dtype, device: torch.device) -> PiecewiseLinear:
+    """Absolute value on the last channels, identity on those before: what is between two rotations of a sort."""
+    first = shape[0] - count
     left = torch.ones(1, *shape, dtype=dtype, device=device)
-    left[:, half:] = -1
-    return _FoldHalf(half, left)
+    left[:, first:] = -1
+    return _FoldLast(first, left)

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.activations.base import Activation
-from lirpa_lip.network.adapters.pairs import PairMap
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.node import Interval, Node
 from lirpa_lip.norms.linear_map import ComposedMap, ConvMap, ConvTransposeMap, LinearMap, ReshapeMap, SumMap
@@ -199,8 +198,8 @@ def terms(map_: LinearMap) -> int:
         return map_.weight[0].numel()
     if isinstance(map_, ConvTransposeMap):
         return map_.in_shape[0] // map_.conv.groups * map_.conv.weight[0, 0].numel()
-    if isinstance(map_, PairMap):
-        return 2
+    if map_.most_terms:
+        return map_.most_terms
     if map_.row_monomial:
         return 1
     return map_.in_numel

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from lirpa_lip.network.adapters.pairs import PairMap
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.node import Interval, Node
 from lirpa_lip.norms.linear_map import (
@@ -49,8 +48,8 @@ def summands(map_: LinearMap) -> int:
         conv = map_.conv if isinstance(map_, ConvTransposeMap) else map_
         taps = conv.weight[0, 0].numel()
         return taps * max(conv.weight.shape[1], conv.weight.shape[0] // conv.groups)
-    if isinstance(map_, PairMap):
-        return 4  # its entries are rounded, too
+    if map_.most_terms:
+        return 2 * map_.most_terms  # its entries are rounded, too
     if isinstance(map_, ReshapeMap):
         return 0
     if isinstance(map_, DiagonalMap) or (isinstance(map_, FunctionMap) and map_.row_monomial and map_.column_monomial):

@@ -28,10 +28,10 @@ from lirpa_lip.norms.cholesky import (
 from lirpa_lip.norms.conv_gram import Side, blocks, factor_work, side, stencil
 from lirpa_lip.norms.draw import Source, another
 from lirpa_lip.norms.estimate import below, estimate, estimate_for_bound
-from lirpa_lip.norms.linear_map import ConvMap, IdentityMap
+from lirpa_lip.norms.linear_map import ComposedMap, ConvMap, IdentityMap
 from lirpa_lip.norms.loose import loose_bounds
 from lirpa_lip.norms.problem import Problem, unit
-from lirpa_lip.norms.reduce import GROUP_ELEMENTS, active_counts, reduced_groups, written_out
+from lirpa_lip.norms.reduce import GROUP_ELEMENTS, active_counts, by_rows, few_rows, reduced_groups, written_out
 from lirpa_lip.norms.result import NormResult, Want, combined
 from lirpa_lip.results import DETERMINISTIC
 
@@ -46,10 +46,12 @@ WORK_LIMIT = 2e12
 
 
 def work(problem: Problem) -> dict[str, float]:
-    """Floating-point operations per sample of each way to an exact bound: ``dense``, ``outputs``, ``inputs``."""
+    """Floating-point operations per sample of each way to an exact bound, such as ``dense`` or ``outputs``."""
     linear_map = problem.map
     if isinstance(linear_map, IdentityMap):
         return {"diagonal": 0.0}
+    if _is_isometry(problem):
+        return {"isometry": 0.0}
     if not linear_map.cheap_entries:
         return {}
     rows, columns = active_counts(problem)
@@ -72,6 +74,8 @@ def deterministic(problem: Problem, source: Source, want: Want) -> NormResult:
     """
     if isinstance(problem.map, IdentityMap):
         return _diagonal(problem)
+    if _is_isometry(problem):
+        return _of_isometry(problem)
     if not problem.map.cheap_entries:
         return _of_written_out(problem, source, want)
     double = problem.to(torch.float64)
@@ -105,7 +109,9 @@ def exact_bounds(problem: Problem, sigma: Tensor, distances: Sequence[float]) ->
 
 def _of_written_out(problem: Problem, source: Source, want: Want) -> NormResult:
     linear_map = problem.map
-    if min(linear_map.in_numel, linear_map.out_numel) > DENSE_LIMIT:
+    if few_rows(problem) and want is not Want.LATER:
+        return by_rows(problem.to(torch.float64), lambda part, want: deterministic(part, source, want), want)
+    if min(linear_map.in_numel, linear_map.out_numel) > DENSE_LIMIT and not few_rows(problem):
         raise ConfigError(
             f"no deterministic bound for a {type(linear_map).__name__} of shape {tuple(linear_map.in_shape)} -> "
             f"{tuple(linear_map.out_shape)}: its entries are not at hand, and it is too large to be written out; "
@@ -124,6 +130,23 @@ def _of_written_out(problem: Problem, source: Source, want: Want) -> NormResult:
     parts = torch.arange(problem.size, device=linear_map.device).split(together)
     found = [deterministic(written_out(problem.select(part)), source, want) for part in parts]
     return combined(found, parts, problem.size)
+
+
+def _is_isometry(problem: Problem) -> bool:
+    return problem.map.coisometric and problem.mask_in is None
+
+
+def _of_isometry(problem: Problem) -> NormResult:
+    """The largest scale of a row, as the rows are orthogonal unit vectors: to the roundings of their entries."""
+    shape = problem.map.out_shape
+    scale = torch.ones(problem.size, shape.numel(), dtype=torch.float64, device=problem.map.device)
+    scale = scale if problem.mask_out is None else problem.mask_out.flatten(1).double().abs()
+    sigma, index = scale.max(1)
+    left = torch.zeros_like(scale).scatter_(1, index.unsqueeze(1), 1.0).reshape(-1, *shape).to(problem.map.dtype)
+    parts = len(problem.map.maps) if isinstance(problem.map, ComposedMap) else 1
+    slack = 64 * parts * UNIT
+    right = unit(problem.map.adjoint(left))
+    return NormResult(sigma * (1 - slack), sigma * (1 + slack), DETERMINISTIC, 0, left, right)
 
 
 def _diagonal(problem: Problem) -> NormResult:

@@ -13,6 +13,7 @@ from lirpa_lip.norms.maps.conv import (
 from lirpa_lip.norms.maps.dense import DenseMap
 from lirpa_lip.norms.maps.diagonal import DiagonalMap, IdentityMap, ReshapeMap
 from lirpa_lip.norms.maps.function import FunctionMap
+from lirpa_lip.norms.maps.indexed import IndexedMap
 
 __all__ = [
     "ComposedMap",
@@ -26,6 +27,7 @@ __all__ = [
     "DiagonalMap",
     "FunctionMap",
     "IdentityMap",
+    "IndexedMap",
     "LinearMap",
     "MaskedMap",
     "ReshapeMap",

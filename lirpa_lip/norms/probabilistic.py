@@ -49,6 +49,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -93,27 +94,36 @@ def log_growth(alpha: Tensor, beta: Tensor, t: Tensor, gamma: Tensor, rounding: 
         t: ``(B, M)``, points at which to evaluate.
         gamma: ``(B,)``, gamma_min.
     """
+    a, b, at, least = (value.cpu().numpy() for value in (alpha, beta, t, gamma))
+    with np.errstate(all="ignore"):  # of points below a Ritz value anything may come, and nothing is used
+        found = _log_growth(a, b, at, least, rounding)
+    return torch.from_numpy(found).to(t.device)
+
+
+def _log_growth(alpha: np.ndarray, beta: np.ndarray, t: np.ndarray, gamma: np.ndarray, rounding: float) -> np.ndarray:
+    """In NumPy: hundreds of operations on a few numbers each, which take it a third of the time."""
     tiny = 1e-300
-    log_p = torch.zeros_like(t)
-    best = torch.full_like(t, -torch.inf)
-    spread = torch.zeros_like(t)  # (p_0 + ... + p_{j-1}) / p_{j-1}
-    noise = torch.zeros_like(t)  # S_j
-    above = torch.ones_like(t, dtype=torch.bool)
-    ratio = torch.ones_like(t)
-    growth = torch.ones_like(t)  # p_{j-1} / p_{j-2}
+    log_p = np.zeros_like(t)
+    best = np.full_like(t, -np.inf)
+    spread = np.zeros_like(t)  # (p_0 + ... + p_{j-1}) / p_{j-1}
+    noise = np.zeros_like(t)  # S_j
+    above = np.ones_like(t, dtype=bool)
+    ratio = np.ones_like(t)
+    growth = np.ones_like(t)  # p_{j-1} / p_{j-2}
+    start, unit = gamma[:, None], rounding * t
     for j in range(alpha.shape[1]):
-        below = 0 if j == 0 else beta[:, j - 1 : j].square() / ratio
+        below = 0 if j == 0 else beta[:, j - 1 : j] ** 2 / ratio
         ratio = (t - alpha[:, j : j + 1]) - below
         above &= ratio > 0
-        ratio = ratio.clamp(min=tiny)
+        ratio = np.maximum(ratio, tiny)
         spread = 1 + spread / growth
-        noise = noise + spread / ratio * torch.exp(-log_p)
-        growth = ratio / beta[:, j : j + 1].clamp(min=tiny)
-        log_p = log_p + growth.log()
-        component = gamma.unsqueeze(1) - rounding * t * noise
-        value = torch.where(component > 0, component, tiny).log() + log_p
-        best = torch.maximum(best, torch.where(above & (component > 0), value, -torch.inf))
-    return torch.where(above, best, -torch.inf)
+        noise = noise + spread / ratio * np.exp(-log_p)
+        growth = ratio / np.maximum(beta[:, j : j + 1], tiny)
+        log_p = log_p + np.log(growth)
+        component = start - unit * noise
+        value = np.log(np.maximum(component, tiny)) + log_p
+        best = np.where(above & (component > 0) & (value > best), value, best)
+    return np.where(above, best, -np.inf)
 
 
 def polynomial_bound(alpha: Tensor, beta: Tensor, ritz: Tensor, gamma: Tensor, enough: float = math.inf) -> Tensor:

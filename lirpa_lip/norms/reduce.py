@@ -18,6 +18,9 @@ from lirpa_lip.norms.result import NormResult, Want, combined
 #: Elements of one group of padded matrices (64 MiB in float64).
 GROUP_ELEMENTS = 1 << 23
 
+#: Smaller side up to which a map without entries is written out: fewer applications than a Lanczos run takes.
+SMALL_SIDE = 64
+
 #: A matrix per sample is read once per application, a shared map once per batch: it must be smaller by this factor.
 WORTHWHILE = 30
 
@@ -95,6 +98,41 @@ def written_out(problem: Problem) -> Problem:
     written = DenseMap(matrix) if problem.map.batch_size is None else BatchedDenseMap(matrix)
     masks = [None if mask is None else mask.flatten(1) for mask in (problem.mask_in, problem.mask_out)]
     return Problem(written, problem.size, masks[0], masks[1])
+
+
+def few_rows(problem: Problem) -> bool:
+    """Whether so few rows are left in every sample that applying the adjoint to each costs less than a Lanczos run."""
+    return problem.mask_out is not None and int(active_counts(problem)[0].max()) <= SMALL_SIDE
+
+
+def by_rows(problem: Problem, solver: Callable[[Problem, Want], NormResult], want: Want) -> NormResult:
+    """Solve on the rows that are left, written out by the adjoint, in groups of samples; see `few_rows`."""
+    linear_map, shape = problem.map, problem.map.out_shape
+    assert problem.mask_out is not None
+    scale = problem.mask_out.flatten(1)
+    most = max(1, int(active_counts(problem)[0].max()))
+    rows = (scale != 0).to(torch.int8).topk(most, dim=1).indices
+    together = max(1, GROUP_ELEMENTS // (most * max(linear_map.in_numel, linear_map.out_numel)))
+    parts, indices = [], list(torch.arange(problem.size, device=linear_map.device).split(together))
+    for index in indices:
+        row = rows[index]
+        basis = torch.zeros(len(index), most, shape.numel(), dtype=linear_map.dtype, device=linear_map.device)
+        basis.scatter_(2, row.unsqueeze(2), scale[index].gather(1, row).unsqueeze(2))
+        of_each = linear_map.select(index.repeat_interleave(most)).adjoint(basis.reshape(-1, *shape))
+        matrix = of_each.reshape(len(index), most, -1)
+        if problem.mask_in is not None:
+            matrix = matrix * problem.mask_in[index].flatten(1).unsqueeze(1)
+        reduced = Reduced(index, Problem(BatchedDenseMap(matrix), len(index)), row, row)
+        found = solver(reduced.problem, want)
+        left, right = reduced.expand(found.left, row, shape), found.right
+        right = None if right is None else right.reshape(-1, *linear_map.in_shape)
+        # estimates leave traces on what is eliminated
+        left, right = (
+            v if v is None or mask is None else torch.where(mask[index] != 0, v, 0.0)
+            for v, mask in ((left, problem.mask_out), (right, problem.mask_in))
+        )
+        parts.append(replace(found, left=left, right=right))
+    return combined(parts, indices, problem.size)
 
 
 def reduction_pays(problem: Problem) -> bool:

@@ -25,6 +25,8 @@ def simplify(problem: Problem) -> Problem:
         last = maps.pop()
         mask_in = _fold(last, mask_in, last.out_shape, problem.size)
     core = maps[0] if len(maps) == 1 else ComposedMap(maps)
+    if core.coisometric and mask_in is not None and bool((mask_in == 1).all()):
+        mask_in = None  # then the norm is known
     if isinstance(core, DiagonalMap):
         mask_in = _fold(core, mask_in, core.out_shape, problem.size)
         core = IdentityMap(core.out_shape, core.dtype, core.device)

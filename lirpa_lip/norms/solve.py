@@ -21,7 +21,7 @@ from lirpa_lip.norms.power import power
 from lirpa_lip.norms.powers import outward, times_power
 from lirpa_lip.norms.probabilistic import probabilistic
 from lirpa_lip.norms.problem import Problem, prepare
-from lirpa_lip.norms.reduce import active_counts
+from lirpa_lip.norms.reduce import SMALL_SIDE, active_counts, few_rows
 from lirpa_lip.norms.result import NormResult, Want, combined
 from lirpa_lip.norms.schur import schur_bound
 from lirpa_lip.norms.simplify import simplify
@@ -33,9 +33,6 @@ CERTIFICATES = ("auto", "deterministic", "probabilistic", "estimate")
 
 #: Floating-point operations per sample that "auto" spends on a deterministic bound: a quarter of a second on one core.
 WORK_LIMIT = 1e10
-
-#: Smaller side up to which "auto" writes out a map without entries: fewer applications than a Lanczos run takes.
-SMALL_SIDE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +198,7 @@ def _choose(problem: Problem, method: str, certificate: str, limit: float) -> st
             raise ConfigError(f"method={method!r} gives certificate={kind!r}; ask for that, not {certificate!r}.")
         return method
     if certificate == "auto":
-        small = min(problem.map.in_numel, problem.map.out_numel) <= SMALL_SIDE
+        small = min(problem.map.in_numel, problem.map.out_numel) <= SMALL_SIDE or few_rows(problem)
         cheap = min(work(problem).values(), default=float("inf")) <= limit
         certificate = "deterministic" if small or cheap else "probabilistic"
     return BEST[certificate]

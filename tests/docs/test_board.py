@@ -93,6 +93,8 @@ def test_a_contributed_run_is_on_the_board(pages, tmp_path):
         (tmp_path / "curve.png").unlink()
     with pytest.raises(FileNotFoundError, match="lirpa-lip certify"):
         contribute.rows_of(tmp_path, "none")
+    refused = CliRunner().invoke(contribute.main, [str(tmp_path), "--name", "none"])
+    assert refused.exit_code == 1 and "Error: " in refused.output and "lirpa-lip certify" in refused.output
 
 
 def test_rows_of_contributed_runs_are_what_their_certificate_files_say(pages):

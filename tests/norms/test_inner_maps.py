@@ -10,7 +10,9 @@ from networks.small import networks, propagated, wrap
 from lirpa_lip.local.layers import centres, safe_sqrt
 from lirpa_lip.local.linearised import StackedMap
 from lirpa_lip.network.adapters.pairs import PairMap, rotation
-from lirpa_lip.norms.linear_map import LinearMap
+from lirpa_lip.network.adapters.tournament import WinnersMap
+from lirpa_lip.norms import masked_spectral_norm
+from lirpa_lip.norms.linear_map import ComposedMap, DenseMap, FunctionMap, IndexedMap, LinearMap
 from lirpa_lip.norms.maps.sparse import CompressedRows, SparseMap, row_starts
 from lirpa_lip.norms.reduce import BatchedDenseMap
 
@@ -28,6 +30,80 @@ class TestPairs(MapContract):
 class TestRotation(MapContract):
     def make(self, dtype: torch.dtype) -> LinearMap:
         return rotation(torch.Size([6]), dtype, torch.device("cpu"))
+
+
+class TestOddRotation(MapContract):
+    def make(self, dtype: torch.dtype) -> LinearMap:
+        return rotation(torch.Size([5, 2]), dtype, torch.device("cpu"))
+
+
+class TestWinners(MapContract):
+    def make(self, dtype: torch.dtype) -> LinearMap:
+        return WinnersMap(torch.Size([5, 2]), 2, dtype, torch.device("cpu"))
+
+
+class TestIndexed(MapContract):
+    """A row that reads one entry twice, one whose terms cancel, one of a single term, and an entry nobody reads."""
+
+    def make(self, dtype: torch.dtype) -> LinearMap:
+        index = torch.tensor([[0, 1, 2, 4], [1, 1, 2, 0]])
+        values = torch.tensor([[1.0, 2.0, 0.5, -3.0], [-2.0, 1.5, -0.5, 0.0]])
+        return IndexedMap(index, values, (3, 2), (2, 2), dtype)
+
+
+def test_what_a_row_does_not_read_does_not_matter() -> None:
+    x = torch.tensor([[[1.0, 2.0], [torch.inf, torch.inf], [4.0, torch.nan]]], dtype=torch.float64)
+    found = TestIndexed().make(torch.float64).forward(x).flatten().tolist()
+    assert found == [-3.0, 7.0, 0.0, -12.0]
+
+
+def test_indexed_map_moves_whole() -> None:
+    moved = TestIndexed().make(torch.float64).to(torch.float32, "meta")
+    assert moved.device.type == "meta" and moved.dtype == torch.float32
+    assert moved.adjoint(torch.zeros(2, 2, 2, device="meta")).shape == (2, 3, 2)
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_norm_of_an_isometry_is_its_largest_scale(odd: bool) -> None:
+    shape = torch.Size([5 if odd else 4, 3])
+    double = {"dtype": torch.float64, "device": torch.device("cpu")}
+    winners = WinnersMap(shape, 2, **double)
+    map_ = ComposedMap([rotation(winners.out_shape, **double), winners])
+    ones, scale = torch.ones(2, *map_.in_shape).double(), torch.rand(2, *map_.out_shape).double()
+    exact = torch.linalg.svdvals(scale.flatten(1).unsqueeze(2) * map_.dense())[:, 0]
+    found = masked_spectral_norm(map_, ones, scale)
+    assert found.certificate == "deterministic" and found.iterations == 0
+    assert (found.lower <= exact).all() and (exact <= found.upper).all()
+    torch.testing.assert_close(found.upper, exact, rtol=1e-12, atol=0)
+    part = torch.ones_like(ones)
+    part[0, 0], part[1] = 0.0, 0.5  # scales of what it reads: no isometry any more
+    exact = torch.linalg.svdvals(scale.flatten(1).unsqueeze(2) * map_.dense() * part.flatten(1).unsqueeze(1))[:, 0]
+    found = masked_spectral_norm(map_, part, scale)
+    assert (exact <= found.upper).all()
+    torch.testing.assert_close(found.upper, exact, rtol=1e-4, atol=0)
+
+
+def test_few_rows_are_written_out() -> None:
+    """Of a map whose entries are not at hand and that is too large to be written out, different rows of each sample."""
+    torch.manual_seed(0)
+    inner = torch.randn(2100, 2200, dtype=torch.float64)
+    map_ = ComposedMap([DenseMap(inner), FunctionMap(lambda x: x.flip(1), [2200], torch.float64)])
+    mask = torch.zeros(3, 2100, dtype=torch.float64)
+    mask[0, 7], mask[1, [3, 2099, 60]], mask[2, :64] = 0.3, torch.tensor([1.0, 0.5, 2.0], dtype=torch.float64), 1.0
+    exact = torch.linalg.svdvals(mask.unsqueeze(2) * inner)[:, 0]
+    weights = map_.maps[0].weight.requires_grad_()
+    found = masked_spectral_norm(map_, None, mask)
+    assert found.certificate == "deterministic"
+    assert (found.lower <= exact).all() and (exact <= found.upper).all()
+    torch.testing.assert_close(found.upper.detach(), exact, rtol=1e-5, atol=0)
+    found.upper.sum().backward()
+    left, _, right = torch.linalg.svd(mask[1].unsqueeze(1) * inner, full_matrices=False)
+    assert weights.grad is not None
+    row = mask[1, 3] * left[3, 0] * right[0]
+    others = torch.linalg.svd(mask[2, :64].unsqueeze(1) * inner[:64], full_matrices=False)
+    row = row + others[0][3, 0] * others[2][0]
+    torch.testing.assert_close(weights.grad[3], row.flip(0).flip(0), rtol=1e-3, atol=1e-3)
+    assert masked_spectral_norm(map_, None, mask, certificate="probabilistic").certificate == "probabilistic"
 
 
 def stacked(dtype: torch.dtype = torch.float64) -> StackedMap:

@@ -18,7 +18,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "certify", "verify", "lipschitz", "compare", "monotonicity", "report")
+COMMANDS = ("train", "certify", "verify", "lipschitz", "compare", "monotonicity", "export", "report")
 #: Pages for newcomers: what stands on them is typed, by python and by a shell, in an empty folder.
 PAGES = [ROOT / "docs" / "index.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -73,7 +73,9 @@ def install(wheel: Path, folder: Path) -> Path:
     # A path in a .pth file is searched after the environment's own; .pth files inside it, such as that of an editable
     # installation, are not read.
     (site / "dependencies.pth").write_text("\n".join(p for p in sys.path if p.endswith("site-packages")) + "\n")
-    run(commands / "python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", wheel, cwd=folder)
+    # --ignore-installed: a package of the same version among the dependencies must not stand in for this one
+    pip = (commands / "python", "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--ignore-installed")
+    run(*pip, wheel, cwd=folder)
     where = run(commands / "python", "-c", "import lirpa_lip, lirpa_lip_cli; print(lirpa_lip.__file__)", cwd=folder)
     assert where.startswith(str(site)), f"not the installed package: {where}"
     return commands

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.network.adapters.elementwise_affine import broadcast_to_sample, negated, widened
-from lirpa_lip.network.adapters.pairs import emit_pairwise_maximum
+from lirpa_lip.network.adapters.tournament import Candidates, emit_tournament
 from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import ComposedMap, ConvMap, DiagonalMap, FunctionMap, LinearMap
 
@@ -109,16 +109,10 @@ def max_pool(builder: GraphBuilder, traced: Traced) -> str:
     index = _positions(shape[1:], kernel, *space, bool(attr.get("ceil_mode", 0)))
     out_shape = torch.Size([shape[0], *(i.shape[1] for i in index)])
     flat = _flat_index(index, shape[1:]).to(builder.device)
-    window = math.prod(kernel)
-
-    def unfold(x: Tensor) -> Tensor:
-        taken = x.flatten(2)[:, :, flat.flatten()].reshape(x.shape[0], shape[0], window, -1)
-        return taken.transpose(1, 2).flatten(2)
-
-    like = {"dtype": builder.dtype, "device": builder.device}
-    maps = FunctionMap(unfold, shape, **like, monomial=True, entries_nonnegative=True)
-    windows = builder.affine(f"{traced.name}:windows", traced.operator, [traced.parent], [maps])
-    return _largest(builder, traced, windows, out_shape)
+    channel = torch.arange(shape[0], device=builder.device).reshape(1, -1, 1) * shape[1:].numel()
+    windows = (channel + flat.unsqueeze(1)).flatten(1)
+    candidates = Candidates(traced.parent, torch.Size(windows.shape), windows)
+    return _largest(builder, traced, candidates, out_shape)
 
 
 def window_index(
@@ -179,7 +173,7 @@ def reduce_min(builder: GraphBuilder, traced: Traced) -> str:
     return _smallest(builder, traced, *_candidates(builder, traced, -1))
 
 
-def _candidates(builder: GraphBuilder, traced: Traced, sign: int) -> tuple[str, torch.Size]:
+def _candidates(builder: GraphBuilder, traced: Traced, sign: int) -> tuple[Candidates, torch.Size]:
     """The values a reduction chooses from, along the first axis, times a sign; and the shape of the result."""
     axes, keep = reduction_axes(builder, traced)
     parent = traced.varying(0)
@@ -193,7 +187,7 @@ def _candidates(builder: GraphBuilder, traced: Traced, sign: int) -> tuple[str, 
     kept = [1 if a in axes else shape[a - 1] for a in range(1, len(shape) + 1) if keep or a not in axes]
     maps = _signed(builder, arrange, shape, sign)
     name = builder.affine(f"{traced.name}:candidates", traced.operator, [parent], [maps])
-    return name, torch.Size(kept)
+    return Candidates(name, builder.shape(name)), torch.Size(kept)
 
 
 def _signed(builder: GraphBuilder, fn: Callable[[Tensor], Tensor], shape: torch.Size, sign: int):
@@ -233,7 +227,7 @@ def _clipped(builder: GraphBuilder, traced: Traced, choose: Callable[[Tensor, Te
     return builder.activation(traced.name, traced.operator, parent, PiecewiseLinear([end], [below, above], end))
 
 
-def _side_by_side(builder: GraphBuilder, traced: Traced, sign: int) -> tuple[str, torch.Size]:
+def _side_by_side(builder: GraphBuilder, traced: Traced, sign: int) -> tuple[Candidates, torch.Size]:
     """All inputs broadcast to one shape and stacked along a new first axis, times a sign."""
     count = len(traced.parents)
     constants: list[Any] = [
@@ -251,7 +245,7 @@ def _side_by_side(builder: GraphBuilder, traced: Traced, sign: int) -> tuple[str
         into = _signed(builder, partial(_place, at=i, count=count), shape, sign)
         maps.append(into if builder.shape(parent) == shape else ComposedMap([into, widened(builder, parent, shape)]))
     stacked = builder.affine(f"{traced.name}:inputs", traced.operator, parents, maps, bias)
-    return stacked, shape
+    return Candidates(stacked, builder.shape(stacked)), shape
 
 
 def _place(x: Tensor, at: int, count: int) -> Tensor:
@@ -259,15 +253,16 @@ def _place(x: Tensor, at: int, count: int) -> Tensor:
     return F.pad(x.unsqueeze(1), [0, 0] * (x.ndim - 1) + [at, count - 1 - at])
 
 
-def _largest(builder: GraphBuilder, traced: Traced, candidates: str, shape: torch.Size, name: str | None = None) -> str:
+def _largest(
+    builder: GraphBuilder, traced: Traced, candidates: Candidates, shape: torch.Size, name: str | None = None
+) -> str:
     def enclose(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        return lower.amax(1).reshape(-1, *shape), upper.amax(1).reshape(-1, *shape)
+        return tuple(candidates.read(end).amax(1).reshape(-1, *shape) for end in (lower, upper))  # type: ignore[return-value]
 
-    return emit_pairwise_maximum(
-        builder, traced, name or traced.name, candidates, shape, shortcut=(candidates, enclose)
-    )
+    own = (candidates.parent, enclose)
+    return emit_tournament(builder, traced.operator, name or traced.name, candidates, shape, shortcut=own)
 
 
-def _smallest(builder: GraphBuilder, traced: Traced, candidates: str, shape: torch.Size) -> str:
+def _smallest(builder: GraphBuilder, traced: Traced, candidates: Candidates, shape: torch.Size) -> str:
     largest = _largest(builder, traced, candidates, shape, f"{traced.name}:negative")
     return builder.affine(traced.name, traced.operator, [largest], [negated(builder, shape)])

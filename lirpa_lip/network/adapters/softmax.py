@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.activations import smooth_functions as smooth
-from lirpa_lip.activations.halves import Halves
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
+from lirpa_lip.activations.side_by_side import SideBySide
 from lirpa_lip.network.adapters.elementwise_affine import negated, widened
-from lirpa_lip.network.adapters.pairs import emit_pairwise_maximum
 from lirpa_lip.network.adapters.pooling import reduction_axes
+from lirpa_lip.network.adapters.tournament import Candidates, Contest, emit_tournament, won
 from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import ComposedMap, FunctionMap, IdentityMap, LinearMap, ReshapeMap
 
@@ -41,11 +41,27 @@ def emit_log_sum_exp(builder: GraphBuilder, traced: Traced, name: str, parent: s
     like = {"dtype": builder.dtype, "device": builder.device}
     maps = FunctionMap(arrange, shape, **like, monomial=True, entries_nonnegative=True)
     candidates = builder.affine(f"{name}:candidates", traced.operator, [parent], [maps])
-    fold = Halves(PiecewiseLinear([0.0], [1.0, 1.0], 0.0), smooth.log_cosh())
-    enclose = partial(_enclose_sum, shape=kept)
-    found = emit_pairwise_maximum(builder, traced, name, candidates, kept, shortcut=(candidates, enclose), soft=fold)
+    own = (candidates, partial(_enclose_sum, shape=kept))
+    every = Candidates(candidates, builder.shape(candidates))
+    found = emit_tournament(builder, traced.operator, name, every, kept, shortcut=own, contest=_SOFT)
     builder.add(replace(builder.nodes[found], roundings=builder.shape(candidates)[0] + _FEW))
     return found
+
+
+def _soft_fold(shape: torch.Size, pairs: int) -> SideBySide:
+    return SideBySide(PiecewiseLinear([0.0], [1.0, 1.0], 0.0), smooth.log_cosh(), shape[0] - pairs)
+
+
+def _enclose_pairs(lower: Tensor, upper: Tensor) -> Interval:
+    """log(eˣ + eʸ) of each pair, which is monotone; rounded outwards, and of a point its value."""
+    low = won(torch.logaddexp, lower)
+    if lower is upper:
+        return low, low
+    high, slack = won(torch.logaddexp, upper), 16 * torch.finfo(lower.dtype).eps
+    return low - slack * (1 + low.abs()), high + slack * (1 + high.abs())
+
+
+_SOFT = Contest(_soft_fold, _enclose_pairs)
 
 
 def _enclose_sum(lower: Tensor, upper: Tensor, shape: torch.Size) -> Interval:

@@ -29,9 +29,11 @@ class LinearMap(ABC):
             a composition (see `ComposedMap`).
         nonnegative: no entry is negative.
         orthogonal: the adjoint is the inverse.
+        coisometric: ``A Aᵀ = 1``, to rounding.
         homogeneous: the map is proportional to its one tensor, and an entry is 0 where the tensor's is.
         cheap_entries: `entries` costs about as much as writing its result.
         multiply_adds: multiplications in one application of a map with cheap entries.
+        most_terms: products an entry of ``A x`` or of ``Aᵀ y`` is summed from, at most; 0 where that is not known.
 
     A subclass gives `forward`, `adjoint` and `rebuild`; the rest follows, if slowly. The first two may err by rounding,
     relative to the norm of A, and on unit vectors by underflow of no more than 2^-600.
@@ -43,9 +45,11 @@ class LinearMap(ABC):
     column_monomial: bool = False
     nonnegative: bool = False
     orthogonal: bool = False
+    coisometric: bool = False
     homogeneous: bool = False
     cheap_entries: bool = False
     multiply_adds: int = 0
+    most_terms: int = 0
 
     in_shape: torch.Size
     out_shape: torch.Size

@@ -88,6 +88,7 @@ class ComposedMap(_Combination):
         self.in_shape, self.out_shape = maps[-1].in_shape, maps[0].out_shape
         self.row_monomial = all(m.row_monomial for m in maps)
         self.column_monomial = all(m.column_monomial for m in maps)
+        self.coisometric = all(m.coisometric for m in maps)
 
     def forward(self, x: Tensor) -> Tensor:
         for m in reversed(self.maps):

@@ -67,7 +67,7 @@ class ReshapeMap(LinearMap):
     """``x -> x.reshape(out_shape)`` for each sample."""
 
     row_monomial = column_monomial = True
-    nonnegative = structural = cheap_entries = orthogonal = True
+    nonnegative = structural = cheap_entries = orthogonal = coisometric = True
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Two functions side by side: one on the first half of the channels, one on the second."""
+"""Two functions side by side: one on the first channels, one on the others."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from torch import Tensor
 from lirpa_lip.activations.base import Activation, Piece, SlopeRange
 
 
-class Halves(Activation):
-    """``first`` on the first half of axis 1, ``second`` on the other.
+class SideBySide(Activation):
+    """``first`` on the first part of axis 1, ``second`` on the rest.
 
     Args:
         first, second: the two functions.
+        at: where the second begins.
     """
 
-    def __init__(self, first: Activation, second: Activation) -> None:
-        self.first, self.second = first, second
+    def __init__(self, first: Activation, second: Activation, at: int) -> None:
+        self.first, self.second, self.at = first, second, at
         self.value_slack = max(first.value_slack, second.value_slack)
 
     def value(self, z: Tensor) -> Tensor:
-        a, b = z.chunk(2, dim=1)
+        a, b = z[:, : self.at], z[:, self.at :]
         return torch.cat([self.first.value(a), self.second.value(b)], dim=1)
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,10 +42,10 @@ class Halves(Activation):
         for at, (f, (mine, low, high, least, most)) in enumerate(
             self._each(anchor, lower, upper, slopes.low, slopes.high)
         ):
-            nothing = torch.zeros_like(mine)
+            nothing = torch.zeros_like(anchor[:, self.at :] if at == 0 else anchor[:, : self.at])
             gone = (nothing, nothing, nothing + 1, nothing - 1)  # an empty piece
             for piece in f.pieces(mine, low, high, SlopeRange(least, most)):
-                parts = (piece.slope, piece.offset, piece.low, piece.high)
+                parts = (t.expand_as(mine) for t in (piece.slope, piece.offset, piece.low, piece.high))
                 pairs = zip(parts, gone) if at == 0 else zip(gone, parts)
                 found.append(Piece(*(torch.cat([a, b], dim=1) for a, b in pairs)))
         return found
@@ -53,7 +54,7 @@ class Halves(Activation):
         return (*self.first.parameters(), *self.second.parameters())
 
     def _each(self, *tensors: Tensor) -> list[tuple[Activation, list[Tensor]]]:
-        halves = zip(*(t.chunk(2, dim=1) for t in tensors), strict=True)
+        halves = zip(*((t[:, : self.at], t[:, self.at :]) for t in tensors), strict=True)
         return [(f, list(h)) for f, h in zip((self.first, self.second), halves, strict=True)]
 
 
