@@ -39,8 +39,17 @@ _MEMORY = {"network": "network", "activation": "activation", "eps": "ε", "batch
 _IMPORTS = {"call": "call", "cpu_seconds": "s", "times_base": "over torch and auto_LiRPA alone"}
 _ESTIMATES = {"vectors": "kept vectors", "step": "step", "loss": "loss", "upper": "certified norm product",
               "estimate": "estimate over it", "seconds_per_step": "s a step"}  # fmt: skip
-_RADII = {"network": "network", "eps": "ε", "bound": "bound", "samples": "images", "radius_steps": "verdicts for radii",
-          "seconds": "s", "share_of_search": "share", "certified": "certified at ε", "mean_radius": "mean radius"}
+_RADII = {
+    "network": "network",
+    "eps": "ε",
+    "bound": "bound",
+    "samples": "images",
+    "radius_steps": "verdicts for radii",
+    "seconds": "s",
+    "share_of_search": "share",
+    "certified": "certified at ε",
+    "mean_radius": "mean radius",
+}
 _SCALE = {"network": "network", "parameters": "parameters", "neurons": "neurons", "batch": "images", "call": "call",
           "grad": "gradients", "forward": "forward, s", "seconds": "s", "seconds_per_image": "s per image",
           "ratio": "over a forward pass", "peak_gib": "GiB", "note": "note"}  # fmt: skip

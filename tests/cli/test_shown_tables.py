@@ -32,7 +32,7 @@ HEADS = {
     "certify": ("PGD %", "certified %", "kind", "probabilistic"),
     "compare": ("certified", "Lipschitz", "stable", "ms per", "kind", "deterministic", "sdp-crown-global"),
     "lipschitz": ("sample", "upper", "lower", "kind", "deterministic", "clarke-jacobian + BaB", "mean"),
-    "verify": ("input", "label", "dicted", "status", "margin", "seen", "kind", "δ ≤", "decided", "local-lip"),
+    "verify": ("input", "label", "dicted", "status", "seen", "kind", "decided", "attack"),
 }
 
 
