@@ -39,6 +39,8 @@ _MEMORY = {"network": "network", "activation": "activation", "eps": "ε", "batch
 _IMPORTS = {"call": "call", "cpu_seconds": "s", "times_base": "over torch and auto_LiRPA alone"}
 _ESTIMATES = {"vectors": "kept vectors", "step": "step", "loss": "loss", "upper": "certified norm product",
               "estimate": "estimate over it", "seconds_per_step": "s a step"}  # fmt: skip
+_PRETRAINED = {"network": "network", "eps": "ε", "bound": "certified by", "images": "test images", "clean": "clean",
+               "pgd": "PGD", "certified": "certified", "certificate": "kind", "delta": "δ"}  # fmt: skip
 _RADII = {
     "network": "network",
     "eps": "ε",
@@ -73,6 +75,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
     "imports": ("imports", partial(tables.latest, key="call", names=_IMPORTS)),
     "radius_search": ("radius_search", partial(tables.columns, names=_RADII)),
     "training_estimates": ("train_estimates", partial(tables.columns, names=_ESTIMATES)),
+    "pretrained": ("pretrained", partial(tables.columns, names=_PRETRAINED)),
     "norm_speed": ("norms", tables.norm_speed),
     "norm_bounds": ("norms", tables.norm_bounds),
     "norm_elimination": ("norms", partial(tables.norm_values, section="elimination", across="eliminated")),
