@@ -38,8 +38,8 @@ class RichProgress(Progress):
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         self.console.print(
-            f"epoch {row['epoch']:6.1f}  clean {row['clean']:6.1%}  certified (estimate) "
-            f"{row['certified_estimate']:6.1%} at ε {row['eps']:.4g}  lr {row['lr']:.2g}  left {self.pace.left}",
+            f"epoch {row['epoch']:5.1f}  clean {row['clean']:6.1%}  certified (estimate) "  # in 80 columns
+            f"{row['certified_estimate']:6.1%} at ε {row['eps']:.4g}  left {self.pace.left}",
             highlight=False,
         )
 
