@@ -68,12 +68,22 @@ def conv_large() -> nn.Module:
     )
 
 
+def pooled(pooling: bool = True) -> nn.Module:
+    """Two convolutions around overlapping 3 × 3 windows, for 16 × 16 images; or a strided convolution in their place."""
+    between = nn.MaxPool2d(3, 2, 1) if pooling else nn.Conv2d(8, 8, 3, 2, 1)
+    around = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1)
+    layers = (around[0], nn.ReLU(), between, nn.ReLU(), around[1], nn.ReLU())
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
+
+
 def _published(arch: str, shape: tuple[int, int, int], classes: int = 10) -> Make:
     return lambda: build_model(arch, shape, classes, "relu")
 
 
 #: Name -> (constructor, shape of an image), from small to large.
 NETWORKS: dict[str, tuple[Make, tuple[int, int, int]]] = {
+    "small-strided": (lambda: pooled(pooling=False), (3, 16, 16)),
+    "small-pooled": (pooled, (3, 16, 16)),
     "4c3f": (_published("4c3f", (1, 28, 28)), (1, 28, 28)),
     "6c2f": (_published("6c2f", (3, 32, 32)), (3, 32, 32)),
     "conv-large": (conv_large, (3, 32, 32)),
