@@ -69,7 +69,7 @@ def conv_large() -> nn.Module:
 
 
 def pooled(pooling: bool = True) -> nn.Module:
-    """Two convolutions around overlapping 3 × 3 windows, for 16 × 16 images; or a strided convolution in their place."""
+    """Two convolutions around overlapping 3 × 3 windows, for 16 × 16 images; or a strided convolution instead."""
     between = nn.MaxPool2d(3, 2, 1) if pooling else nn.Conv2d(8, 8, 3, 2, 1)
     around = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 8, 3, 1, 1)
     layers = (around[0], nn.ReLU(), between, nn.ReLU(), around[1], nn.ReLU())
