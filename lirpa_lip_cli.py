@@ -91,8 +91,10 @@ def one_line(error: Exception) -> str | None:
     """What to tell a user of an error that is no fault of the program; ``None`` for any other."""
     if isinstance(error, OSError):  # a full disk, a folder that may not be written, …; click ends at a closed pipe
         return None if isinstance(error, BrokenPipeError) else _of_the_system(error)
-    if _is_of_memory(error):
-        return f"there is not enough memory ({str(error).splitlines()[0]}); ask for less at once, or a smaller network."
+    memory = sys.modules.get("lirpa_lip.memory")  # imported by every sub-command
+    if memory is not None and memory.is_out_of_memory(error):
+        said = f" ({str(error).splitlines()[0]})" if str(error) else ""
+        return f"there is not enough memory{said}; ask for less at once, or a smaller network."
     errors = sys.modules.get("lirpa_lip.errors")  # imported by whoever raised one of them
     if errors is not None and isinstance(error, errors.LirpaLipError):
         return str(error)
@@ -101,13 +103,6 @@ def one_line(error: Exception) -> str | None:
     if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in TRAIN_MODULES:
         return f"this command needs {error.name}. Install what it runs on with:  pip install 'lirpa_lip[train]'"
     return None
-
-
-def _is_of_memory(error: Exception) -> bool:
-    """Also torch's own, which is a RuntimeError on a CPU."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _of_the_system(error: OSError) -> str:

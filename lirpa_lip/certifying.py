@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lirpa_lip.errors import NonFiniteError, ShapeError, TrainingModeError
+from lirpa_lip.memory import is_out_of_memory
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE
 from lirpa_lip.results import Certificate, Kind
 from lirpa_lip.training.certifiers import Certifier, Verdict, make_certifier
@@ -125,16 +126,11 @@ def _in_memory(certifier: Certifier, x: Tensor, predictions: Tensor, eps: Fracti
     try:
         return [certifier(x, predictions, [eps])]
     except (RuntimeError, MemoryError) as error:
-        if len(x) == 1 or not _out_of_memory(error):
+        if len(x) == 1 or not is_out_of_memory(error):
             raise
     half = (len(x) + 1) // 2
     parts = zip(x.split(half), predictions.split(half), strict=True)
     return [verdict for part in parts for verdict in _in_memory(certifier, *part, eps)]
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class for it on GPUs, and on CPUs a RuntimeError of its allocator."""
-    return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def _check(model: nn.Module, x: Tensor, y: Tensor | None) -> None:

@@ -12,6 +12,13 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 SETTINGS = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (TOP_PAD, 64 << 20))
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Also PyTorch's own, which has a class on GPUs, and is a RuntimeError of its allocator on CPUs."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def keep_freed_memory() -> bool:
     """From now on what is freed on the CPU is kept for the next tensor, as on a GPU; says whether that could be had.
 

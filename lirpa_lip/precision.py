@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+#: Precisions by the names that settings give them.
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 
 @contextmanager
 def true_float32() -> Iterator[None]:

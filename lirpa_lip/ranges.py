@@ -24,9 +24,12 @@ def exact_number(text: str) -> Fraction:
         ValueError: it is written otherwise, is infinite, or has an exponent of more than four digits.
     """
     found = _NUMBER.fullmatch(text)
-    if found is None or abs(int(found["exponent"] or 0)) > _LARGEST_EXPONENT or text.endswith("/0"):
+    if found is None or abs(int(found["exponent"] or 0)) > _LARGEST_EXPONENT:
         raise ValueError(f"{text!r} is not written as a number")
-    return Fraction(text)
+    try:
+        return Fraction(text)
+    except ZeroDivisionError as error:
+        raise ValueError(f"{text!r} divides by zero") from error
 
 
 def plain_number(text: str, kind: type[int] | type[float]) -> int | float:
@@ -106,7 +109,7 @@ COUNT = Range(1)
 SHARE = Range(0, 1)
 BETWEEN = Range(0, 1, open_low=True, open_high=True)
 PROBABILITY = Range(0, 1, open_low=True, open_high=True, meaning="a failure probability")
-SEED = Range(0, 2**63 - 1)
+SEED = Range(0, LARGEST_WHOLE)
 
 
 def check_delta(delta: float) -> None:

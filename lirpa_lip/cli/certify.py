@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,14 +114,11 @@ def _settings(options: dict[str, Any], eps: str) -> Any:
 def _check_data(data: Any, bundle: Any, settings: Any, split: str) -> None:
     from lirpa_lip.errors import DataError
     from lirpa_lip.training.epsilon import parse_epsilons
-    from lirpa_lip.training.separation import check_radius
+    from lirpa_lip.training.separation import warn_of_radii
 
     if not len(data):
         raise DataError(f"the {split} split holds no images; choose another --split.")
-    for value in parse_epsilons(settings.eps).values():
-        warning = check_radius(value, data, bundle.shape)
-        if warning is not None:
-            warnings.warn(warning, stacklevel=2)
+    warn_of_radii(parse_epsilons(settings.eps).values(), data, bundle.shape)
 
 
 def _identity(model: Any, bundle: Any, split: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -228,7 +227,7 @@ def _load(
     from lirpa_lip.training.data import load_data
     from lirpa_lip.training.models import build_model, check_classifier
     from lirpa_lip.training.run_state import data_of, model_from
-    from lirpa_lip.training.separation import check_radius
+    from lirpa_lip.training.separation import warn_of_radii
     from lirpa_lip.training.sources import first_of
 
     own = ":" in network and not Path(network).exists()
@@ -243,10 +242,7 @@ def _load(
         data = data_of(loaded, data_dir, dataset)
         model = model_from(loaded, arch, trust_arch)
     test = first_of(data.test, limit)
-    for value in radii.values():
-        warning = check_radius(value, test, data.shape)
-        if warning is not None:
-            warnings.warn(warning, stacklevel=2)
+    warn_of_radii(radii.values(), test, data.shape)
     x, labels = test.batch(torch.arange(len(test)))
     return model.eval(), x, labels
 

@@ -17,6 +17,7 @@ from lirpa_lip.local.rate_errors import raised, rate_errors
 from lirpa_lip.network.forward_error import forward_error
 from lirpa_lip.network.graph import NetworkGraph
 from lirpa_lip.network.rounding import RowErrors, positive_slack
+from lirpa_lip.precision import PRECISIONS
 from lirpa_lip.regions.region import Region
 
 #: Most elements of one batch of specification rows pulled back through the graph.
@@ -128,7 +129,7 @@ def inference_error(graph: NetworkGraph, c: Tensor, layers: Layers, config: Loca
     """
     if config.inference is None:
         return torch.zeros(c.shape[:2], dtype=c.dtype, device=c.device)
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.inference]
+    dtype = PRECISIONS[config.inference]
     rounded = torch.finfo(dtype).eps > torch.finfo(own).eps
     error = forward_error(graph, layers.intervals, dtype, rounded_input=rounded)[graph.output].flatten(1).unsqueeze(1)
     used = c != 0

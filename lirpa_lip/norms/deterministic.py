@@ -108,10 +108,8 @@ def exact_bounds(problem: Problem, sigma: Tensor, distances: Sequence[float]) ->
 
 
 def _of_written_out(problem: Problem, source: Source, want: Want) -> NormResult:
-    linear_map = problem.map
-    if few_rows(problem) and want is not Want.LATER:
-        return by_rows(problem.to(torch.float64), lambda part, want: deterministic(part, source, want), want)
-    if min(linear_map.in_numel, linear_map.out_numel) > DENSE_LIMIT and not few_rows(problem):
+    linear_map, few = problem.map, few_rows(problem)
+    if min(linear_map.in_numel, linear_map.out_numel) > DENSE_LIMIT and not few:
         raise ConfigError(
             f"no deterministic bound for a {type(linear_map).__name__} of shape {tuple(linear_map.in_shape)} -> "
             f"{tuple(linear_map.out_shape)}: its entries are not at hand, and it is too large to be written out; "
@@ -124,6 +122,8 @@ def _of_written_out(problem: Problem, source: Source, want: Want) -> NormResult:
         bounds = _of_written_out(problem, source, Want.NOTHING)
         options = (GUESS_RTOL, GUESS_STEPS, source)
         return replace(bounds, recall=lambda: estimate(kept.bare(), None, *options, want=Want.NOW).vectors())
+    if few:
+        return by_rows(problem, lambda part, want: deterministic(part, source, want), want)
     if linear_map.batch_size is None:
         return deterministic(written_out(problem), source, want)
     together = max(1, GROUP_ELEMENTS // (linear_map.in_numel * linear_map.out_numel))

@@ -24,7 +24,7 @@ def parse_epsilon(text: str | float | Fraction) -> Fraction:
     """
     try:
         value = text if isinstance(text, Fraction) else exact_number(str(text).replace(" ", ""))
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise ConfigError(f"epsilon {text!r} is no number; write it as 1.58 or 36/255.") from error
     if value < 0:
         raise ConfigError(f"epsilon {text!r} is negative; a radius is at least 0.")

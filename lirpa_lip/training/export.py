@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import CheckpointError, UnknownMethodError
+from lirpa_lip.precision import PRECISIONS
 from lirpa_lip.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from lirpa_lip.training.config import TrainConfig
 from lirpa_lip.training.run_state import config_of
-
-#: Precisions that weights may be rounded to.
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def export_weights(run: str | Path, out: str | Path, precision: str = "float32") -> Path:
@@ -26,7 +24,7 @@ def export_weights(run: str | Path, out: str | Path, precision: str = "float32")
         run: a run's folder or a checkpoint; of a folder the best one. Where the run kept a moving average of its
             weights, that is the network.
         out: a folder that is not there, or is empty.
-        precision: one of ``PRECISIONS``.
+        precision: that the weights are rounded to, ``"float32"`` or ``"bfloat16"``.
 
     Returns:
         The checkpoint that was written.

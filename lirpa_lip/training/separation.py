@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -64,3 +66,17 @@ def check_radius(eps: Fraction, source: ImageSource, shape: tuple[int, int, int]
         f"{found.too_close(float(eps)):.0%} have one of another class within 2ε (half the smallest such distance is "
         f"{found.smallest:.3g})."
     )
+
+
+def warn_of_radii(
+    radii: Iterable[Fraction], source: ImageSource, shape: tuple[int, int, int], *, aloud: bool = True
+) -> None:
+    """Warns of every radius that `check_radius` speaks against; not ``aloud``, as of all processes but one, it checks.
+
+    Raises:
+        ConfigError: as it does.
+    """
+    for eps in radii:
+        warning = check_radius(eps, source, shape)
+        if warning is not None and aloud:
+            warnings.warn(warning, stacklevel=3)

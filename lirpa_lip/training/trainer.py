@@ -28,7 +28,7 @@ from lirpa_lip.training.run_state import RunState, check_data, restore, snapshot
 from lirpa_lip.training.runlog import RunLog
 from lirpa_lip.training.sampling import augmented, derived_seed, epoch_batches, prefetched, steps_per_epoch
 from lirpa_lip.training.schedules import HoldThenDecay, LinearRamp
-from lirpa_lip.training.separation import check_radius
+from lirpa_lip.training.separation import warn_of_radii
 from lirpa_lip.training.starts import orthogonal_start, start_from
 from lirpa_lip.training.totals import Totals
 
@@ -54,10 +54,8 @@ class Trainer:
             config.dataset, config.data_dir, config.validation, config.seed, config.image_size, limit=config.limit
         )
         self.steps = steps_per_epoch(len(self.data.train), config.batch_size)
-        for text in dict.fromkeys((config.radius, config.train_eps or config.radius)):
-            warning = check_radius(parse_epsilon(text), self.data.train, self.data.shape)
-            if warning is not None and self.rank == 0:
-                warnings.warn(warning, stacklevel=2)
+        radii = [parse_epsilon(text) for text in dict.fromkeys((config.radius, config.train_eps or config.radius))]
+        warn_of_radii(radii, self.data.train, self.data.shape, aloud=self.rank == 0)
         for warning in unused_settings(config) if self.rank == 0 else ():
             warnings.warn(warning, stacklevel=2)
         torch.manual_seed(derived_seed("weights", config.seed))

@@ -19,7 +19,7 @@ def exact(text: str) -> Fraction:
     """
     try:
         return exact_number(text.strip())
-    except (ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise DataError(f"{text!r} is no finite number; write it as 0.5, 1e-3 or 24/255.") from error
 
 

@@ -7,16 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from commands import invoke
 
-from lirpa_lip.cli import main
 from lirpa_lip.cli.report import short_names
 
 OPTIONS = "--eps 0.02,36/255 --limit 30 --pgd-steps 5 --radius-steps 1".split()
-
-
-def invoke(*arguments: str):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

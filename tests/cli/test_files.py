@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 
 import pytest
-from click.testing import CliRunner
+from commands import invoke
 from torch import nn
 
 from lirpa_lip.cli import compare as compare_module
-from lirpa_lip.cli import main
 
 
 def network(input_shape, classes):
@@ -20,10 +19,6 @@ def network(input_shape, classes):
 
 OWN = f"{__name__}:network"
 COMPARE = ["compare", OWN, "--dataset", "digits", "--limit", "3"]
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

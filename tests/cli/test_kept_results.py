@@ -8,10 +8,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from commands import invoke
 from networks.files import BOX, convolutional, mlp
 
-from lirpa_lip.cli import main
 from lirpa_lip.cli import verify as verify_module
 from lirpa_lip.training.rows import Row, append_rows, read_rows
 from lirpa_lip.verify.rows import read_entries
@@ -23,10 +22,6 @@ DAMAGE = (b"\xff\xfe,.\r\n", b"\0" * 40 + b"\n", b'"x"\n', b"[1]\n", b"{}\n",
           b"x,1,1,0.5,0.1,deterministic,0,inf,d,1,.\r\n",
           b"9,1,1,0.5,nan,deterministic,0,inf,d,1,.\r\n", b"9,1,1,0.5,0.1,deterministic,2,inf,d,1,.\r\n",
           b"9,1,1,0.5,0.1,certain,0,inf,d,1,.\r\n")  # fmt: skip
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

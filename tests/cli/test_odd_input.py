@@ -9,19 +9,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from click.testing import CliRunner
+from commands import invoke
 from networks.files import BOX, mlp
 from PIL import Image
 from torch import nn
 
-from lirpa_lip.cli import main
 from lirpa_lip.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 
 SHORT = "--dataset digits --arch mlp-small --loss plain --epochs 1 --limit 100 --batch-size 50".split()
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def refused(result, message):

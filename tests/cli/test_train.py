@@ -6,19 +6,15 @@ from dataclasses import fields
 
 import pytest
 import yaml
-from click.testing import CliRunner
+from commands import invoke
 
-from lirpa_lip.cli import COMMANDS, main
+from lirpa_lip.cli import COMMANDS
 from lirpa_lip.cli.train import resolve
 from lirpa_lip.errors import ConfigError
 from lirpa_lip.training.config import TrainConfig, read_config
 
 TINY = ["--dataset", "digits", "--arch", "cnn-tiny", "--eps", "0.2", "--limit", "200", "--batch-size", "60",
         "--epochs", "1", "--ramp", "1", "--bound", "global-product"]  # fmt: skip
-
-
-def invoke(*arguments: str):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def test_help_lists_the_commands_without_importing_them():

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import invoke
 
-from lirpa_lip.cli import main
 from lirpa_lip.errors import CheckpointError, UnknownMethodError
 from lirpa_lip.training.checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint
 from lirpa_lip.training.export import export_weights
 from lirpa_lip.training.run_state import model_from
-
-
-def invoke(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 @pytest.fixture(scope="module")

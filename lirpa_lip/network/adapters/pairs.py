@@ -9,7 +9,7 @@ rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ from torch import Tensor
 from lirpa_lip.activations.base import SortedInput
 from lirpa_lip.activations.kinked_functions import clip_half, fold_last
 from lirpa_lip.network.emit import GraphBuilder, Traced
-from lirpa_lip.norms.linear_map import LinearMap
+from lirpa_lip.norms.maps.base import StructuralMap
 
-_HALF = 1 / math.sqrt(2)
-_TURN = (_HALF, _HALF, _HALF, -_HALF)
+HALF = 1 / math.sqrt(2)
+_TURN = (HALF, HALF, HALF, -HALF)
 
 
-class PairMap(LinearMap):
+class PairMap(StructuralMap):
     """The same 2×2 matrix on every pair ``(x_c, x_{c + h})`` along the first axis, h half of it, rounded down.
 
     Of an odd axis the last entry is left as it is, and comes between the first results and the second ones:
@@ -34,7 +34,6 @@ class PairMap(LinearMap):
         shape: of one sample.
     """
 
-    structural = True
     most_terms = 2
 
     def __init__(
@@ -45,14 +44,6 @@ class PairMap(LinearMap):
         self._dtype, self._device = dtype, device
         self.orthogonal = self.coisometric = matrix == _TURN
         self._half, self._odd = shape[0] // 2, shape[0] % 2
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
 
     def _apply(self, first: Tensor, second: Tensor, matrix: Sequence[float]) -> tuple[Tensor, Tensor]:
         a, b, c, d = matrix
@@ -78,14 +69,8 @@ class PairMap(LinearMap):
         if not self.orthogonal:
             return super().interval(low, high)
         (lx, ly, *lz), (ux, uy, *uz) = low.split(self._sizes, dim=1), high.split(self._sizes, dim=1)
-        least = torch.cat([_HALF * (lx + ly), *lz, _HALF * (lx - uy)], dim=1)
-        return least, torch.cat([_HALF * (ux + uy), *uz, _HALF * (ux - ly)], dim=1)
-
-    def rebuild(self, shared: Callable[[Tensor], Tensor], per_sample: Callable[[Tensor], Tensor]) -> PairMap:
-        return self
-
-    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> PairMap:
-        return PairMap(self.matrix, self.in_shape, dtype or self._dtype, device or self._device)
+        least = torch.cat([HALF * (lx + ly), *lz, HALF * (lx - uy)], dim=1)
+        return least, torch.cat([HALF * (ux + uy), *uz, HALF * (ux - ly)], dim=1)
 
     def abs(self) -> PairMap:
         a, b, c, d = (abs(v) for v in self.matrix)

@@ -19,7 +19,7 @@ from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.activations.side_by_side import SideBySide
 from lirpa_lip.network.adapters.elementwise_affine import negated, widened
 from lirpa_lip.network.adapters.pooling import reduction_axes
-from lirpa_lip.network.adapters.tournament import Candidates, Contest, emit_tournament, won
+from lirpa_lip.network.adapters.tournament import Candidates, Contest, emit_tournament
 from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.linear_map import ComposedMap, FunctionMap, IdentityMap, LinearMap, ReshapeMap
 
@@ -52,16 +52,7 @@ def _soft_fold(shape: torch.Size, pairs: int) -> SideBySide:
     return SideBySide(PiecewiseLinear([0.0], [1.0, 1.0], 0.0), smooth.log_cosh(), shape[0] - pairs)
 
 
-def _enclose_pairs(lower: Tensor, upper: Tensor) -> Interval:
-    """log(eˣ + eʸ) of each pair, which is monotone; rounded outwards, and of a point its value."""
-    low = won(torch.logaddexp, lower)
-    if lower is upper:
-        return low, low
-    high, slack = won(torch.logaddexp, upper), 16 * torch.finfo(lower.dtype).eps
-    return low - slack * (1 + low.abs()), high + slack * (1 + high.abs())
-
-
-_SOFT = Contest(_soft_fold, _enclose_pairs)
+_SOFT = Contest(_soft_fold, torch.logaddexp, roundings=16)
 
 
 def _enclose_sum(lower: Tensor, upper: Tensor, shape: torch.Size) -> Interval:

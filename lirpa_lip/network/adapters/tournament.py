@@ -16,16 +16,14 @@ from torch import Tensor
 
 from lirpa_lip.activations.base import Activation
 from lirpa_lip.activations.kinked_functions import fold_last
-from lirpa_lip.network.adapters.pairs import rotation
+from lirpa_lip.network.adapters.pairs import HALF, rotation
 from lirpa_lip.network.emit import GraphBuilder
-from lirpa_lip.network.node import Shortcut
-from lirpa_lip.norms.linear_map import ComposedMap, IndexedMap, LinearMap, ReshapeMap
-from lirpa_lip.norms.maps.base import TensorFn
-
-_HALF = 0.5**0.5
+from lirpa_lip.network.node import Interval, Shortcut
+from lirpa_lip.norms.linear_map import IndexedMap, LinearMap, ReshapeMap
+from lirpa_lip.norms.maps.base import StructuralMap, TensorFn
 
 
-class WinnersMap(LinearMap):
+class WinnersMap(StructuralMap):
     """``(s, rest, d) -> (c (s + d), rest)`` along the first axis: what a round keeps.
 
     Args:
@@ -34,23 +32,15 @@ class WinnersMap(LinearMap):
         scale: c.
     """
 
-    structural = nonnegative = column_monomial = True
+    nonnegative = column_monomial = True
     most_terms = 2
 
     def __init__(
-        self, shape: torch.Size, pairs: int, dtype: torch.dtype, device: torch.device, scale: float = _HALF
+        self, shape: torch.Size, pairs: int, dtype: torch.dtype, device: torch.device, scale: float = HALF
     ) -> None:
         self.in_shape, self.out_shape = torch.Size(shape), torch.Size([shape[0] - pairs, *shape[1:]])
-        self.pairs, self.scale, self.coisometric = pairs, scale, scale == _HALF
+        self.pairs, self.scale, self.coisometric = pairs, scale, scale == HALF
         self._dtype, self._device = dtype, device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
 
     def forward(self, x: Tensor) -> Tensor:
         kept = self.out_shape[0]
@@ -60,12 +50,6 @@ class WinnersMap(LinearMap):
     def adjoint(self, y: Tensor) -> Tensor:
         shared = self.scale * y[:, : self.pairs]
         return torch.cat([shared, y[:, self.pairs :], shared], dim=1)
-
-    def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> WinnersMap:
-        return self
-
-    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> WinnersMap:
-        return WinnersMap(self.in_shape, self.pairs, dtype or self._dtype, device or self._device, self.scale)  # type: ignore[arg-type]
 
     def square(self) -> WinnersMap:
         return WinnersMap(self.in_shape, self.pairs, self._dtype, self._device, self.scale**2)
@@ -97,18 +81,17 @@ class Candidates:
             return rotation(self.shape, builder.dtype, builder.device)
         half = self.shape[0] // 2
         first, second, rest = self.index[:half], self.index[half : 2 * half], self.index[2 * half :]
-        turn = torch.full(first.shape, _HALF, dtype=torch.float64)
+        turn = torch.full(first.shape, HALF, dtype=torch.float64)
         alone = torch.ones(rest.shape, dtype=torch.float64)
         index = torch.stack([torch.cat([first, rest, first]), torch.cat([second, rest, second])])
         values = torch.stack([torch.cat([turn, alone, turn]), torch.cat([turn, 0 * alone, -turn])])
         return self._map(builder, index, values, self.shape)
 
-    def alone(self, builder: GraphBuilder) -> LinearMap:
-        """From the parent to the only candidate, ``(1, *rest)``."""
+    def taken(self, builder: GraphBuilder, shape: torch.Size) -> LinearMap:
+        """From the parent to the only candidate, in a shape."""
         if self.index is None:
-            return ReshapeMap(self.shape, self.shape, dtype=builder.dtype, device=builder.device)
-        values = torch.ones(1, self.index.numel(), dtype=torch.float64)
-        return self._map(builder, self.index.reshape(1, -1), values, self.shape)
+            return ReshapeMap(self.shape, shape, dtype=builder.dtype, device=builder.device)
+        return self._map(builder, self.index, torch.ones(self.index.shape, dtype=torch.float64), shape)
 
     def _map(self, builder: GraphBuilder, index: Tensor, values: Tensor, shape: torch.Size) -> IndexedMap:
         flat = index.reshape(len(index), -1), values.reshape(len(values), -1).to(index.device)
@@ -121,11 +104,27 @@ class Contest:
 
     Attributes:
         fold: the function of d, side by side with the identity, from the turned shape and the number of pairs.
-        enclose: bounds of the winners from those of the candidates.
+        larger: who wins of two, monotone in both.
+        roundings: units of rounding that it may be off by, beside 1 and its size; 0 where it only selects.
     """
 
     fold: Callable[[torch.Size, int], Activation]
-    enclose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+    larger: Callable[[Tensor, Tensor], Tensor]
+    roundings: int = 0
+
+    def won(self, candidates: Tensor) -> Tensor:
+        """Who wins of each pair, and who has no partner."""
+        half = candidates.shape[1] // 2
+        found = self.larger(candidates[:, :half], candidates[:, half : 2 * half])
+        return found if candidates.shape[1] == 2 * half else torch.cat([found, candidates[:, 2 * half :]], dim=1)
+
+    def enclosed(self, lower: Tensor, upper: Tensor, read: TensorFn) -> Interval:
+        """Bounds of the winners from those of what the candidates are read from; of a point its value."""
+        low = self.won(read(lower))
+        if upper is lower:
+            return low, low
+        high, slack = self.won(read(upper)), self.roundings * torch.finfo(low.dtype).eps
+        return (low - slack * (1 + low.abs()), high + slack * (1 + high.abs())) if slack else (low, high)
 
 
 def emit_tournament(
@@ -147,35 +146,13 @@ def emit_tournament(
         fold = contest.fold(candidates.shape, pairs)
         folded = builder.activation(f"{prefix}:fold", operator, turned, fold)
         kept = WinnersMap(candidates.shape, pairs, builder.dtype, builder.device)
-        own = (candidates.parent, partial(_enclosed, read=candidates.read, enclose=contest.enclose))
+        own = (candidates.parent, partial(contest.enclosed, read=candidates.read))
         winners = builder.affine(f"{prefix}:winners", operator, [folded], [kept], shortcut=own)
         candidates = Candidates(winners, kept.out_shape)
         round_ += 1
-    last = candidates.alone(builder)
-    back = ReshapeMap(last.out_shape, shape, dtype=builder.dtype, device=builder.device)
-    maps = back if candidates.index is None else ComposedMap([back, last])
-    return builder.affine(output, operator, [candidates.parent], [maps], shortcut=shortcut)
+    return builder.affine(output, operator, [candidates.parent], [candidates.taken(builder, shape)], shortcut=shortcut)
 
 
 def maximum(builder: GraphBuilder) -> Contest:
     """The larger of two."""
-    return Contest(partial(fold_last, dtype=builder.dtype, device=builder.device), partial(_of_pairs, torch.maximum))
-
-
-def _enclosed(
-    lower: Tensor, upper: Tensor, read: TensorFn, enclose: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-) -> tuple[Tensor, Tensor]:
-    low = read(lower)
-    return enclose(low, low if upper is lower else read(upper))
-
-
-def won(larger: Callable[[Tensor, Tensor], Tensor], candidates: Tensor) -> Tensor:
-    """The larger of each pair, and what has no partner."""
-    half = candidates.shape[1] // 2
-    found = larger(candidates[:, :half], candidates[:, half : 2 * half])
-    return found if candidates.shape[1] == 2 * half else torch.cat([found, candidates[:, 2 * half :]], dim=1)
-
-
-def _of_pairs(larger: Callable[[Tensor, Tensor], Tensor], lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-    low = won(larger, lower)
-    return low, low if upper is lower else won(larger, upper)
+    return Contest(partial(fold_last, dtype=builder.dtype, device=builder.device), torch.maximum)

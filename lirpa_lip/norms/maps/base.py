@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -215,6 +216,33 @@ class LinearMap(ABC):
         stacked = basis.repeat(self.batch_size, 1).reshape(-1, *shape)
         rows = getattr(self.select(samples), apply_name)(stacked)
         return rows.reshape(self.batch_size, len(index), -1)
+
+
+class StructuralMap(LinearMap):
+    """A map without tensors: what it does follows from shapes, and its dtype and device are what vectors are meant for.
+
+    A subclass gives `forward` and `adjoint`, and sets ``_dtype`` and ``_device``.
+    """
+
+    structural = True
+    _dtype: torch.dtype
+    _device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> LinearMap:
+        return self
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> LinearMap:
+        moved = copy.copy(self)
+        moved._dtype, moved._device = dtype or self._dtype, torch.device(device or self._device)
+        return moved
 
 
 def _nonzero(tensor: Tensor) -> Tensor:

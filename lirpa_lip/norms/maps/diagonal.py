@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ShapeError
-from lirpa_lip.norms.maps.base import LinearMap, TensorFn
+from lirpa_lip.norms.maps.base import LinearMap, StructuralMap, TensorFn
 
 
 class DiagonalMap(LinearMap):
@@ -63,11 +63,11 @@ class DiagonalMap(LinearMap):
         return self.scale.reshape(-1)[rows].unsqueeze(1) * (rows.unsqueeze(1) == columns)
 
 
-class ReshapeMap(LinearMap):
+class ReshapeMap(StructuralMap):
     """``x -> x.reshape(out_shape)`` for each sample."""
 
     row_monomial = column_monomial = True
-    nonnegative = structural = cheap_entries = orthogonal = coisometric = True
+    nonnegative = cheap_entries = orthogonal = coisometric = True
 
     def __init__(
         self,
@@ -82,25 +82,11 @@ class ReshapeMap(LinearMap):
         self._dtype = dtype or torch.get_default_dtype()
         self._device = torch.device(device or "cpu")
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(-1, *self.out_shape)
 
     def adjoint(self, y: Tensor) -> Tensor:
         return y.reshape(-1, *self.in_shape)
-
-    def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> LinearMap:
-        return self
-
-    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> LinearMap:
-        return ReshapeMap(self.in_shape, self.out_shape, dtype or self._dtype, device or self._device)
 
     def square(self) -> LinearMap:
         return self

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.errors import ShapeError
-from lirpa_lip.norms.maps.base import LinearMap, TensorFn
+from lirpa_lip.norms.maps.base import LinearMap, StructuralMap
 from lirpa_lip.norms.maps.compose import ComposedMap
 from lirpa_lip.norms.maps.diagonal import DiagonalMap
 
 
-class FunctionMap(LinearMap):
+class FunctionMap(StructuralMap):
     """``x -> fn(x)`` for a linear function of a batch that treats its samples alike (pooling, padding, slicing, ...).
 
     Args:
@@ -24,8 +24,6 @@ class FunctionMap(LinearMap):
         monomial: the caller vouches that each row has at most one nonzero entry (slice, pad, permute, upsample).
         entries_nonnegative: the caller vouches that no entry is negative.
     """
-
-    structural = True
 
     def __init__(
         self,
@@ -60,14 +58,6 @@ class FunctionMap(LinearMap):
         """The one nonzero of each row of a row-monomial map: its row sums, ``(*out_shape)``."""
         return self.forward(torch.ones(1, *self.in_shape, dtype=self._dtype, device=self._device))[0]
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._device
-
     def forward(self, x: Tensor) -> Tensor:
         return self.fn(x)
 
@@ -77,15 +67,6 @@ class FunctionMap(LinearMap):
             at = torch.zeros(y.shape[0], *self.in_shape, dtype=y.dtype, device=y.device, requires_grad=True)
             out = self.fn(at)
             return torch.autograd.grad(out, at, y.reshape(out.shape), create_graph=keep_graph)[0]
-
-    def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> FunctionMap:
-        return self
-
-    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> FunctionMap:
-        moved = FunctionMap.__new__(FunctionMap)
-        moved.__dict__.update(self.__dict__)
-        moved._dtype, moved._device = dtype or self._dtype, torch.device(device or self._device)
-        return moved
 
     def abs(self) -> LinearMap:
         if self.nonnegative or not self.row_monomial:
