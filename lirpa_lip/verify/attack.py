@@ -84,7 +84,7 @@ def _descend(
     deadline: float,
 ) -> Found:
     wide = (region.inner_high - region.inner_low) / 2
-    reach = float(region.radius) if region.radius is not None else 1.0
+    reach = region.reach if region.radius is not None else 1.0
     for step in range(steps + 1):
         x = x.detach().requires_grad_(step < steps)
         with torch.enable_grad():

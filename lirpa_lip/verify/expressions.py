@@ -23,60 +23,92 @@ class Variable:
         return f"{'Y' if self.is_output else 'X'}_{self.index}"
 
 
-@dataclass(frozen=True)
-class Affine:
-    """``Σ factor · variable + constant``."""
+#: One variable, or two of which the product is meant, in order.
+Monomial = tuple[Variable, ...]
 
-    factors: tuple[tuple[Variable, Fraction], ...] = ()
+
+@dataclass(frozen=True)
+class Polynomial:
+    """``Σ factor · monomial + constant``, of degree at most two; squares and products are of inputs alone."""
+
+    terms: tuple[tuple[Monomial, Fraction], ...] = ()
     constant: Fraction = Fraction(0)
 
     @classmethod
-    def of(cls, variable: Variable) -> Affine:
-        return cls(((variable, Fraction(1)),))
+    def of(cls, variable: Variable) -> Polynomial:
+        return cls((((variable,), Fraction(1)),))
 
     @classmethod
-    def constant_of(cls, value: Fraction) -> Affine:
+    def constant_of(cls, value: Fraction) -> Polynomial:
         return cls((), value)
 
     @classmethod
-    def total(cls, parts: Sequence[Affine]) -> Affine:
-        summed: dict[Variable, Fraction] = {}
+    def total(cls, parts: Sequence[Polynomial]) -> Polynomial:
+        summed: dict[Monomial, Fraction] = {}
         for part in parts:
-            for variable, factor in part.factors:
-                summed[variable] = summed.get(variable, Fraction(0)) + factor
-        kept = tuple(sorted((v, f) for v, f in summed.items() if f))
+            for monomial, factor in part.terms:
+                summed[monomial] = summed.get(monomial, Fraction(0)) + factor
+        kept = tuple(sorted((m, f) for m, f in summed.items() if f))
         return cls(kept, sum((part.constant for part in parts), Fraction(0)))
 
     @classmethod
-    def product(cls, parts: Sequence[Affine], source: str) -> Affine:
+    def product(cls, parts: Sequence[Polynomial], source: str) -> Polynomial:
         """
         Raises:
-            DataError: two of the factors hold variables.
+            DataError: it has more than two factors that hold variables, or two and one of them holds an output.
         """
-        varying = [part for part in parts if part.factors]
-        if len(varying) > 1:
-            raise DataError(f"{source}: a product of variables is no linear constraint; only those can be verified.")
-        scale = Fraction(1)
+        found = cls.constant_of(Fraction(1))
         for part in parts:
-            if not part.factors:
-                scale *= part.constant
-        return varying[0].times(scale) if varying else cls((), scale)
+            if found.terms and part.terms:
+                found = found._multiplied(part, source)
+            else:
+                found = part.times(found.constant) if part.terms else found.times(part.constant)
+        return found
 
-    def times(self, scale: Fraction | int) -> Affine:
-        return Affine(tuple((v, f * scale) for v, f in self.factors if scale), self.constant * scale)
+    def _multiplied(self, other: Polynomial, source: str) -> Polynomial:
+        for part in (self, other):
+            if part.degree > 1 or any(v.is_output for v in part.variables):
+                raise DataError(
+                    f"{source}: of products of variables only those of two inputs can be verified, as in a ball's "
+                    "(X_0 - 1) * (X_0 - 1)."
+                )
+        mixed = [
+            Polynomial((((first, second) if first <= second else (second, first), f * g),))
+            for (first,), f in self.terms
+            for (second,), g in other.terms
+        ]
+        linear = [self.times(other.constant), other.times(self.constant)]
+        constant = Polynomial.constant_of(-self.constant * other.constant)  # which the two lines above hold twice
+        return Polynomial.total([*mixed, *linear, constant])
+
+    @property
+    def degree(self) -> int:
+        return max((len(monomial) for monomial, _ in self.terms), default=0)
+
+    @property
+    def variables(self) -> list[Variable]:
+        return list(dict.fromkeys(v for monomial, _ in self.terms for v in monomial))
+
+    @property
+    def linear(self) -> list[tuple[Variable, Fraction]]:
+        """The variables that stand by themselves, with their factors."""
+        return [(monomial[0], factor) for monomial, factor in self.terms if len(monomial) == 1]
+
+    def times(self, scale: Fraction | int) -> Polynomial:
+        return Polynomial(tuple((m, f * scale) for m, f in self.terms if scale), self.constant * scale)
 
 
 @dataclass(frozen=True)
 class Comparison:
     """``term ≤ 0``, ``term < 0`` where strict."""
 
-    term: Affine
+    term: Polynomial
     strict: bool = False
 
     @staticmethod
-    def make(left: Affine, sign: str, right: Affine) -> Formula:
+    def make(left: Polynomial, sign: str, right: Polynomial) -> Formula:
         """``left sign right``, for the signs ≤, <, ≥, > and = (which is two comparisons)."""
-        less = Affine.total([left, right.times(-1)])
+        less = Polynomial.total([left, right.times(-1)])
         more = less.times(-1)
         if sign == "=":
             return Junction(True, (Comparison(less), Comparison(more)))

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from lirpa_lip.errors import ConfigError, DataError, NonFiniteError
 from lirpa_lip.precision import next_above, next_below
-from lirpa_lip.verify.rounding import above, below
+from lirpa_lip.verify.exact_ball import ExactBall
+from lirpa_lip.verify.rounding import above, below, nearest, root_above
 
 #: A point that was projected onto the sphere is this much inside, so that rounding leaves it in the ball.
 _INSIDE = 1 - 1e-6
@@ -57,7 +58,9 @@ class InputRegion:
         centre: ``(1, *shape)`` in the network's precision, a point of the region.
         low, high: ``(1, *shape)`` float64, ends rounded outward; infinite for a ball that no box cuts.
         inner_low, inner_high: ``(1, *shape)`` in the network's precision, rounded inward.
-        radius: of the ball in exact arithmetic, or None.
+        radius: of the ball around ``centre`` in exact arithmetic, or None.
+        stated: the ball that a file states, where its centre is no number of the network's precision: ``radius`` is
+            then larger by the distance ``shift`` of the two centres, so that it holds all of it.
     """
 
     centre: Tensor
@@ -66,6 +69,8 @@ class InputRegion:
     inner_low: Tensor
     inner_high: Tensor
     radius: Fraction | None = None
+    stated: ExactBall | None = None
+    shift: Fraction = Fraction(0)
 
     @classmethod
     def from_ranges(cls, spans: Sequence[Span], shape: Sequence[int], dtype: torch.dtype) -> InputRegion:
@@ -76,22 +81,45 @@ class InputRegion:
         """
         if len(spans) != math.prod(shape):
             raise DataError(f"{len(spans)} ranges for an input of {math.prod(shape)} features of shape {tuple(shape)}.")
+        box = _box(spans, shape, dtype)
+        centre = torch.minimum(
+            torch.maximum(box["inner_low"] / 2 + box["inner_high"] / 2, box["inner_low"]), box["inner_high"]
+        )
+        return cls(centre, **box)
+
+    @classmethod
+    def from_ball(
+        cls, ball: ExactBall, spans: Sequence[Span | None], shape: Sequence[int], dtype: torch.dtype
+    ) -> InputRegion:
+        """A ball, cut by the ranges of those features that have one; features that it does not name are fixed.
+
+        Raises:
+            DataError: such a feature has no range, or a wide one; the ball's centre lies outside of the ranges.
+        """
+        middles = dict(ball.centre)
         for index, span in enumerate(spans):
-            if span.empty:
-                raise DataError(f"the range of input {index} is empty: {float(span.low):g} to {float(span.high):g}.")
-        kind = np.float32 if dtype == torch.float32 else np.float64
-        inner = [span.inner(kind) for span in spans]
-        outer = [(min(below(s.low), first), max(above(s.high), last)) for s, (first, last) in zip(spans, inner)]
-
-        def tensor(values: list[float], kind: torch.dtype) -> Tensor:
-            return torch.tensor(values, dtype=kind).reshape(1, *shape)
-
-        if not all(math.isfinite(end) for pair in (*inner, *outer) for end in pair):
-            raise DataError("a range of the input exceeds what the network's precision holds; give finite ranges.")
-        starts, ends = (tensor([pair[side] for pair in inner], dtype) for side in (0, 1))
-        centre = torch.minimum(torch.maximum(starts / 2 + ends / 2, starts), ends)
-        low, high = (tensor([pair[side] for pair in outer], torch.float64) for side in (0, 1))
-        return cls(centre, low, high, starts, ends)
+            middle = middles.get(index)
+            if middle is None and (span is None or span.low != span.high):
+                raise DataError(f"the ball leaves out input {index}, which is not fixed: square all inputs that vary.")
+            if span is not None and middle is not None and not span.low <= middle <= span.high:
+                raise DataError(
+                    f"the centre of the ball lies outside of the range of input {index}; balls are read whose centre "
+                    "lies in the ranges."
+                )
+            if span is not None:
+                middles.setdefault(index, span.low)
+        box = _box(spans, shape, dtype)
+        exact_centre = [middles[index] for index in range(len(spans))]
+        centre = torch.tensor([nearest(value) for value in exact_centre], dtype=torch.float64)
+        centre = centre.to(dtype).reshape(1, *shape)
+        if not bool(torch.isfinite(centre).all()):
+            raise DataError("the centre of the ball exceeds what the network's precision holds; give finite numbers.")
+        centre = torch.minimum(torch.maximum(centre, box["inner_low"]), box["inner_high"])
+        pairs = zip(centre.flatten().tolist(), exact_centre)
+        shift = root_above(sum(((Fraction(a) - b) ** 2 for a, b in pairs), Fraction(0)))
+        radius = root_above(ball.squared) + shift
+        nearest(radius)  # raises where it is none
+        return cls(centre, **box, radius=radius, stated=ball, shift=shift)
 
     @classmethod
     def around(cls, x: Tensor, norm: float, eps: Fraction, box: tuple[Fraction, Fraction] | None = None) -> InputRegion:
@@ -115,7 +143,7 @@ class InputRegion:
                 torch.maximum(-_up(next_above(-wide - below(eps)), x.dtype), x),
             )
         if box is not None:
-            kind = np.float32 if x.dtype == torch.float32 else np.float64
+            kind = _number(x.dtype)
             ends = [above(box[0], kind), below(box[1], kind)]
             nearest = [min(ends[0], float(kind(float(box[0])))), max(ends[1], float(kind(float(box[1]))))]
             if bool(((x < nearest[0]) | (x > nearest[1])).any()):
@@ -148,12 +176,24 @@ class InputRegion:
         size = reach.norm(dim=1)
         return centre, size * (1 + 4 * (reach.shape[1] + 8) * torch.finfo(torch.float64).eps)
 
+    @property
+    def reach(self) -> float:
+        """Of the ball: how far from ``centre`` points are sought, so that rounding leaves them inside."""
+        assert self.radius is not None
+        inside = float(self.radius - 2 * self.shift)
+        largest = self.centre.abs().max().item() + inside
+        rounding = math.sqrt(self.centre.numel()) * torch.finfo(self.centre.dtype).eps * largest
+        return max(0.0, inside * _INSIDE - rounding)
+
     def holds(self, x: Tensor) -> bool:
-        """Whether a point ``(1, *shape)`` of the network's precision lies inside, in exact arithmetic."""
+        """Whether a point ``(1, *shape)`` of the network's precision lies inside, in exact arithmetic; the centre
+        does."""
         if not bool(((x >= self.inner_low) & (x <= self.inner_high)).all()):
             return False
-        if self.radius is None:
+        if self.radius is None or bool((x == self.centre).all()):
             return True
+        if self.stated is not None:
+            return self.stated.holds(x.flatten().tolist())
         moved = (x != self.centre).flatten()
         pairs = zip(x.flatten()[moved].tolist(), self.centre.flatten()[moved].tolist())
         return sum((Fraction(a) - Fraction(b)) ** 2 for a, b in pairs) <= self.radius**2
@@ -163,7 +203,7 @@ class InputRegion:
         if self.radius is not None:
             step = (x - self.centre).flatten(1)
             length = step.norm(dim=1, keepdim=True).clamp(min=1e-30)
-            step = step * (float(self.radius) * _INSIDE / length).clamp(max=1)
+            step = step * (self.reach / length).clamp(max=1)
             x = self.centre + step.reshape(x.shape)
         return torch.minimum(torch.maximum(x, self.inner_low), self.inner_high)
 
@@ -173,12 +213,39 @@ class InputRegion:
         if self.radius is not None:
             step = torch.randn(shape, generator=generator, dtype=torch.float64).flatten(1)
             share = torch.rand(count, 1, generator=generator, dtype=torch.float64).mul(2).clamp(max=1)
-            step = step / step.norm(dim=1, keepdim=True).clamp(min=1e-30) * share * float(self.radius)
+            step = step / step.norm(dim=1, keepdim=True).clamp(min=1e-30) * share * self.reach
             return self.project(self.centre + step.reshape(shape).to(self.centre))
         share = torch.rand(shape, generator=generator, dtype=torch.float64)
         rounded = torch.rand(count, *[1] * (len(shape) - 1), generator=generator) < 0.5
         share = torch.where(rounded, share.round(), share).to(self.centre)
         return self.project(self.inner_low + share * (self.inner_high - self.inner_low))
+
+
+def _box(spans: Sequence[Span | None], shape: Sequence[int], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The ends of the ranges as an `InputRegion` has them, infinite where there is none.
+
+    Raises:
+        DataError: a range is empty, or exceeds what the precision holds.
+    """
+    number = _number(dtype)
+    ends: list[tuple[float, ...]] = []
+    for index, span in enumerate(spans):
+        if span is None:
+            ends.append((-math.inf, math.inf, -math.inf, math.inf))
+            continue
+        if span.empty:
+            raise DataError(f"the range of input {index} is empty: {float(span.low):g} to {float(span.high):g}.")
+        first, last = span.inner(number)
+        ends.append((min(below(span.low), first), max(above(span.high), last), first, last))
+        if not all(math.isfinite(end) for end in ends[-1]):
+            raise DataError("a range of the input exceeds what the network's precision holds; give finite ranges.")
+    kinds = {"low": torch.float64, "high": torch.float64, "inner_low": dtype, "inner_high": dtype}
+    sides = zip(kinds.items(), zip(*ends))
+    return {name: torch.tensor(side, dtype=kind).reshape(1, *shape) for (name, kind), side in sides}
+
+
+def _number(dtype: torch.dtype) -> type[np.floating]:
+    return np.float32 if dtype == torch.float32 else np.float64
 
 
 def _up(x: Tensor, dtype: torch.dtype) -> Tensor:

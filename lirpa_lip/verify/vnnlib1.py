@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from lirpa_lip.errors import DataError
-from lirpa_lip.verify.expressions import Affine, Comparison, Formula, Junction, Variable, all_of
+from lirpa_lip.verify.expressions import Comparison, Formula, Junction, Polynomial, Variable, all_of
 from lirpa_lip.verify.rounding import exact
 
 _TOKEN = re.compile(r"\(|\)|[^\s()]+")
@@ -76,33 +76,34 @@ def _formula(tree: object, declared: set[Variable], source: str) -> Formula:
     if head in ("and", "or"):
         return Junction(head == "and", tuple(_formula(part, declared, source) for part in rest))
     if head in _COMPARISONS and len(rest) == 2:
-        left, right = (_affine(part, declared, source) for part in rest)
+        left, right = (_polynomial(part, declared, source) for part in rest)
         return Comparison.make(left, head, right)
     raise DataError(
         f"{source}: {_shown(tree)} is no constraint that can be read: and, or, <=, >=, <, >, = of two terms."
     )
 
 
-def _affine(tree: object, declared: set[Variable], source: str) -> Affine:
+def _polynomial(tree: object, declared: set[Variable], source: str) -> Polynomial:
     if isinstance(tree, str):
         if _NAME.match(tree):
             variable = _variable(tree, source)
             if variable not in declared:
                 raise DataError(f"{source}: {tree} is used and never declared.")
-            return Affine.of(variable)
+            return Polynomial.of(variable)
         if not re.match(r"[-+.\d]", tree):
             raise DataError(f"{source}: {tree!r} is an unknown variable; inputs are X_i, outputs Y_j.")
-        return Affine.constant_of(exact(tree))
+        return Polynomial.constant_of(exact(tree))
     if not isinstance(tree, list) or len(tree) < 2 or not isinstance(tree[0], str):
         raise DataError(f"{source}: {_shown(tree)} is no term.")
-    parts = [_affine(part, declared, source) for part in tree[1:]]
+    parts = [_polynomial(part, declared, source) for part in tree[1:]]
     if tree[0] == "+":
-        return Affine.total(parts)
+        return Polynomial.total(parts)
     if tree[0] == "-":
-        return parts[0].times(-1) if len(parts) == 1 else Affine.total([parts[0], *(p.times(-1) for p in parts[1:])])
+        rest = [part.times(-1) for part in parts[1:]]
+        return Polynomial.total([parts[0], *rest]) if rest else parts[0].times(-1)
     if tree[0] == "*":
-        return Affine.product(parts, source)
-    raise DataError(f"{source}: {tree[0]!r} is no operation that can be read: +, - and * with a number.")
+        return Polynomial.product(parts, source)
+    raise DataError(f"{source}: {tree[0]!r} is no operation that can be read: +, - and *.")
 
 
 def _shown(tree: object) -> str:

@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from lirpa_lip.errors import DataError, MissingDependencyError
-from lirpa_lip.verify.expressions import Affine, Comparison, Formula, Junction, Variable, all_of
+from lirpa_lip.verify.expressions import Comparison, Formula, Junction, Polynomial, Variable, all_of
 from lirpa_lip.verify.rounding import exact
 
 #: Numbers that a network takes or gives, far more than any that can be verified.
@@ -60,25 +60,26 @@ def _formula(node: Any, source: str) -> Formula:
     if kind in ("And", "Or"):
         return Junction(kind == "And", tuple(_formula(part, source) for part in node.args))
     if kind in _SIGNS:
-        return Comparison.make(_affine(node.lhs, source), _SIGNS[kind], _affine(node.rhs, source))
+        return Comparison.make(_polynomial(node.lhs, source), _SIGNS[kind], _polynomial(node.rhs, source))
     raise DataError(f"{source}: {node} is no constraint that can be verified: and, or, <=, >=, <, >, ==.")
 
 
-def _affine(node: Any, source: str) -> Affine:
+def _polynomial(node: Any, source: str) -> Polynomial:
     kind = type(node).__name__
     if kind == "Var":
         flat = 0
         for index, size in zip(node.indices, node.shape, strict=True):
             flat = flat * size + index
-        return Affine.of(Variable(node.kind.name == "Output", flat))
+        return Polynomial.of(Variable(node.kind.name == "Output", flat))
     if kind == "Negate":
-        return _affine(node.expr, source).times(-1)
+        return _polynomial(node.expr, source).times(-1)
     if kind == "Plus":
-        return Affine.total([_affine(part, source) for part in node.args])
+        return Polynomial.total([_polynomial(part, source) for part in node.args])
     if kind == "Minus":
-        return Affine.total([_affine(node.head, source), *(_affine(part, source).times(-1) for part in node.rest)])
+        rest = [_polynomial(part, source).times(-1) for part in node.rest]
+        return Polynomial.total([_polynomial(node.head, source), *rest])
     if kind == "Multiply":
-        return Affine.product([_affine(part, source) for part in node.args], source)
+        return Polynomial.product([_polynomial(part, source) for part in node.args], source)
     if hasattr(node, "lexeme"):
-        return Affine.constant_of(exact(node.lexeme))
+        return Polynomial.constant_of(exact(node.lexeme))
     raise DataError(f"{source}: {node} is no term that can be read.")

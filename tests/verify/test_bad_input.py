@@ -119,7 +119,7 @@ LAST = "(assert (<= Y_0 0))"
         (BOX + "(assert (>= X_0 0.5))" + LAST, "contradict each other"),
         (BOX + "(assert (<= Y_0 nan))", "unknown variable"),
         (BOX + "(assert (<= Y_0 1e))", "no finite number"),
-        (BOX + "(assert (<= (* Y_0 Y_0) 1))", "product of variables"),
+        (BOX + "(assert (<= (* Y_0 Y_0) 1))", "products of variables"),
         (BOX + "(assert (<= (+ X_0 X_1) 1))" + LAST, "no box"),
         (BOX + "(assert (<= Y_0 X_0))", "inputs and outputs at once"),
         (BOX, "says nothing of the outputs"),
