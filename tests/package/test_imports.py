@@ -81,13 +81,14 @@ def test_without_auto_lirpa_commands_say_in_one_line_how_to_get_it(command):
     assert INSTALL_AUTO_LIRPA in line
 
 
-def test_without_auto_lirpa_as_a_module(tmp_path):
-    """``python -m lirpa_lip.cli`` imports the package before anything of the command line's own."""
+@pytest.mark.parametrize("module", ["lirpa_lip", "lirpa_lip.cli"])
+def test_without_auto_lirpa_as_a_module(module, tmp_path):
+    """``python -m lirpa_lip`` imports the package before anything of the command line's own."""
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['auto_LiRPA'] = None\n")
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
 
     def call(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "lirpa_lip.cli", *arguments]
+        command = [sys.executable, "-m", module, *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
     assert "certify" in call("--help").stdout and lirpa_lip.__version__ in call("--version").stdout
