@@ -6,7 +6,7 @@ from importlib import import_module
 try:  # before anything imports auto_LiRPA
     from lirpa_lip.autolirpa import compat as _compat  # noqa: F401
 except ImportError:
-    if sys.argv[:1] == ["-m"] and {"lirpa_lip", "lirpa_lip.cli"} & set(sys.orig_argv):  # help works without auto_LiRPA too
+    if sys.argv[:1] == ["-m"] and {"lirpa_lip", "lirpa_lip.cli"} & set(sys.orig_argv):  # help needs no auto_LiRPA
         import lirpa_lip_cli
 
         lirpa_lip_cli.main(sys.argv[1:], prog_name="lirpa-lip")
