@@ -72,6 +72,12 @@ _8C = (
     *((256, 3, 1, 1), (256, 4, 2, 0)),
 )
 
+
+def _lires(blocks: int, width: int) -> tuple[tuple[int, int, int, int], ...]:
+    """A stem to half the size, blocks that keep it, and a neck to a quarter of that (after Hu et al., NeurIPS 2023)."""
+    return ((width, 5, 2, 2), *[(width, 3, 1, 1)] * blocks, (2 * width if width < 256 else width, 4, 4, 0))
+
+
 ARCHITECTURES: dict[str, Architecture] = {
     "4c3f": Architecture(_4C, (512, 512), threshold=1.0),
     "6c2f": Architecture(
@@ -79,6 +85,9 @@ ARCHITECTURES: dict[str, Architecture] = {
         maxmin=((0.1, -0.1), (0.1, -0.15), *_symmetric(0.15, 0.15, 0.2, 0.3, 1.2)),
     ),
     "8c2f": Architecture(_8C, (256,), threshold=1.0, maxmin=_symmetric(0.8, 1.0, 1.4, 1.4, 1.4, 1.6, 2.0, 3.0, 1.6)),
+    # Linear residual networks: x + conv(x) is one convolution, whose kernel --init orthogonal starts as an isometry.
+    "liresnet-12w256": Architecture(_lires(12, 256), (2048,)),
+    "liresnet-6w64": Architecture(_lires(6, 64), (256,)),
     # Small enough for two CPU cores; the first is 4C3F at a quarter of its width.
     "4c3f-quarter": Architecture(((8, 3, 1, 1), (8, 4, 2, 1), (16, 3, 1, 1), (16, 4, 2, 1)), (128, 128)),
     "cnn-small": Architecture(((16, 4, 2, 1), (32, 4, 2, 1)), (100,)),
