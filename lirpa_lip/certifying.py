@@ -75,7 +75,9 @@ def certify(
         method: one of ``lirpa_lip.methods.names_at("certify")``.
         certificate: what norms must be worth: ``"auto"``, ``"deterministic"`` or ``"probabilistic"``.
         delta: failure probability of everything that is said of one sample, at most.
-        radius_steps: verdicts spent on the radius; with 0 it is ``eps`` or what the global bound gives.
+        radius_steps: verdicts spent on the radius; with 0 it is ``eps`` or what the global bound gives, and a sample is
+            out with the first that decides it: its label, global bounds, the local product, ``method``. Of the last two
+            those are computed that a forecast leaves hope for.
         image_box: (low, high) of possible inputs; None for the whole ball.
         inference: the arithmetic that the network is run in, see ``LocalLipConfig``; None for the default.
         batch_size: samples that are bounded at once.
@@ -114,23 +116,29 @@ def certify(
                 predictions = _logits(wide, images).argmax(dim=1)
             labels = predictions if y is None else y[place : place + batch_size].to(predictions)
             certifier = certifier or make_certifier(method, wide, images[:1], certificate, delta, **options)
-            radii = [(r, v.worth) for v in _in_memory(certifier, images, predictions, exact) for r in v.radius.tolist()]
+            # with a search, the radius of a wrong prediction is wanted too
+            wrong = torch.where(predictions == labels, torch.inf, -torch.inf) if radius_steps == 0 else None
+            verdicts = _in_memory(certifier, images, predictions, exact, wrong)
+            radii = [(r, v.worth) for v in verdicts for r in v.radius.tolist()]
             for prediction, label, (radius, worth) in zip(predictions.tolist(), labels.tolist(), radii, strict=True):
                 certified = prediction == label and reaches(radius, exact)
                 found.append(Certified(certified, prediction, label, radius, worth))
     return found
 
 
-def _in_memory(certifier: Certifier, x: Tensor, predictions: Tensor, eps: Fraction) -> list[Verdict]:
+def _in_memory(
+    certifier: Certifier, x: Tensor, predictions: Tensor, eps: Fraction, refuted: Tensor | None
+) -> list[Verdict]:
     """Verdicts of consecutive parts of a batch, each half as large as one that memory did not suffice for."""
     try:
-        return [certifier(x, predictions, [eps])]
+        return [certifier(x, predictions, [eps], refuted)]
     except (RuntimeError, MemoryError) as error:
         if len(x) == 1 or not is_out_of_memory(error):
             raise
     half = (len(x) + 1) // 2
-    parts = zip(x.split(half), predictions.split(half), strict=True)
-    return [verdict for part in parts for verdict in _in_memory(certifier, *part, eps)]
+    cut = [None, None] if refuted is None else refuted.split(half)
+    parts = zip(x.split(half), predictions.split(half), cut, strict=True)
+    return [verdict for a, b, c in parts for verdict in _in_memory(certifier, a, b, eps, c)]
 
 
 def _check(model: nn.Module, x: Tensor, y: Tensor | None) -> None:

@@ -106,11 +106,11 @@ def test_a_batch_too_large_for_memory_is_halved(monkeypatch):
     def small_memory(*args, **options):
         certifier = original(*args, **options)
 
-        def call(x, predictions, eps):
+        def call(x, predictions, eps, refuted):
             made.append(len(x))
             if len(x) > limit:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
-            return certifier(x, predictions, eps)
+            return certifier(x, predictions, eps, refuted)
 
         return call
 

@@ -55,6 +55,8 @@ _RADII = {
 _SCALE = {"network": "network", "parameters": "parameters", "neurons": "neurons", "batch": "images", "call": "call",
           "grad": "gradients", "forward": "forward, s", "seconds": "s", "seconds_per_image": "s per image",
           "ratio": "over a forward pass", "peak_gib": "GiB", "note": "note"}  # fmt: skip
+_CERTIFY = {"network": "network", "method": "bound", "images": "images", "clean": "clean", "certified": "certified",
+            "forward": "forward, s", "seconds": "s per image", "ratio": "over a forward pass"}  # fmt: skip
 
 #: Name of the fragment -> (CSV file, what makes a table of its rows).
 TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
@@ -71,6 +73,7 @@ TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
     "deep_lipschitz": ("deep_lipschitz", partial(tables.columns, names=_DEEP)),
     "rounding": ("rounding", partial(tables.columns, names=_ROUNDING)),
     "scale": ("scale", partial(tables.columns, names=_SCALE)),
+    "certify_cost": ("certify_cost", partial(tables.columns, names=_CERTIFY)),
     "memory": ("memory", partial(tables.columns, names=_MEMORY)),
     "imports": ("imports", partial(tables.latest, key="call", names=_IMPORTS)),
     "radius_search": ("radius_search", partial(tables.columns, names=_RADII)),
