@@ -9,7 +9,9 @@ installed (``pip install eclipse-nn``): ``Fast`` (semidefinite) and ``CF`` (clos
 longer than ``--limit``. Times are wall-clock seconds of one call each, one thread.
 
     python benchmarks/deep_lipschitz.py
-    python benchmarks/deep_lipschitz.py --sets small --radii 0.1 --branch 5
+    python benchmarks/deep_lipschitz.py --sets small --radii 0.1 --branch 5 --fresh
+
+What the file has already is not measured again without ``--fresh``.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ COLUMNS = (
     "activation width layers eps lower local_lip clarke_jacobian branched gap eclipse_fast eclipse_cf "
     "seconds_local_lip seconds_clarke seconds_branched domains stopped seconds_eclipse_fast seconds_eclipse_cf"
 ).split()
+KEY = ("activation", "width", "layers", "eps")
 ACTIVATIONS = {"relu": nn.ReLU, "elu": nn.ELU}
 #: Name -> (activation, widths, numbers of layers).
 SETS: dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]] = {
@@ -112,15 +115,19 @@ def measure(activation: str, width: int, layers: int, eps: float, branch: float,
 @click.option("--branch", default=30.0, show_default=True, help="Seconds of branch and bound.")
 @click.option("--limit", default=120, show_default=True, help="Seconds for each call of their package.")
 @click.option("--out", default=RESULTS / "deep_lipschitz.csv", type=click.Path(path_type=Path))
-def main(sets: str, radii: str, branch: float, limit: int, out: Path) -> None:
+@click.option("--fresh", is_flag=True, help="Measure again what the file has.")
+def main(sets: str, radii: str, branch: float, limit: int, out: Path, fresh: bool) -> None:
     """Measure and append."""
     torch.set_num_threads(1)
     table = Table(out, COLUMNS)
+    done = set() if fresh else {tuple(row[name] for name in KEY) for row in table.rows()}
     for name in sets.split(","):
         activation, widths, depths = SETS[name]
         for eps in map(float, radii.split(",")):
             for layers in depths:
                 for width in widths:
+                    if (activation, str(width), str(layers), str(eps)) in done:
+                        continue
                     row = measure(activation, width, layers, eps, branch, limit)
                     click.echo(row)
                     table.append(row)

@@ -26,11 +26,13 @@ for version in "$@"; do
         continue
     fi
     log=".venv-$version.log"
+    # pytest's last line, or the last of all where it did not get so far
+    said() { grep -E "[0-9]+ (passed|failed|error)" "$log" | tail -n 1 | grep . || tail -n 1 "$log"; }
     if make --no-print-directory test PYTHON="$python" VENV=".venv-$version" PYTEST_ARGS="${PYTEST_ARGS:-}" >"$log" 2>&1; then
-        summary+="python $version: passed, $(tail -n 1 "$log")"$'\n'
+        summary+="python $version: passed, $(said)"$'\n'
     else
         failed=1
-        summary+="python $version: FAILED, $(tail -n 1 "$log") (see $log)"$'\n'
+        summary+="python $version: FAILED, $(said) (see $log)"$'\n'
     fi
 done
 printf '%s' "$summary"

@@ -35,9 +35,13 @@ class Call(nn.Module):
         return self.fn(self, x)
 
 
-def bounds(model, x, method, eps=0.1, norm=2.0, traced=None, C=None, **options):
+def wrapped(model, x, traced=None, **options):
     options = {"optimize_bound_args": {"iteration": 2}, **options}
-    bounded = BoundedModule(model, torch.randn_like(x) if traced is None else traced, bound_opts=options)
+    return BoundedModule(model, torch.randn_like(x) if traced is None else traced, bound_opts=options)
+
+
+def bounds(model, x, method, eps=0.1, norm=2.0, bounded=None, C=None, **options):
+    bounded = wrapped(model, x, **options) if bounded is None else bounded
     return bounded.compute_bounds(x=(BoundedTensor(x, PerturbationLpNorm(norm=norm, eps=eps)),), method=method, C=C)
 
 
@@ -177,10 +181,10 @@ def test_constants_of_every_shape(layout, shape, operation):
     for batch, traced, behind in ((4, 1, False), (4, 4, True), (1, 4, True), (3, 2, True)):
         model = with_constant(operation, layout, shape, behind)
         x = torch.randn(batch, *sample, dtype=torch.float64, generator=torch.Generator().manual_seed(batch))
-        like = torch.zeros(traced, *sample, dtype=torch.float64)
+        bounded = wrapped(model, x, torch.zeros(traced, *sample, dtype=torch.float64))
         for method in ("ibp", "crown"):
-            check(model, x, method, 0.0, traced=like)
-            check(model, x, method, 0.1, traced=like)
+            check(model, x, method, 0.0, bounded=bounded)
+            check(model, x, method, 0.1, bounded=bounded)
 
 
 @pytest.mark.parametrize("norm", [2.0, math.inf])
@@ -193,9 +197,10 @@ def test_normalisation_in_every_method(layout, dtype, norm):
         with_constant("x - b", layout, (1,), False)[0], with_constant("x / b", layout, (1,), False), nn.ReLU()
     ).to(dtype)
     x = torch.randn(4, *sample, dtype=dtype)
+    bounded = wrapped(model, x)
     for method in METHODS if norm == 2 else METHODS[:3]:
         for eps in (0.0, 0.2):
-            check(model, x, method, eps, norm)
+            check(model, x, method, eps, norm, bounded=bounded)
 
 
 def test_normalisation_keeps_patches_and_the_bounds_of_matrices():
@@ -267,8 +272,9 @@ UNKNOWN = {
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_operators_patches_do_not_know(name, method):
     model, x = UNKNOWN[name]()
+    bounded = wrapped(model, x)
     for eps in (0.0, 0.2):
-        check(model, x, method, eps)
+        check(model, x, method, eps, bounded=bounded)
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
