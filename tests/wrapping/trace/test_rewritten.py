@@ -67,7 +67,8 @@ def test_an_angle_is_bounded_off_its_cut():
     values = torch.atan2(points[..., :2], points[..., 2:])
     assert (lower <= values.amin(0)).all() and (upper >= values.amax(0)).all()
     with pytest.raises(DomainError):
-        bounded.compute_bounds(x=region(torch.tensor([[0.05, 1.0, -1.0, 1.0]], dtype=torch.float64)), method="local-lip")
+        across = torch.tensor([[0.05, 1.0, -1.0, 1.0]], dtype=torch.float64)
+        bounded.compute_bounds(x=region(across), method="local-lip")
 
 
 def test_gradients_reach_weights_of_layers_written_out():
