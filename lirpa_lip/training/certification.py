@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lirpa_lip.errors import CheckpointError, ConfigError
+from lirpa_lip.memory_limit import Halving
 from lirpa_lip.methods import current_name
 from lirpa_lip.norms.draw import seeds_of
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, check_delta
@@ -118,6 +119,7 @@ class _Work:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.single, self.model = copy.deepcopy(model).float(), copy.deepcopy(model).double()
         self._certifiers: dict[tuple[float, int, int], Certifier] = {}
+        self._halving = Halving()
 
     def certify(self, indices: Tensor, images: Tensor, labels: Tensor, digests: list[str], skip: set[int]) -> None:
         """Certifies a whole chunk, so that its rows are the same ones always, and adds those that are missing."""
@@ -163,7 +165,7 @@ class _Work:
     def _verdict(
         self, first: int, x: Tensor, predictions: Tensor, eps: list[Fraction], delta: float, steps: int | None = None
     ) -> Verdict:
-        """Its chance depends on the chunk's first index alone."""
+        """Its chance depends on the first index alone, of the chunk or of what memory suffices for."""
         s = self.settings
         key = (delta, s.radius_steps if steps is None else steps, len(eps))
         if key not in self._certifiers:
@@ -172,8 +174,12 @@ class _Work:
                 options: dict[str, Any] = {"radius_steps": key[1], "image_box": box, "inference": s.inference}
                 self._certifiers[key] = make_certifier(s.bound, self.model, x[:1], s.certificate, delta, **options)
                 self._certifiers[key].prepare(len(eps))
-        with seeds_of(derived_seed("certify", self.seed, first, *map(str, key))):
-            return self._certifiers[key](x, predictions, sorted(eps))
+
+        def part(place: int, x: Tensor, predictions: Tensor) -> Verdict:
+            with seeds_of(derived_seed("certify", self.seed, first + place, *map(str, key))):
+                return self._certifiers[key](x, predictions, sorted(eps))
+
+        return Verdict.of_parts(self._halving(part, x, predictions))
 
     def _attacked(
         self, images: Tensor, labels: Tensor, indices: list[int], eps: dict[str, Fraction]

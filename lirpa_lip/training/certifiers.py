@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ from lirpa_lip.errors import CertificateError
 from lirpa_lip.margin import margin_specification
 from lirpa_lip.methods import METHODS, current_name, names_at
 from lirpa_lip.ranges import check_delta
-from lirpa_lip.results import Certificate, Certified, Kind, weaker
+from lirpa_lip.results import Certificate, Certified, Kind, weaker, weakest
 from lirpa_lip.training.epsilon import rounded_up
 from lirpa_lip.training.radius_search import Brackets
 
@@ -44,6 +45,14 @@ class Verdict(Certified):
     @property
     def kind(self) -> Kind:
         return self.worth.kind
+
+    @classmethod
+    def of_parts(cls, parts: Sequence[Verdict]) -> Verdict:
+        """Of a batch, from those of its consecutive parts."""
+        if len(parts) == 1:
+            return parts[0]
+        radius, failed = (torch.cat([getattr(part, name) for part in parts]) for name in ("radius", "failed"))
+        return cls(radius, failed, weakest(part.worth for part in parts))
 
 
 class Certifier(Protocol):
