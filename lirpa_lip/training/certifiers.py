@@ -219,12 +219,13 @@ class LocalCertifier:
         verdicts = radii * len(self.names) + self.radius_steps + len(self.floors)
         if self.stages and verdicts <= self._verdicts:
             return
-        self._verdicts = verdicts
         shared = LocalLipConfig(delta=self.delta / verdicts, **self.common)
         config = replace(shared, image_box=self.image_box)
         forecast = not self.radius_steps
-        self.stages = [Stage(name, self.model, self.sample, config, forecast=forecast) for name in self.names]
-        self._global = [GlobalCertifier(floor, self.model, self.sample, shared) for floor in self.floors]
+        stages = [Stage(name, self.model, self.sample, config, forecast=forecast) for name in self.names]
+        floors = [GlobalCertifier(floor, self.model, self.sample, shared) for floor in self.floors]
+        # all of it or nothing: memory may run out before, and what there is has a larger δ for each verdict
+        self.stages, self._global, self._verdicts = stages, floors, verdicts
 
     def _floors(
         self, x: Tensor, predictions: Tensor, eps: list[Fraction], found: Brackets

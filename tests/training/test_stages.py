@@ -164,3 +164,22 @@ def test_without_a_forecast_the_bound_decides(images, monkeypatch):
     monkeypatch.setattr(stage, "_least", narrow)
     certifier(images, model(images).argmax(1), [Fraction(1)])
     assert stage.tried > 0
+
+
+def test_memory_that_runs_out_leaves_no_larger_delta(images, monkeypatch):
+    """Certifiers that could not be made for more radii are made again, not used with the δ of fewer."""
+    model = network_of("relu")
+    certifier = certifier_of("sdp-crown", model, images, delta=1e-4)
+    certifier.prepare(1)
+
+    def full(*args, **options):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lirpa_lip.training.certifiers.GlobalCertifier", full)
+        with pytest.raises(MemoryError):
+            certifier.prepare(2)
+    certifier.prepare(2)
+    deltas = [stage.bounded.bound_opts["local_lip"].delta for stage in certifier.stages]
+    deltas += [floor.method.config.delta for floor in certifier._global]
+    assert deltas == [pytest.approx(1e-4 / 6)] * 4
