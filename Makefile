@@ -19,7 +19,7 @@ SEED ?= 0
 PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist worksteal
 # The scripts of benchmarks/README.md's table, in its order; a test compares the two.
 BENCHMARKS ?= verify branching sdp_crown clarke smooth_jacobian deep_lipschitz norms memory imports rounding scale \
-    products radius_search train_step train_estimates train_cpu pretrained
+    products radius_search certify_cost train_step train_estimates train_cpu pretrained
 
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq

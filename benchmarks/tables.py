@@ -92,6 +92,29 @@ def latest(rows: list[dict[str, str]], key: str, names: dict[str, str]) -> list[
     return columns([{**row, key: f"`{row[key]}`"} for row in {row[key]: row for row in rows}.values()], names)
 
 
+#: Methods on networks of products, by the heads of their columns.
+_PRODUCTS = {"ibp": "IBP", "crown": "CROWN", "local-lip": "local-lip", "local-lip-tight": "tight",
+             "local-lip-crown": "local-lip-crown",
+             "local-lip constant": "constant", "local-lip-crown constant": "constant, CROWN's intervals"}  # fmt: skip
+
+
+def products(rows: list[dict[str, str]], classifiers: bool) -> list[list[str]]:
+    """Widths over the tangents' (of classifiers) or over samples' per network and radius, of each method's last row."""
+    rows = [r for r in rows if (r["region"] == "ball") == classifiers]
+    heads = [h for m, h in _PRODUCTS.items() if any(r["method"] == m for r in rows)]
+    verdicts = ["certified: CROWN", "local-lip-crown", "PGD"] if classifiers else []
+    table = [["network, ε", "images" if classifiers else "region", *heads, *verdicts]]
+    for group in dict.fromkeys((r["network"], r["region"], r["eps"]) for r in rows):
+        here = {r["method"]: r for r in rows if (r["network"], r["region"], r["eps"]) == group}
+        some = next(iter(here.values()))
+        ratios = [here.get(m, {}).get("ratio", "") for m, h in _PRODUCTS.items() if h in heads]
+        counts = [here.get(m, {}).get("certified", "") for m in ("crown", "local-lip-crown")] if classifiers else []
+        robust = [some["robust"]] if classifiers else []
+        second = some["images"] if classifiers else group[1]
+        table.append([f"{group[0]}, {group[2]}", second, *ratios, *counts, *robust])
+    return table
+
+
 def steps(rows: list[dict[str, str]]) -> list[list[str]]:
     """Training steps, in times of a plain one."""
     table = [["network, activation", "batch", "bound", "s", "times plain", "floats kept"]]

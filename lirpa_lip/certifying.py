@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from lirpa_lip.errors import NonFiniteError, ShapeError, TrainingModeError
-from lirpa_lip.memory import is_out_of_memory
+from lirpa_lip.memory_limit import Halving, memory_limit
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE
 from lirpa_lip.results import Certificate, Kind
 from lirpa_lip.training.certifiers import Certifier, Verdict, make_certifier
 from lirpa_lip.training.epsilon import parse_epsilon
+from lirpa_lip.training.progress import Pace, said_late
 from lirpa_lip.training.rows import reaches
 
 
@@ -61,6 +63,8 @@ def certify(
     image_box: tuple[float, float] | None = None,
     inference: str | None = None,
     batch_size: int = 10,
+    max_memory: int | str | None = None,
+    progress: bool | None = None,
 ) -> list[Certified]:
     """Certifies that a classifier's predictions stay the same on ℓ₂ balls::
 
@@ -75,19 +79,26 @@ def certify(
         method: one of ``lirpa_lip.methods.names_at("certify")``.
         certificate: what norms must be worth: ``"auto"``, ``"deterministic"`` or ``"probabilistic"``.
         delta: failure probability of everything that is said of one sample, at most.
-        radius_steps: verdicts spent on the radius; with 0 it is ``eps`` or what the global bound gives.
+        radius_steps: verdicts spent on the radius; with 0 it is ``eps`` or what the global bound gives, and a sample is
+            out with the first that decides it: its label, global bounds, the local product, ``method``. Of the last two
+            those are computed that a forecast leaves hope for.
         image_box: (low, high) of possible inputs; None for the whole ball.
         inference: the arithmetic that the network is run in, see ``LocalLipConfig``; None for the default.
-        batch_size: samples that are bounded at once.
+        batch_size: samples that are bounded at once, at most: a batch that does not fit into memory is halved.
+        max_memory: what the call may take, in bytes or as "4GiB"; None for half of what is free. The whole process is
+            held to it meanwhile (Linux, and GPUs), so that too large a batch is not its end.
+        progress: whether to show on standard error how far it is, once two seconds have passed; None where that is a
+            terminal.
 
     Returns:
-        One record per sample, in order. A batch for which memory does not suffice is halved.
+        One record per sample, in order.
 
     Raises:
         UnknownMethodError, ConfigError, CertificateError: a setting that cannot be.
         ShapeError: ``y`` does not fit ``x``, or the output is not ``(batch, classes)`` with two classes at least.
         TrainingModeError: the model is in training mode.
         NonFiniteError: an input is NaN or infinite.
+        RuntimeError: memory does not suffice for one sample.
 
     Example:
         >>> model = nn.Linear(2, 2, bias=False)
@@ -103,34 +114,40 @@ def certify(
     COUNT.check("batch_size", batch_size)
     NOT_NEGATIVE.check("radius_steps", radius_steps)
     _check(model, x, y)
-    with torch.random.fork_rng(devices=[]):  # the caller's own chance is left alone
-        wide = copy.deepcopy(model).double()
-        options: dict[str, Any] = {"radius_steps": radius_steps, "image_box": image_box, "inference": inference}
-        certifier: Certifier | None = None
-        found: list[Certified] = []
+    shown = sys.stderr.isatty() if progress is None else progress
+    advance = said_late("certifying", "samples", Pace(len(x)), sys.stderr) if shown else lambda count: None
+    options: dict[str, Any] = {"radius_steps": radius_steps, "image_box": image_box, "inference": inference}
+    certifier: Certifier | None = None
+    found: list[Certified] = []
+
+    def verdicts(place: int, images: Tensor, labels: Tensor) -> list[Certified]:
+        nonlocal certifier
+        with torch.no_grad():
+            predictions = _logits(wide, images).argmax(dim=1)
+        labels = predictions if y is None else labels.to(predictions)
+        certifier = certifier or make_certifier(method, wide, images[:1], certificate, delta, **options)
+        # with a search, the radius of a wrong prediction is wanted too
+        wrong = torch.where(predictions == labels, torch.inf, -torch.inf) if radius_steps == 0 else None
+        return _records(certifier(images, predictions, [exact], wrong), predictions, labels, exact)
+
+    with torch.random.fork_rng(devices=[]), memory_limit(max_memory, x.device):  # the caller's own chance is left alone
+        wide, halving = copy.deepcopy(model).double(), Halving()
         for place in range(0, len(x), batch_size):
-            images = x[place : place + batch_size].double()
-            with torch.no_grad():
-                predictions = _logits(wide, images).argmax(dim=1)
-            labels = predictions if y is None else y[place : place + batch_size].to(predictions)
-            certifier = certifier or make_certifier(method, wide, images[:1], certificate, delta, **options)
-            radii = [(r, v.worth) for v in _in_memory(certifier, images, predictions, exact) for r in v.radius.tolist()]
-            for prediction, label, (radius, worth) in zip(predictions.tolist(), labels.tolist(), radii, strict=True):
-                certified = prediction == label and reaches(radius, exact)
-                found.append(Certified(certified, prediction, label, radius, worth))
+            here = slice(place, place + batch_size)
+            labels = torch.zeros(len(x[here])) if y is None else y[here]
+            for part in halving(verdicts, x[here].double(), labels):
+                found += part
+                advance(len(part))
     return found
 
 
-def _in_memory(certifier: Certifier, x: Tensor, predictions: Tensor, eps: Fraction) -> list[Verdict]:
-    """Verdicts of consecutive parts of a batch, each half as large as one that memory did not suffice for."""
-    try:
-        return [certifier(x, predictions, [eps])]
-    except (RuntimeError, MemoryError) as error:
-        if len(x) == 1 or not is_out_of_memory(error):
-            raise
-    half = (len(x) + 1) // 2
-    parts = zip(x.split(half), predictions.split(half), strict=True)
-    return [verdict for part in parts for verdict in _in_memory(certifier, *part, eps)]
+def _records(verdict: Verdict, predictions: Tensor, labels: Tensor, eps: Fraction) -> list[Certified]:
+    return [
+        Certified(prediction == label and reaches(radius, eps), prediction, label, radius, verdict.worth)
+        for prediction, label, radius in zip(
+            predictions.tolist(), labels.tolist(), verdict.radius.tolist(), strict=True
+        )
+    ]
 
 
 def _check(model: nn.Module, x: Tensor, y: Tensor | None) -> None:

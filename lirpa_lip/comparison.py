@@ -76,6 +76,24 @@ class Local:
         return self.bounded.local_lipschitz(x=(ball(x, eps),), C=c, method=self.name)
 
 
+@dataclass(frozen=True)
+class GlobalRows:
+    """What a global bound knows of rows: their values at the samples, and their constants, ``(batch, specs)``."""
+
+    at: Tensor
+    value: Tensor
+    dtype: torch.dtype
+
+    @property
+    def upper(self) -> Tensor:
+        return outward_upper(self.value, self.dtype)
+
+    def lower(self, eps: float | Tensor) -> Tensor:
+        """Lower bounds on balls of radius ``eps``, a number or ``(batch,)``."""
+        eps = torch.as_tensor(eps, dtype=self.value.dtype, device=self.value.device)
+        return -outward_upper(eps.reshape(-1, 1) * self.value - self.at, self.dtype)
+
+
 class Global:
     """Norms of the unmasked layers, taken once; ``steps`` > 0 for SDP-CROWN's relaxation over their balls."""
 
@@ -89,23 +107,26 @@ class Global:
         self.norm = NormBudget(self.config, planned_norms(graph, self.config))
         self.layers = global_layers(graph, self.norm, composed)
 
+    def rows(self, x: Tensor, c: Tensor) -> GlobalRows:
+        """Constants of the rows, and their values at ``x``, from which bounds at any radius follow."""
+        graph, region, dtype = prepare(self.bounded, ball(x, 0.0), self.config)
+        c = c.to(graph.dtype)
+        value = global_lipschitz(graph, c, self.layers, self.composed)
+        return GlobalRows(centre_rows(graph, region, c), value, dtype)
+
     def lower(self, x: Tensor, c: Tensor, eps: float) -> Bounds:
+        if not self.steps:
+            return Bounds(self.rows(x, c).lower(eps), self.norm.worth)
         graph, region, dtype = prepare(self.bounded, ball(x, eps), self.config)
         c = c.to(graph.dtype)
-        if self.steps:
-            around = sdp_crown_layers(graph, region, self.layers)
-            lower = relaxed_lower(graph, region, c, around, self.steps)
-        else:
-            reach = region.eps.unsqueeze(1) * global_lipschitz(graph, c, self.layers, self.composed)
-            lower = centre_rows(graph, region, c) - reach
+        around = sdp_crown_layers(graph, region, self.layers)
+        lower = relaxed_lower(graph, region, c, around, self.steps)
         return Bounds(-outward_upper(-lower, dtype), self.norm.worth)
 
     def lipschitz(self, x: Tensor, c: Tensor, eps: float) -> LipschitzResult | None:
         if self.steps:
             return None
-        graph, _, dtype = prepare(self.bounded, ball(x, eps), self.config)
-        value = global_lipschitz(graph, c.to(graph.dtype), self.layers, self.composed)
-        upper = outward_upper(value, dtype)
+        upper = self.rows(x, c).upper
         return LipschitzResult(upper, torch.zeros_like(upper), self.norm.worth)
 
 

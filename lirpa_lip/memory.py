@@ -16,7 +16,8 @@ def is_out_of_memory(error: Exception) -> bool:
     """Also PyTorch's own, which has a class on GPUs, and is a RuntimeError of its allocator on CPUs."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    said = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in said or "bad_alloc" in said)
 
 
 def keep_freed_memory() -> bool:

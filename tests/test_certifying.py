@@ -106,11 +106,11 @@ def test_a_batch_too_large_for_memory_is_halved(monkeypatch):
     def small_memory(*args, **options):
         certifier = original(*args, **options)
 
-        def call(x, predictions, eps):
+        def call(x, predictions, eps, refuted):
             made.append(len(x))
             if len(x) > limit:
                 raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.")
-            return certifier(x, predictions, eps)
+            return certifier(x, predictions, eps, refuted)
 
         return call
 
@@ -121,3 +121,25 @@ def test_a_batch_too_large_for_memory_is_halved(monkeypatch):
     limit = 0
     with pytest.raises(RuntimeError, match="allocate"):
         lirpa_lip.certify(known_network(), X[:1], eps="1/5")
+
+
+def test_progress_goes_to_standard_error_once_it_takes_long(capsys, monkeypatch):
+    from lirpa_lip import certifying
+    from lirpa_lip.training import progress
+
+    lirpa_lip.certify(known_network(), X, eps=0.1, batch_size=1, progress=True)
+    assert capsys.readouterr().err == ""  # less than two seconds
+    monkeypatch.setattr(certifying, "said_late", lambda *args: progress.said_late(*args, after=0.0))
+    lirpa_lip.certify(known_network(), X, eps=0.1, batch_size=1, progress=True)
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.splitlines()[-1].startswith("certifying: 4 of 4 samples, left 0:00:00")
+    assert "certifying: 1 of 4 samples" in said.err
+    lirpa_lip.certify(known_network(), X, eps=0.1, batch_size=1)  # no terminal
+    lirpa_lip.certify(known_network(), X, eps=0.1, batch_size=1, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("size", ["4 apples", "-1", "nan", True, 1.5, "1KB", 1000, ""])
+def test_a_size_of_memory_that_is_none(size):
+    with pytest.raises(ConfigError, match="max_memory"):
+        lirpa_lip.certify(known_network(), X, eps=0.1, max_memory=size)

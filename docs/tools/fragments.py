@@ -55,6 +55,8 @@ _RADII = {
 _SCALE = {"network": "network", "parameters": "parameters", "neurons": "neurons", "batch": "images", "call": "call",
           "grad": "gradients", "forward": "forward, s", "seconds": "s", "seconds_per_image": "s per image",
           "ratio": "over a forward pass", "peak_gib": "GiB", "note": "note"}  # fmt: skip
+_CERTIFY = {"network": "network", "method": "bound", "images": "images", "clean": "clean", "certified": "certified",
+            "forward": "forward, s", "seconds": "s per image", "ratio": "over a forward pass"}  # fmt: skip
 
 #: Name of the fragment -> (CSV file, what makes a table of its rows).
 TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
@@ -69,8 +71,11 @@ TABLES: dict[str, tuple[str, Callable[[Rows], list[list[str]]]]] = {
     "jacobians_2": ("clarke", partial(tables.jacobians, norm="2")),
     "smooth_jacobian": ("smooth_jacobian", partial(tables.columns, names=_SMOOTH)),
     "deep_lipschitz": ("deep_lipschitz", partial(tables.columns, names=_DEEP)),
+    "products": ("products", partial(tables.products, classifiers=True)),
+    "products_ranges": ("products", partial(tables.products, classifiers=False)),
     "rounding": ("rounding", partial(tables.columns, names=_ROUNDING)),
     "scale": ("scale", partial(tables.columns, names=_SCALE)),
+    "certify_cost": ("certify_cost", partial(tables.columns, names=_CERTIFY)),
     "memory": ("memory", partial(tables.columns, names=_MEMORY)),
     "imports": ("imports", partial(tables.latest, key="call", names=_IMPORTS)),
     "radius_search": ("radius_search", partial(tables.columns, names=_RADII)),

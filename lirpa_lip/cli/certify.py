@@ -44,7 +44,8 @@ _WRITTEN = ("certificates.csv", "summary.json", "certified.png")
 @click.option("--split", type=click.Choice(["test", "validation", "train"]), default="test", show_default=True)
 @click.option("--data-dir", help="Folder of the data.  [default: the run's]")
 @option("--limit", int, COUNT, help="Certify this many samples at most.")
-@option("--batch-size", int, COUNT, help="Samples at once.  [default: 10, on a GPU 100]")
+@option("--batch-size", int, COUNT, help="Samples at once, at most.  [default: 10, on a GPU 100]")
+@click.option("--max-memory", metavar="SIZE", help="What it may take, such as 4GiB.  [default: half of what is free]")
 @option("--seed", int, SEED, default=0, help="Of the attack's random starts.")
 @arch_options
 @click.option("--out", type=NewPath(), help="Folder for the results.  [default: in the run's folder]")
@@ -58,6 +59,7 @@ def certify(checkpoint: Path, **options: Any) -> None:
     """
     from rich.console import Console
 
+    from lirpa_lip.memory_limit import memory_limit
     from lirpa_lip.training.certification import certify_shard, read_rows, share_of
     from lirpa_lip.training.checkpoint import find_checkpoint, load_checkpoint
     from lirpa_lip.training.epsilon import parse_epsilons
@@ -81,7 +83,8 @@ def certify(checkpoint: Path, **options: Any) -> None:
     size = options["batch_size"] or (100 if state.device.type == "cuda" else 10)
     place = (size, state.process_index, state.num_processes)
     console = Console(stderr=True, quiet=not state.is_main_process)
-    with FolderLock(out, wanted=state.is_main_process), _rows_are_kept(out):
+    limit = memory_limit(options["max_memory"], state.device, state.num_processes)
+    with FolderLock(out, wanted=state.is_main_process), _rows_are_kept(out), limit:
         wanted = set(parse_epsilons(settings.eps).values())
         there = {row.index for row in read_rows(out) if wanted <= set(row.eps)}
         mine = [index for part in share_of(len(data), *place) for index in part.tolist()]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lirpa_lip.errors import CheckpointError, ConfigError
+from lirpa_lip.memory_limit import Halving
 from lirpa_lip.methods import current_name
 from lirpa_lip.norms.draw import seeds_of
 from lirpa_lip.ranges import COUNT, NOT_NEGATIVE, check_delta
@@ -118,6 +119,7 @@ class _Work:
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.single, self.model = copy.deepcopy(model).float(), copy.deepcopy(model).double()
         self._certifiers: dict[tuple[float, int, int], Certifier] = {}
+        self._halving = Halving()
 
     def certify(self, indices: Tensor, images: Tensor, labels: Tensor, digests: list[str], skip: set[int]) -> None:
         """Certifies a whole chunk, so that its rows are the same ones always, and adds those that are missing."""
@@ -126,9 +128,11 @@ class _Work:
         with torch.no_grad():
             top = self.model(wide).topk(2, dim=1)
         predictions, margins = top.indices[:, 0], top.values[:, 0] - top.values[:, 1]
-        # half of δ now, so that something is left for radii that are asked for later
-        verdict = self._verdict(int(indices[0]), wide, predictions, list(self.eps.values()), self.settings.delta / 2)
         survived = self._attacked(images, labels, indices.tolist(), self.eps)
+        refuted = self._refuted(predictions == labels, survived)
+        # half of δ now, so that something is left for radii that are asked for later
+        half, radii = self.settings.delta / 2, list(self.eps.values())
+        verdict = self._verdict(int(indices[0]), wide, predictions, radii, half, refuted=refuted)
         rows = [
             Row(
                 *(index, label, prediction, margin, radius, *verdict.worth),
@@ -145,13 +149,19 @@ class _Work:
         """Adds radii to rows: only those are tried that the rows do not decide, with half of the δ that is left."""
         images, labels = images.to(self.device), labels.to(self.device)
         new = {name: value for name, value in self.eps.items() if any(value not in row.eps for row in rows)}
-        undecided = sorted({value for value in new.values() if any(not row.decided(value) for row in rows)})
+        right = torch.tensor([row.prediction == row.label for row in rows], device=self.device)
+        survived = self._attacked(images, labels, [row.index for row in rows], new)
+        refuted = self._refuted(right, survived)
+        undecided = sorted(
+            value
+            for value in set(new.values())
+            if any(not row.decided(value) and rounded_up(value) < bad for row, bad in zip(rows, refuted.tolist()))
+        )
         verdict = None
         if undecided:
             predictions = torch.tensor([row.prediction for row in rows], device=self.device)
             share = (self.settings.delta - max(row.delta for row in rows)) / 2
-            verdict = self._verdict(rows[0].index, images.double(), predictions, undecided, share, steps=0)
-        survived = self._attacked(images, labels, [row.index for row in rows], new)
+            verdict = self._verdict(rows[0].index, images.double(), predictions, undecided, share, refuted, steps=0)
         longer = []
         for place, row in enumerate(rows):
             before = {value: row.pgd[name] for name in row.pgd for value in parse_epsilons(name).values()}
@@ -160,10 +170,29 @@ class _Work:
             longer.append(replace(_joined(row, verdict, place), pgd=pgd, eps=tuple(self.eps.values())))
         append_rows(self.folder, self.stem, longer, list(self.eps))
 
+    def _refuted(self, right: Tensor, survived: dict[str, list[bool]]) -> Tensor:
+        """The least radius at which each sample is known to be wrong; inf, and −inf if it is so unmoved. With a search
+        the radius of every prediction is wanted, right or wrong."""
+        radius = torch.full(right.shape, torch.inf, dtype=torch.float64, device=self.device)
+        if self.settings.radius_steps:
+            return radius
+        for name, kept in survived.items():
+            fell = ~torch.tensor(kept, device=self.device)
+            radius = torch.where(fell, radius.clamp(max=rounded_up(self.eps[name])), radius)
+        return torch.where(right, radius, -torch.inf)
+
     def _verdict(
-        self, first: int, x: Tensor, predictions: Tensor, eps: list[Fraction], delta: float, steps: int | None = None
+        self,
+        first: int,
+        x: Tensor,
+        predictions: Tensor,
+        eps: list[Fraction],
+        delta: float,
+        refuted: Tensor,
+        *,
+        steps: int | None = None,
     ) -> Verdict:
-        """Its chance depends on the chunk's first index alone."""
+        """Its chance depends on the first index alone, of the chunk or of what memory suffices for."""
         s = self.settings
         key = (delta, s.radius_steps if steps is None else steps, len(eps))
         if key not in self._certifiers:
@@ -172,8 +201,12 @@ class _Work:
                 options: dict[str, Any] = {"radius_steps": key[1], "image_box": box, "inference": s.inference}
                 self._certifiers[key] = make_certifier(s.bound, self.model, x[:1], s.certificate, delta, **options)
                 self._certifiers[key].prepare(len(eps))
-        with seeds_of(derived_seed("certify", self.seed, first, *map(str, key))):
-            return self._certifiers[key](x, predictions, sorted(eps))
+
+        def part(place: int, x: Tensor, predictions: Tensor, refuted: Tensor) -> Verdict:
+            with seeds_of(derived_seed("certify", self.seed, first + place, *map(str, key))):
+                return self._certifiers[key](x, predictions, sorted(eps), refuted)
+
+        return Verdict.of_parts(self._halving(part, x, predictions, refuted))
 
     def _attacked(
         self, images: Tensor, labels: Tensor, indices: list[int], eps: dict[str, Fraction]

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
+from lirpa_lip import LocalLipConfig
 from lirpa_lip.comparison import Global
 from lirpa_lip.errors import CertificateError
 from lirpa_lip.margin import margin_specification
 from lirpa_lip.methods import METHODS, current_name, names_at
 from lirpa_lip.ranges import check_delta
-from lirpa_lip.results import Certificate, Certified, Kind, weaker
+from lirpa_lip.results import Certificate, Certified, Kind, weaker, weakest
 from lirpa_lip.training.epsilon import rounded_up
 from lirpa_lip.training.radius_search import Brackets
+from lirpa_lip.training.stages import Batch, Stage, least_margins, stages_of
 
 # Networks trained for a small norm product are worth norms that are near: all of their margins hang on them.
 _NORM_TOLERANCE = 1e-3
+#: Norms that are taken once for all samples cost little, however near they are.
+_GLOBAL_TOLERANCE = 1e-5
 CERTIFIERS = names_at("certify")
 #: Most rows of margins whose global constants are computed at once.
 _ROWS = 2000
@@ -45,6 +49,14 @@ class Verdict(Certified):
     def kind(self) -> Kind:
         return self.worth.kind
 
+    @classmethod
+    def of_parts(cls, parts: Sequence[Verdict]) -> Verdict:
+        """Of a batch, from those of its consecutive parts."""
+        if len(parts) == 1:
+            return parts[0]
+        radius, failed = (torch.cat([getattr(part, name) for part in parts]) for name in ("radius", "failed"))
+        return cls(radius, failed, weakest(part.worth for part in parts))
+
 
 class Certifier(Protocol):
     """Certifies predictions of one model."""
@@ -53,8 +65,13 @@ class Certifier(Protocol):
         """Computes what all samples share, for calls with at most that many radii: a call's chance is then its own."""
         ...
 
-    def __call__(self, x: Tensor, predictions: Tensor, eps: list[Fraction]) -> Verdict:
-        """Certified radii, at least the largest of ``eps`` (ascending) at which a sample is verified."""
+    def __call__(self, x: Tensor, predictions: Tensor, eps: list[Fraction], refuted: Tensor | None = None) -> Verdict:
+        """Certified radii, at least the largest of ``eps`` (ascending) at which a sample is verified.
+
+        Args:
+            refuted: ``(batch,)``, from which radius on nothing more need be known of a sample, since an attack
+                succeeded there; −inf where that is so at all radii.
+        """
         ...
 
 
@@ -109,6 +126,7 @@ class GlobalCertifier:
     """radius = min_j (logit_y − logit_j) / L_j with a global bound, rounded down and verified at that radius."""
 
     def __init__(self, name: str, model: nn.Module, sample: Tensor, config: LocalLipConfig) -> None:
+        config = replace(config, norm_tolerance=_GLOBAL_TOLERANCE)
         self.method = Global(model, sample, config, composed=name == "global-composed")
         self.model = model
 
@@ -116,7 +134,7 @@ class GlobalCertifier:
         """The norms are there since it was made."""
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, predictions: Tensor, eps: list[Fraction]) -> Verdict:
+    def __call__(self, x: Tensor, predictions: Tensor, eps: list[Fraction], refuted: Tensor | None = None) -> Verdict:
         logits = self.model(x)
         rows = margin_specification(predictions, logits.shape[1], x.dtype)
         size = max(1, _ROWS // rows.shape[1])
@@ -126,13 +144,12 @@ class GlobalCertifier:
 
     def _radius(self, x: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         margins = torch.einsum("bso,bo->bs", rows, logits)
-        found = self.method.lipschitz(x, rows, 0.0)
-        assert found is not None
+        found = self.method.rows(x, rows)
         # A tie has margin 0 and certifies no ball at all, not even one of radius 0.
         ratio = torch.where(margins > 0, margins / found.upper, -torch.inf)
         radius = ratio.amin(dim=1).double() * (1 - 1e-6)
         tried = torch.where(radius.isfinite() & (radius > 0), radius, 1.0)
-        verified = (self.method.lower(x, rows, tried).lower > 0).all(dim=1)
+        verified = (found.lower(tried) > 0).all(dim=1)
         return torch.where(verified & (radius > 0), radius, -torch.inf)
 
 
@@ -146,8 +163,9 @@ class LocalCertifier:
 
     A ball that is verified makes all smaller ones safe, so radii are tried from the largest down, and a sample that
     has been verified is not tried again. The search begins at the global bounds' radius, so that the result is never
-    worse than those. Each sample sees ``len(eps) + radius_steps`` local verdicts at most and those of the global
-    bounds, among which its δ is divided.
+    worse than those. Without a search a sample passes through stages (`lirpa_lip.training.stages`), and leaves at the
+    first that decides it. Each sample sees ``len(eps)`` local verdicts of every stage at most, ``radius_steps`` more
+    and those of the global bounds, among which its δ is divided.
     """
 
     def __init__(
@@ -167,13 +185,14 @@ class LocalCertifier:
         # the product first: so its norms begin where those of certify --bound global-product do
         floors = ("global-product",) if name == "local-product" else ("global-product", "global-composed")
         self.floors = floors if self.is_local else ()
+        self.names = (name,) if radius_steps else stages_of(name)
         self._verdicts = 0
-        self._bounded: BoundedModule | None = None
+        self.stages: list[Stage] = []
         self._global: list[GlobalCertifier] = []
         self._kind: Kind = "deterministic"
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, predictions: Tensor, eps: list[Fraction]) -> Verdict:
+    def __call__(self, x: Tensor, predictions: Tensor, eps: list[Fraction], refuted: Tensor | None = None) -> Verdict:
         self.prepare(len(eps))
         self._kind = "deterministic"
         logits = self.model(x)
@@ -181,49 +200,56 @@ class LocalCertifier:
         margins = torch.einsum("bso,bo->bs", rows, logits).amin(dim=1)
         # rows that are verified are not worked on any more, so their values say little of the slope
         found = Brackets(margins.double(), exact_when_safe=self.name != "sdp-crown")
-        known = [certifier(x, predictions, eps) for certifier in self._global]
-        for verdict in known:
-            found.raise_to(verdict.radius)
-        for value in reversed([rounded_up(value) for value in eps]):
-            self._try(x, rows, found, torch.full_like(found.safe, value), found.safe < value)
+        refuted = torch.full_like(found.safe, torch.inf) if refuted is None else refuted.to(found.safe)
+        radii = [rounded_up(value) for value in eps]
+        known = self._floors(x, predictions, eps, found)
+        for value in reversed(radii):
+            wanted = (found.safe < value) & (value < refuted)
+            self._try(x, rows, found, torch.full_like(found.safe, value), wanted)
         for _ in range(self.radius_steps):
             guess = found.guess()
             self._try(x, rows, found, guess, (guess > found.safe) & (guess < found.failed))
-        for verdict in known:
-            if bool(((verdict.radius > 0) & (found.safe == verdict.radius)).any()):
-                self._kind = weaker(self._kind, verdict.kind)  # the radius of one of them rests on it
+        for radius, kind in known:
+            if bool(((radius > 0) & (found.safe == radius)).any()):
+                self._kind = weaker(self._kind, kind)  # the radius of one of them rests on it
+        found.failed = torch.where(refuted > found.safe, torch.minimum(found.failed, refuted), found.failed)
         return Verdict(found.safe, found.failed, Certificate.of(self._kind, self.delta))
 
     def prepare(self, radii: int) -> None:
-        verdicts = radii + self.radius_steps + len(self.floors)
-        if self._bounded is not None and verdicts <= self._verdicts:
+        verdicts = radii * len(self.names) + self.radius_steps + len(self.floors)
+        if self.stages and verdicts <= self._verdicts:
             return
-        method = {"local-product": "local-lip"}.get(self.name, self.name)
-        self._method, self._verdicts = method, verdicts
-        config = LocalLipConfig(
-            bound="product" if self.name == "local-product" else "auto",
-            delta=self.delta / verdicts,
-            image_box=self.image_box,
-            **self.common,
-        )
-        self._bounded = BoundedModule(self.model, torch.zeros_like(self.sample), bound_opts={"local_lip": config})
         shared = LocalLipConfig(delta=self.delta / verdicts, **self.common)
-        self._global = [GlobalCertifier(floor, self.model, self.sample, shared) for floor in self.floors]
+        config = replace(shared, image_box=self.image_box)
+        forecast = not self.radius_steps
+        stages = [Stage(name, self.model, self.sample, config, forecast=forecast) for name in self.names]
+        floors = [GlobalCertifier(floor, self.model, self.sample, shared) for floor in self.floors]
+        # all of it or nothing: memory may run out before, and what there is has a larger δ for each verdict
+        self.stages, self._global, self._verdicts = stages, floors, verdicts
+
+    def _floors(
+        self, x: Tensor, predictions: Tensor, eps: list[Fraction], found: Brackets
+    ) -> list[tuple[Tensor, Kind]]:
+        """Raises the radii to those of the global bounds, which it returns with their kinds."""
+        known: list[tuple[Tensor, Kind]] = []
+        for certifier in self._global:
+            # without a search nobody asks what is beyond the largest radius
+            index = (self.radius_steps > 0) | (found.safe < rounded_up(eps[-1]))
+            radius = torch.full_like(found.safe, -torch.inf)
+            if bool(index.any()):
+                verdict = certifier(x[index], predictions[index], eps)
+                radius[index] = verdict.radius
+                known.append((radius, verdict.kind))
+            found.raise_to(radius)
+        return known
 
     def _try(self, x: Tensor, rows: Tensor, found: Brackets, eps: Tensor, wanted: Tensor) -> None:
         """Verifies the wanted samples at their own radii and notes the outcome."""
         index = wanted.nonzero().squeeze(1)
-        if len(index):
-            found.note(index, eps[index], self._least_margin(x[index], rows[index], eps[index]))
-
-    def _least_margin(self, x: Tensor, rows: Tensor, eps: Tensor) -> Tensor:
-        assert self._bounded is not None
-        ball = BoundedTensor(x, PerturbationLpNorm(norm=2, eps=eps.to(x.dtype)))
-        # of a local row that is verified no more need be known
-        threshold = 0.0 if self.is_local else None
-        lower, _ = self._bounded.compute_bounds(
-            x=(ball,), C=rows, method=self._method, bound_upper=False, decision_thresh=threshold
-        )
-        if self.is_local:
-            self._kind = weaker(self._kind, self._bounded.last_certificate.kind)
-        return torch.where(lower.isnan(), -torch.inf, lower).amin(dim=1)  # NaN and ties are not verified
+        if not len(index):
+            return
+        batch = Batch(x[index], rows[index], eps[index], found.margin[index])
+        found.note(index, batch.eps, least_margins(self.stages, batch))
+        for stage in self.stages:
+            if stage.worth is not None:
+                self._kind = weaker(self._kind, stage.worth.kind)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -88,6 +89,25 @@ def counted(console: Any, verb: str, things: str, pace: Pace) -> Iterator[Callab
             bar.advance(task, count)
 
         yield advance
+
+
+def said_late(verb: str, things: str, pace: Pace, stream: TextIO, after: float = 2.0) -> Callable[[int], None]:
+    """The function that is called with how many more are done; nothing is shown of what takes less than ``after``
+    seconds. On a terminal one line that changes, elsewhere one now and then; no package is needed."""
+    begun, last, open_line = time.monotonic(), -math.inf, stream.isatty()
+
+    def advance(count: int) -> None:
+        nonlocal last
+        pace.add(count)
+        now, ended = time.monotonic(), pace.done >= pace.total
+        if now - begun < after or not (open_line or ended or now - last >= _SECONDS_BETWEEN_LINES):
+            return
+        line = f"{verb}: {pace.done} of {pace.total} {things}, left {pace.left}"
+        stream.write(f"\r{line:<70}" + ("\n" if ended else "") if open_line else f"{line}\n")
+        stream.flush()
+        last = now
+
+    return advance
 
 
 def _lines(console: Any, verb: str, things: str, pace: Pace) -> Callable[[int], None]:

@@ -114,6 +114,8 @@ MISSING: dict[str, Missing] = {
     # theirs keeps tables for all modules in the precision of the first: of another it fails
     "onnx::Sin": Missing("BoundSin", True, native.constant),
     "onnx::Cos": Missing("BoundCos", True, native.constant),
+    "onnx::Asin": Missing("BoundAsin", True),
+    "onnx::Acos": Missing("BoundAcos", True),
     "onnx::Tile": Missing("BoundTile", False, native.never),
     "onnx::Where": Missing("BoundWhere", False, native.constant),
     "onnx::ReduceL2": Missing("BoundReduceL2", False),
@@ -136,10 +138,17 @@ ATEN: dict[str, str] = {
     "upsample_bilinear2d": "BoundUpsampleBilinear",
     "upsample_trilinear3d": "BoundUpsampleTrilinear",
     "upsample_bicubic2d": "BoundUpsampleBicubic",
+    "_upsample_bilinear2d_aa": "BoundUpsampleBilinearSmoothed",
+    "_upsample_bicubic2d_aa": "BoundUpsampleBicubicSmoothed",
     "cumsum": "BoundCumSum",
     "channel_shuffle": "BoundChannelShuffle",
     "im2col": "BoundUnfold",
+    "asinh": "BoundAsinh",
+    "acosh": "BoundAcosh",
+    "atanh": "BoundAtanh",
 }
+#: Those of them that are one activation.
+_ATEN_ACTIVATIONS = {"asinh", "acosh", "atanh"}
 
 
 class BoundNothing(bound_ops.BoundPrimConstant):
@@ -173,7 +182,8 @@ def _aten(attr: Any = None, inputs: Any = None, output_index: int = 0, options: 
     operator = attr["operator"]
     theirs = getattr(bound_ops, f"BoundATen{operator.capitalize()}", None)
     if operator in ATEN:
-        return operator_class(ATEN[operator], ADAPTERS[ATEN[operator]])(attr, inputs, output_index, options)
+        make = activation_class if operator in _ATEN_ACTIVATIONS else operator_class
+        return make(ATEN[operator], ADAPTERS[ATEN[operator]])(attr, inputs, output_index, options)
     if operator == "heaviside":  # theirs takes the value at 0 for 1
         key = "BoundATenHeaviside"
         return activation_class(key, RELAXED[key])(attr, inputs, output_index, options)

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lirpa_lip.activations import curved, periodic
+from lirpa_lip.activations import inverse_functions as inverse
 from lirpa_lip.activations import kinked_functions as pl
 from lirpa_lip.activations import smooth_functions as smooth
 from lirpa_lip.activations.base import Activation
@@ -63,6 +64,7 @@ ACTIVATIONS: dict[str, Row] = {
     "erf": Row(smooth.erf(), torch.erf, (0,)),
     "exp": Row(smooth.exp(), torch.exp, widest=20),
     "atan": Row(smooth.arc_tangent(), torch.atan, (0,)),
+    "area sine": Row(inverse.area_sine(), torch.asinh, (0,)),
     "softsign": Row(smooth.softsign(), F.softsign, (0,)),
     "log sigmoid": Row(smooth.log_sigmoid(), F.logsigmoid),
     "log cosh": Row(smooth.log_cosh(), lambda z: 2**0.5 * torch.log(2 * torch.cosh(z / 2**0.5)), (0,), 400),

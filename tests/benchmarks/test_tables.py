@@ -68,3 +68,14 @@ def test_norm_values(tables):
     head, line = tables.norm_values(rows, "starts", "iterations")
     assert head == ["network", "method", "iterations 1", "iterations 2"]
     assert line == ["4c3f", "shared start", "0.93", "0.98"]
+
+
+def test_products_by_method(tables):
+    common = {"network": "mixer", "region": "ball", "eps": "0.05", "images": "4", "robust": "3", "certified": "2"}
+    rows = [common | {"method": m, "ratio": r} for m, r in (("crown", "1.5"), ("ibp", "9"), ("crown", "1.25"))]
+    rows.append(common | {"region": "box", "method": "ibp", "ratio": "2"})
+    assert tables.products(rows, classifiers=True) == [
+        ["network, ε", "images", "IBP", "CROWN", "certified: CROWN", "local-lip-crown", "PGD"],
+        ["mixer, 0.05", "4", "9", "1.25", "2", "", "3"],
+    ]
+    assert tables.products(rows, classifiers=False) == [["network, ε", "region", "IBP"], ["mixer, 0.05", "box", "2"]]

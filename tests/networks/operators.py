@@ -264,6 +264,11 @@ ROWS: dict[str, Row] = {
     "sine": Row(around(lambda x: torch.sin(4 * x))),
     "cosine": Row(around(lambda x: torch.cos(4 * x))),
     "tangent": Row(around(lambda x: torch.tan(x / 4))),
+    "arc sine": Row(around(lambda x: torch.asin(torch.tanh(x)))),
+    "arc cosine": Row(around(lambda x: torch.acos(torch.tanh(x)))),
+    "area sine": Row(around(lambda x: torch.asinh(3 * x))),
+    "area cosine": Row(around(lambda x: torch.acosh(x.square() + 1.5))),
+    "area tangent": Row(around(lambda x: torch.atanh(x.sin() / 2))),
     "log": Row(around(lambda x: torch.log(x.abs() + 0.5))),
     "square root": Row(around(lambda x: torch.sqrt(F.softplus(x)))),
     "reciprocal": Row(around(lambda x: 1 / (1.5 + torch.tanh(x)))),
@@ -331,5 +336,5 @@ def traced(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, Bo
 #: Models that must be refused, and a word that the message has to hold beside the operator's name.
 REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "round": (lambda: Call(torch.round), FLAT, "step function"),
-    "arc sine": (lambda: Call(torch.asin), FLAT, "supported are"),
+    "gamma function": (lambda: Call(torch.lgamma), FLAT, "supported are"),
 }

@@ -13,6 +13,9 @@ from networks.operators import FLAT
 
 IMAGE, SEQUENCE = (2, 3, 3), (2, 4)
 PICK = torch.tensor([2, 0, 1]).view(1, 1, 3, 1)
+LATER, PADDED = torch.ones(2, 2, dtype=torch.bool).triu(1), torch.tensor([[False, True]])
+CORNER = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+BELOW = torch.zeros(3, 3).masked_fill(torch.ones(3, 3, dtype=torch.bool).tril(-1), -torch.inf)
 
 
 class Recurrent(nn.Module):
@@ -27,22 +30,25 @@ class Recurrent(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, need_weights: bool = False, **options) -> None:
+    def __init__(self, need_weights: bool = False, options: dict | None = None, **masks: Tensor) -> None:
         super().__init__()
-        self.attention, self.need = nn.MultiheadAttention(4, 2, batch_first=True, **options), need_weights
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True, **options or {})
+        self.need, self.masks = need_weights, masks
 
     def forward(self, x: Tensor) -> Tensor:
-        out, weights = self.attention(x, 2 * x, x, need_weights=self.need)
+        masks = {k: m.expand(len(x), -1) if k == "key_padding_mask" else m for k, m in self.masks.items()}
+        out, weights = self.attention(x, 2 * x, x, need_weights=self.need, **masks)
         return (out if weights is None else out + weights.sum(2, keepdim=True)).flatten(1)
 
 
 class Encoder(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, mask: Tensor | None = None) -> None:
         super().__init__()
+        self.mask = mask
         self.layer = nn.TransformerEncoderLayer(4, 2, 4, batch_first=True, norm_first=True, layer_norm_eps=0.1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x).mean(1)
+        return self.layer(x, self.mask).mean(1)
 
 
 def recurrent(kind: type[nn.Module], read: Callable[..., Tensor], **options) -> Case:
@@ -76,8 +82,27 @@ CASES: dict[str, Case] = {
     "rnn relu": recurrent(nn.RNN, lambda out, state: state.squeeze(0), nonlinearity="relu"),
     # attention
     "attention": Case(SelfAttention, SEQUENCE),
-    "attention weights": Case(lambda: SelfAttention(True, bias=False), SEQUENCE),
+    "attention weights": Case(lambda: SelfAttention(True, {"bias": False}), SEQUENCE),
     "encoder layer": Case(Encoder, SEQUENCE),
+    "attention masked": Case(lambda: SelfAttention(attn_mask=LATER, options={"add_bias_kv": True}), SEQUENCE),
+    "attention without padding": Case(lambda: SelfAttention(True, key_padding_mask=PADDED), SEQUENCE),
+    "attention causal": on(SEQUENCE, lambda x: F.scaled_dot_product_attention(x, 2 * x, x, is_causal=True)),
+    "attention over those seen": on(SEQUENCE, lambda x: F.scaled_dot_product_attention(x, x, x, ~LATER, scale=0.3)),
+    "encoder layer masked": Case(lambda: Encoder(LATER), SEQUENCE),
+    # minus infinity
+    "softmax with a mask": on(IMAGE, lambda x: torch.softmax(x.masked_fill(CORNER, -torch.inf) / 2, 3) * x),
+    "softmax with a bias": on(IMAGE, lambda x, b: torch.softmax(x + b + BELOW, 2), (3, 3)),
+    "sum and maximum with a mask": on(
+        IMAGE,
+        lambda x: torch.where(CORNER, -torch.inf, x).logsumexp((2, 3)) + (x + BELOW).amax(-1).amax(-1),
+    ),
+    # one number per sample
+    "numbers": on(FLAT, lambda x: torch.stack([x[:, 0] * x[:, 1].sin(), 2 - x.sum(1), x.amax(-1).exp()], 1)),
+    "numbers put back": on(
+        FLAT, lambda x: x.norm(dim=1)[:, None] + x.unbind(1)[2].relu().view(-1, 1) - x.max(1)[0].unsqueeze(-1)
+    ),
+    "cosine of two": on(FLAT, lambda x, w: F.cosine_similarity(x, 2 * x + w, 1, 0.1).unsqueeze(1).relu(), (1, 6)),
+    "distance of two": on(FLAT, lambda x, w: F.pairwise_distance(x, torch.tanh(x) + w)[:, None].relu(), (1, 6)),
     # moved by constant positions
     "gather": on(IMAGE, lambda x: torch.gather(x, 2, PICK.expand(x.shape[0], 2, 3, 3)).relu()),
     "indices": on(
@@ -92,6 +117,10 @@ CASES: dict[str, Case] = {
     # resampling
     "bicubic": on(IMAGE, lambda x: F.interpolate(x, scale_factor=(2, 1.5), mode="bicubic").relu()),
     "bicubic to a size, aligned": on(IMAGE, lambda x: F.interpolate(x, (2, 5), mode="bicubic", align_corners=True)),
+    "antialiased": on(IMAGE, lambda x: F.interpolate(x, (2, 4), mode="bilinear", antialias=True).relu()),
+    "antialiased, bicubic, by a factor": on(
+        IMAGE, lambda x: F.interpolate(x, scale_factor=0.5, mode="bicubic", antialias=True).relu()
+    ),
     "nearest exact": on(IMAGE, lambda x: F.interpolate(x, scale_factor=1.5, mode="nearest-exact").relu()),
     "aligned to a size": on(IMAGE, lambda x: F.interpolate(x, (4, 5), mode="bilinear", align_corners=True).relu()),
     # norms and pooling
@@ -107,6 +136,11 @@ CASES: dict[str, Case] = {
     "sum of exponentials": on(FLAT, lambda x: torch.logaddexp(x, -x).relu()),
     "quotient added": on(FLAT, lambda x: torch.addcdiv(x, x, x.abs() + 1, value=0.5)),
     "threshold": on(FLAT, lambda x: F.threshold(x, 0.1, 0.1)),
+    "power of values": on(FLAT, lambda x: (x * x + 1) ** x.relu()),
+    "x log y": on(FLAT, lambda x: torch.special.xlogy(x, x.square() + 1) + torch.nan_to_num(x).relu()),
+    "other names": on(FLAT, lambda x: torch.hstack([torch.fmax(x, -x), +torch.fmin(x, x.flip(1))])),
+    "second differences": on(FLAT, lambda x: torch.diff(x, n=2).relu()),
+    "interpolated by values": on(FLAT, lambda x: torch.lerp(x, x.flip(1), x.square())),
 }
 
 #: Refused, each with a word of the reason.
@@ -129,7 +163,8 @@ REFUSED_TOO: dict[str, tuple[Case, str]] = {
     "written into": (on(FLAT, lambda x: _written(x)), "torch.cat"),
     "time first": (recurrent(nn.LSTM, _last)._replace(build=lambda: _TimeFirst()), "batch_first=True"),
     "states as a whole": (recurrent(nn.GRU, lambda out, state: state.transpose(0, 1).flatten(1)), "h[-1]"),
-    "masked attention": (Case(lambda: _Masked(), SEQUENCE), "minus infinity"),
+    "nothing left to attend to": (Case(lambda: _Masked(), SEQUENCE), "something in every row"),
+    "infinite": (on(FLAT, lambda x: x.masked_fill(torch.arange(6) > 3, torch.inf)), "makes values infinite"),
 }  # fmt: skip
 
 
@@ -154,4 +189,4 @@ class _Masked(nn.Module):
         self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attention(x, x, x, attn_mask=torch.ones(2, 2).triu(1).bool())[0].flatten(1)
+        return self.attention(x, x, x, attn_mask=torch.tensor([[True, True], [False, True]]))[0].flatten(1)

@@ -12,7 +12,7 @@ from lirpa_lip.local.linearised import StackedMap
 from lirpa_lip.network.adapters.pairs import PairMap, rotation
 from lirpa_lip.network.adapters.tournament import WinnersMap
 from lirpa_lip.norms import masked_spectral_norm
-from lirpa_lip.norms.linear_map import ComposedMap, DenseMap, FunctionMap, IndexedMap, LinearMap
+from lirpa_lip.norms.linear_map import ComposedMap, ConvMap, DenseMap, FunctionMap, IndexedMap, LinearMap
 from lirpa_lip.norms.maps.sparse import CompressedRows, SparseMap, row_starts
 from lirpa_lip.norms.reduce import BatchedDenseMap
 
@@ -158,3 +158,28 @@ def test_sparse_matrices_per_sample(empty: bool) -> None:
     some = map_.select(torch.tensor([2, 1]))
     torch.testing.assert_close(some.adjoint(y[:2]), (y[:2].unsqueeze(1) @ matrix[[2, 1]]).squeeze(1))
     assert map_.to(torch.float32).forward(torch.ones(3, 5)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("channels, kernels, stride", [(6, 8, 1), (5, 7, 2), (1, 4, 1)])
+@pytest.mark.parametrize("ends", ["left", "right", "both", "twice"])
+def test_turns_beside_a_convolution_are_written_into_it(channels, kernels, stride, ends, monkeypatch) -> None:
+    """What MaxMin networks are made of: lengths of rows without writing out the rows."""
+    torch.manual_seed(0)
+    conv = ConvMap(torch.randn(kernels, channels, 3, 3, dtype=torch.float64), (channels, 9, 8), stride, 1)
+    after = rotation(conv.out_shape, torch.float64, torch.device("cpu"))
+    before = rotation(conv.in_shape, torch.float64, torch.device("cpu"))
+    mixed = PairMap((1.0, -2.0, 0.5, 3.0), conv.in_shape, torch.float64, torch.device("cpu"))
+    parts = {"left": [after, conv], "right": [conv, before], "both": [after, conv, before]}
+    composed = ComposedMap(parts.get(ends, [after, conv, before, mixed]))
+    scale = torch.rand(3, *conv.in_shape, dtype=torch.float64)
+    matrix = explicit(composed)
+    monkeypatch.delattr(LinearMap, "_row_squares_by_chunks")
+    expected = (matrix * scale.flatten(1).unsqueeze(1)).norm(dim=2)
+    torch.testing.assert_close(composed.row_norms(scale).flatten(1), expected)
+    torch.testing.assert_close(composed.row_norms().flatten(1), matrix.norm(dim=2))
+
+
+def test_turns_beside_a_grouped_convolution_are_left_alone() -> None:
+    conv = ConvMap(torch.randn(4, 2, 3, 3, dtype=torch.float64), (4, 5, 5), 1, 1, groups=2)
+    composed = ComposedMap([rotation(conv.out_shape, torch.float64, torch.device("cpu")), conv])
+    torch.testing.assert_close(composed.row_norms().flatten(1), explicit(composed).norm(dim=2))

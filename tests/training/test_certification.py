@@ -116,7 +116,7 @@ def test_delta_is_divided_among_the_verdicts(network, data):
     certifier = make_certifier("local-lip", model, x[:1], "probabilistic", delta=1e-4, radius_steps=3)
     verdict = certifier(x, model(x).argmax(dim=1), [Fraction(1, 10), Fraction(1, 5)])
     assert verdict.kind == "probabilistic" and verdict.failure_probability == 1e-4
-    assert certifier._bounded.last_certificate[1] == pytest.approx(
+    assert certifier.stages[-1].bounded.last_certificate[1] == pytest.approx(
         1e-4 / 7
     )  # two radii, three steps, two global bounds
 
@@ -285,9 +285,9 @@ def test_more_samples_and_radii_reuse_what_is_there(tmp_path, network, data, mon
         class Counting:
             prepare = staticmethod(certifier.prepare)
 
-            def __call__(self, x, predictions, eps):
+            def __call__(self, x, predictions, eps, refuted):
                 tried.append(len(x))
-                return certifier(x, predictions, eps)
+                return certifier(x, predictions, eps, refuted)
 
         return Counting()
 

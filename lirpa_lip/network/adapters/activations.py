@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lirpa_lip.activations import curved, periodic
+from lirpa_lip.activations import inverse_functions as inverse
 from lirpa_lip.activations import smooth_functions as smooth
 from lirpa_lip.activations.base import Activation
 from lirpa_lip.activations.kinked_functions import absolute, clip, hard_sigmoid, leaky_relu, relu
@@ -43,6 +44,8 @@ HARD_SWISH = simple(smooth.hard_swish)
 SQRT, LOG, RECIPROCAL = simple(curved.square_root), simple(curved.logarithm), simple(curved.reciprocal)
 TAN, SIN, COS, ATAN = (simple(f) for f in (curved.Tangent, periodic.sine, periodic.cosine, smooth.arc_tangent))
 SQUARE = simple(curved.square)
+ASIN, ACOS = simple(inverse.arc_sine), simple(inverse.arc_cosine)
+ASINH, ACOSH, ATANH = (simple(f) for f in (inverse.area_sine, inverse.area_cosine, inverse.area_tangent))
 
 
 def power(builder: GraphBuilder, traced: Traced) -> str:

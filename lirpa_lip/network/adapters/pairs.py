@@ -18,12 +18,13 @@ from lirpa_lip.activations.base import SortedInput
 from lirpa_lip.activations.kinked_functions import clip_half, fold_last
 from lirpa_lip.network.emit import GraphBuilder, Traced
 from lirpa_lip.norms.maps.base import StructuralMap
+from lirpa_lip.norms.maps.fused import ChannelMap
 
 HALF = 1 / math.sqrt(2)
 _TURN = (HALF, HALF, HALF, -HALF)
 
 
-class PairMap(StructuralMap):
+class PairMap(StructuralMap, ChannelMap):
     """The same 2×2 matrix on every pair ``(x_c, x_{c + h})`` along the first axis, h half of it, rounded down.
 
     Of an odd axis the last entry is left as it is, and comes between the first results and the second ones:

@@ -50,17 +50,33 @@ def upsample(mode: str) -> Callable[[GraphBuilder, Traced], str]:
 
 def upsample_bicubic(builder: GraphBuilder, traced: Traced) -> str:
     """Bicubic upsampling, whose weights have both signs: one axis after the other, a matrix for each."""
-    options = _aten_target(traced)
+    return _by_axes(builder, traced, {"mode": "bicubic"})
+
+
+def smoothed(mode: str) -> Callable[[GraphBuilder, Traced], str]:
+    """Adapter of antialiased resampling in one mode, one axis after the other, a matrix for each."""
+
+    def adapter(builder: GraphBuilder, traced: Traced) -> str:
+        return _by_axes(builder, traced, {"mode": mode, "antialias": True})
+
+    adapter.__doc__ = f"Antialiased resampling, {mode}: one axis after the other, a matrix for each."
+    return adapter
+
+
+def _by_axes(builder: GraphBuilder, traced: Traced, how: dict[str, Any]) -> str:
+    options = {**_aten_target(traced), **how}
     key = "size" if "size" in options else "scale_factor"
     _, height, width = builder.shape(traced.parent)
     like = {"dtype": builder.dtype, "device": builder.device}
 
     def weights(axis: int, count: int) -> Tensor:
-        """``(count, out)``: what each position alone becomes."""
-        target = list(options[key])
-        target[1 - axis] = 1
-        alone = torch.eye(count, **like).reshape(count, 1, *((count, 1) if axis == 0 else (1, count)))
-        return F.interpolate(alone, mode="bicubic", **{**options, key: tuple(target)}).reshape(count, -1)
+        """``(count, out)``: what each position alone becomes, along the last axis of images of height 1.
+
+        PyTorch's antialiased kernel computes something else along the other axis of images of width 1.
+        """
+        target = (1, options[key][axis])
+        alone = torch.eye(count, **like).reshape(count, 1, 1, count)
+        return F.interpolate(alone, **{**options, key: target}).reshape(count, -1)
 
     across = along_last(builder, weights(1, width), builder.shape(traced.parent))
     rows = builder.affine(f"{traced.name}:rows", traced.operator, [traced.parent], [across])

@@ -11,6 +11,7 @@ from torch import Tensor
 from lirpa_lip.errors import ShapeError
 from lirpa_lip.norms.maps.base import LinearMap, TensorFn
 from lirpa_lip.norms.maps.diagonal import DiagonalMap
+from lirpa_lip.norms.maps.fused import fused
 from lirpa_lip.norms.powers import times_power
 
 
@@ -122,9 +123,10 @@ class ComposedMap(_Combination):
         return ComposedMap([m.abs() for m in self.maps])
 
     def row_norms(self, scale: Tensor | None = None) -> Tensor:
-        if scale is not None or not self.maps[-1].orthogonal or len(self.maps) == 1:
-            return super().row_norms(scale)
-        return ComposedMap(self.maps[:-1]).row_norms()  # rows that are turned are as long as before
+        if scale is None and self.maps[-1].orthogonal and len(self.maps) > 1:
+            return ComposedMap(self.maps[:-1]).row_norms()  # rows that are turned are as long as before
+        shorter = fused(self.maps)
+        return super().row_norms(scale) if len(shorter) == len(self.maps) else ComposedMap(shorter).row_norms(scale)
 
     def square(self) -> LinearMap:
         if not self._single_products():

@@ -104,17 +104,19 @@ class ConvMap(LinearMap):
         cheap = self.weight.shape[0] <= self.weight.shape[1] and self.weight.numel() <= self.in_numel
         return plain and fits and cheap and self.dtype == torch.float64 and self.device.type == "cpu"
 
-    def _with_weight(self, weight: Tensor) -> ConvMap:
-        return type(self)(weight, self.in_shape, self.stride, self.padding, self.dilation, groups=self.groups)
+    def with_weight(self, weight: Tensor) -> ConvMap:
+        """The same windows with another kernel, which may have other numbers of channels."""
+        shape = (weight.shape[1] * self.groups, *self.in_shape[1:])
+        return type(self)(weight, shape, self.stride, self.padding, self.dilation, groups=self.groups)
 
     def rebuild(self, shared: TensorFn, per_sample: TensorFn) -> ConvMap:
-        return self._with_weight(shared(self.weight))
+        return self.with_weight(shared(self.weight))
 
     def abs(self) -> ConvMap:
-        return self._with_weight(self.weight.abs())
+        return self.with_weight(self.weight.abs())
 
     def square(self) -> ConvMap:
-        return self._with_weight(self.weight.square())
+        return self.with_weight(self.weight.square())
 
     def entries(self, rows: Tensor, columns: Tensor) -> Tensor:
         """Entry (o, i) is the weight at tap ``k = (i + padding - stride * o) / dilation``, where that is a tap."""

@@ -54,19 +54,34 @@ def forward(
     """``softmax(q kᵀ / √d) v`` for each head, and the weights.
 
     Raises:
-        UnsupportedOperatorError: for masks, and what else has no rule.
+        UnsupportedOperatorError: for what has no rule.
     """
-    reason = _reason(self, query, key_padding_mask, attn_mask)
+    reason = _reason(self, query)
     if reason:
         raise UnsupportedOperatorError("the model", "MultiheadAttention", reason=reason)
     heads = self.num_heads
+    if is_causal and key_padding_mask is None and not need_weights:  # the mask that is given is not read then
+        attn_mask = torch.ones(query.shape[1], key.shape[1], dtype=torch.bool, device=query.device).triu(1)
 
-    def split(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x = F.linear(x, weight, bias)
+    masks = [_by_head(attn_mask, heads), None if key_padding_mask is None else key_padding_mask[:, None, None]]
+    more: list[list[Tensor]] = [[], [], []]  # tokens that every query sees behind the others
+    for keys, values in ((self.bias_k, self.bias_v), (0, 0) if self.add_zero_attn else (None, None)):
+        if keys is not None:
+            shape = key.shape[0], 1, self.embed_dim
+            for tokens, added in zip(more[1:], (keys, values), strict=True):
+                tokens.append(added.expand(shape) if isinstance(added, Tensor) else key.new_zeros(shape))
+            masks = [m if m is None else F.pad(m, (0, 1)) for m in masks]
+
+    def split(x: Tensor, projection: tuple[Tensor, Tensor | None], tokens: list[Tensor]) -> Tensor:
+        x = torch.cat([F.linear(x, *projection), *tokens], 1) if tokens else F.linear(x, *projection)
         return x.reshape(x.shape[0], x.shape[1], heads, -1).transpose(1, 2)
 
-    q, k, v = (split(x, *wb) for x, wb in zip((query, key, value), _projections(self), strict=True))
-    weights = torch.softmax((q * self.head_dim**-0.5) @ k.transpose(-2, -1), dim=-1)
+    q, k, v = (split(*given) for given in zip((query, key, value), _projections(self), more, strict=True))
+    scores = (q * self.head_dim**-0.5) @ k.transpose(-2, -1)
+    for mask in masks:
+        if mask is not None:
+            scores = scores.masked_fill(mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    weights = torch.softmax(scores, dim=-1)
     joined = (weights @ v).transpose(1, 2).flatten(2)
     out = F.linear(joined, self.out_proj.weight, self.out_proj.bias)
     if not need_weights:
@@ -74,15 +89,14 @@ def forward(
     return out, weights.mean(1) if average_attn_weights else weights
 
 
-def _reason(module: nn.MultiheadAttention, query: Tensor, *masks: Tensor | None) -> str | None:
-    if any(m is not None for m in masks):
-        return (
-            "masks take scores to minus infinity, which has no rule here; attend to the tokens that count, by slicing"
-        )
+def _by_head(mask: Tensor | None, heads: int) -> Tensor | None:
+    """A mask of its own for each sample and head, ``(batch · heads, …)``, as ``(batch, heads, …)``."""
+    return mask if mask is None or mask.ndim < 3 else mask.reshape(-1, heads, *mask.shape[1:])
+
+
+def _reason(module: nn.MultiheadAttention, query: Tensor) -> str | None:
     if not module.batch_first or query.ndim != 3:
         return "it takes (batch, tokens, features) here; make it with batch_first=True"
-    if module.bias_k is not None or module.add_zero_attn:
-        return "add_bias_kv and add_zero_attn have no rule here"
     return "its dropout is on; call .eval() on the model" if module.training and module.dropout > 0 else None
 
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from lirpa_lip.wrapping.trace.dependence import argument, dtype, sizes
+from lirpa_lip.wrapping.trace.evaluate import evaluate
+from lirpa_lip.wrapping.trace.masked import masked_softmax, stripped
 
 
 def binary(rewriter: Any, kind: str, x: Any, y: Any, like: Any) -> Any:
@@ -93,11 +95,11 @@ def _glu(rewriter: Any, node: Any) -> None:
 
 
 def _attention(rewriter: Any, node: Any) -> None:
-    """``softmax(q kᵀ · scale) v``, without mask and dropout."""
-    q, k, v = list(node.inputs())[:3]
+    """``softmax(q kᵀ · scale + mask) v``, without dropout; a mask is constant, and True where attention goes."""
+    q, k, v, given = list(node.inputs())[:4]
     shapes = [sizes(t) for t in (q, k, v)]
-    plain = argument(node, 3) is None and argument(node, 4) in (0, None) and argument(node, 5) is False
-    scale = argument(node, 6)
+    causal, scale, masks = argument(node, 5), argument(node, 6), dtype(given) is not None
+    plain = argument(node, 4) in (0, None) and isinstance(causal, bool) and not (masks and causal)
     if not plain or scale is ... or any(s is None for s in shapes):
         return
     (*lead, rows, width), (*_, columns, _) = shapes[0], shapes[1]  # type: ignore[misc]
@@ -105,8 +107,19 @@ def _attention(rewriter: Any, node: Any) -> None:
                              _example([*lead, width, columns], q))  # fmt: skip
     score = rewriter.insert("aten::matmul", [q, turned], _example([*lead, rows, columns], q))
     score = binary(rewriter, "mul", score, number(rewriter, width**-0.5 if scale is None else scale, q), score)
+    if causal or dtype(given) == torch.bool:
+        seen = torch.ones(rows, columns, dtype=torch.bool).tril() if causal else evaluate(given, rewriter.parameters)
+        if not isinstance(seen, torch.Tensor):
+            return
+        fill = [score, rewriter.constant(~seen), rewriter.constant(-math.inf)]
+        score = rewriter.insert("aten::masked_fill", fill, score)
+    elif masks:
+        score = binary(rewriter, "add", score, given, score)
     arguments = [score, rewriter.constant(-1), rewriter.constant(None)]
-    weights = rewriter.insert("aten::softmax", arguments, score)
+    masked = stripped(rewriter, score)
+    weights = masked and masked_softmax(rewriter, masked, masked.blocked.ndim)
+    if weights is None:
+        weights = rewriter.insert("aten::softmax", arguments, score)
     rewriter.replace(node, rewriter.insert("aten::matmul", [weights, v], node.output()))
 
 
@@ -125,28 +138,6 @@ def _hypot(rewriter: Any, node: Any) -> None:
     squares = [binary(rewriter, "mul", t, t, t) for t in (x, y)]
     total = binary(rewriter, "add", squares[0], squares[1], node.output())
     rewriter.replace(node, rewriter.insert("aten::sqrt", [total], node.output()))
-
-
-def _interpolated(rewriter: Any, node: Any) -> None:
-    """``x + w (y − x)`` for a number w."""
-    x, y, _ = node.inputs()
-    if isinstance(argument(node, 2), (int, float)):
-        away = binary(rewriter, "sub", y, x, node.output())
-        step = binary(rewriter, "mul", away, number(rewriter, argument(node, 2), away), away)
-        rewriter.replace(node, binary(rewriter, "add", x, step, node.output()))
-
-
-def _difference(rewriter: Any, node: Any) -> None:
-    """Differences of neighbours, once."""
-    x, order, axis = next(iter(node.inputs())), argument(node, 1), argument(node, 2)
-    shape = sizes(x)
-    if order != 1 or not isinstance(axis, int) or not shape or argument(node, 3) or argument(node, 4):
-        return
-    axis, count, parts = axis % len(shape), shape[axis % len(shape)], []
-    for start in (1, 0):
-        arguments = [x, *(rewriter.constant(n) for n in (axis, start, start + count - 1, 1))]
-        parts.append(rewriter.insert("aten::slice", arguments, node.output()))
-    rewriter.replace(node, binary(rewriter, "sub", parts[0], parts[1], node.output()))
 
 
 def _tile(rewriter: Any, node: Any) -> None:
@@ -205,8 +196,6 @@ COMPOSITIONS: dict[str, Callable[[Any, Any], None]] = {
     "aten::softshrink": _soft_shrink,
     "aten::celu": _celu,
     "aten::hypot": _hypot,
-    "aten::lerp": _interpolated,
-    "aten::diff": _difference,
     "aten::tile": _tile,
     "aten::var": _variance,
     "aten::std": _variance,

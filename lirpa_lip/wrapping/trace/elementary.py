@@ -38,9 +38,19 @@ def _power_of(rewriter: Any, node: Any) -> None:
     base, x = 2.0 if node.kind() == "aten::exp2" else argument(node, 0), list(node.inputs())[-1]
     if isinstance(base, torch.Tensor) and base.numel() == 1:
         base = base.item()
-    if isinstance(base, (int, float)) and base > 0 and rewriter.depends.varies(x):
+    if rewriter.depends.varies(x) and base is ...:
+        _power_of_values(rewriter, node)
+    elif isinstance(base, (int, float)) and base > 0 and rewriter.depends.varies(x):
         scaled = _times(rewriter, x, math.log(base), node.output())
         rewriter.replace(node, _unary(rewriter, "exp", scaled))
+
+
+def _power_of_values(rewriter: Any, node: Any) -> None:
+    """``x ** y`` of two values that vary, as ``exp(y log x)``, for x > 0."""
+    x, y = node.inputs()
+    if rewriter.depends.varies(x):
+        exponent = binary(rewriter, "mul", y, _unary(rewriter, "log", x), node.output())
+        rewriter.replace(node, rewriter.insert("aten::exp", [exponent], node.output()))
 
 
 def _hyperbolic(kind: str, sign: str) -> Callable[[Any, Any], None]:

@@ -26,11 +26,15 @@ def evaluate(value: Any, parameters: Mapping[str, Any]) -> Any:
         shape, axis = sizes(next(iter(node.inputs()))), argument(node, 1)
         return shape[axis] if shape and isinstance(axis, int) else ...
     name = node.kind().split("::")[-1]
-    if node.kind() == "prim::Param" or (name.endswith("_") and not name.endswith("__")):
+    # whether nothing else reads what it writes to
+    fresh = name == "masked_fill_" and len(next(iter(node.inputs())).uses()) == 1
+    if node.kind() == "prim::Param" or (name.endswith("_") and not name.endswith("__") and not fresh):
         return ...
     arguments = [evaluate(v, parameters) for v in node.inputs()]
     if any(a is ... for a in arguments):
         return ...
+    if fresh:
+        arguments[0] = arguments[0].clone()
     try:
         step = Step.of(node)
     except KeyError:

@@ -9,6 +9,7 @@ import torch
 
 from lirpa_lip.errors import UnsupportedOperatorError
 from lirpa_lip.wrapping.trace.dependence import Dependence, argument, dtype, sizes
+from lirpa_lip.wrapping.trace.evaluate import evaluate
 from lirpa_lip.wrapping.trace.moves import MOVES
 from lirpa_lip.wrapping.trace.recurrent import CELLS, reason_to_refuse
 
@@ -216,6 +217,19 @@ def _einsum(node: Any) -> str:
     )
 
 
+def _infinite(node: Any) -> str | None:
+    # what a softmax and the like behind it could be rewritten for has been
+    for value in node.inputs():
+        held = evaluate(value, {})
+        if isinstance(held, (float, torch.Tensor)) and bool(torch.isinf(torch.as_tensor(held)).any()):
+            return (
+                "it makes values infinite: a mask of minus infinity must be constant, the same for all samples, leave "
+                "something in every row, and stand before a softmax, logsumexp or amax"
+            )
+    return None
+
+
+_MASKS = "masked_fill masked_fill_ where add add_".split()
 _STEPS = "floor_divide floor_divide_ sign round floor ceil trunc frac fmod remainder".split()
 
 #: By kind: the reason to refuse an operator with these arguments, or ``None``.
@@ -226,6 +240,7 @@ RULES: dict[str, Rule] = {
     **{f"aten::{name}": _steps for name in _STEPS},
     **{f"aten::{name}": _ordered for name in "sort topk msort median kthvalue cummax cummin mode".split()},
     **dict.fromkeys(MOVES, _positions),
+    **{f"aten::{name}": _infinite for name in _MASKS},
     "aten::copy_": _written,
     "aten::index_put_": _written,
     "aten::threshold": _threshold,

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from lirpa_lip.wrapping.trace import masked
 from lirpa_lip.wrapping.trace.compositions import COMPOSITIONS
 from lirpa_lip.wrapping.trace.dependence import Dependence, argument, dtype, sizes
+from lirpa_lip.wrapping.trace.distances import DISTANCES
 from lirpa_lip.wrapping.trace.einsum import einsum
 from lirpa_lip.wrapping.trace.elementary import ELEMENTARY
 from lirpa_lip.wrapping.trace.moves import MOVES
 from lirpa_lip.wrapping.trace.recurrent import CELLS, unroll
+from lirpa_lip.wrapping.trace.single import Singles
 
 Rewrite = Callable[["Rewriter", Any], None]
 
@@ -33,11 +36,13 @@ class Rewriter:
         self.batch = first[0] if first else None
 
     def run(self) -> None:
+        Singles(self).run()
         for node in list(self.graph.nodes()):
             rewrite = REWRITES.get(node.kind())
             if rewrite is not None and not all(self.depends.constant(v) for v in node.inputs()):
                 self.graph.setInsertPoint(node)
                 rewrite(self, node)
+        Singles(self).run()  # of those that were made meanwhile
         self.graph.setInsertPoint(self.graph.return_node())
 
     def constant(self, value: Any) -> Any:
@@ -108,6 +113,8 @@ def _reduction(rewriter: Rewriter, node: Any) -> None:
     axes, shape = argument(node, 1), sizes(next(iter(node.inputs())))
     if isinstance(axes, list) and shape and any(a < 0 for a in axes):
         node.replaceInput(1, rewriter.integers([a % len(shape) for a in axes]))
+    if node.kind() == "aten::amax":
+        masked.reduction(rewriter, node)
 
 
 #: Operators that broadcast a constant over the batch.
@@ -250,6 +257,8 @@ REWRITES: dict[str, Rewrite] = {
     **{f"aten::{name}": _reduction for name in ("mean", "sum", "amax", "amin")},
     **{f"aten::{name}": _filled for name in _FILLED},
     **{f"aten::{name}": _dropout for name in ("dropout", "feature_dropout", "alpha_dropout")},
+    "aten::softmax": masked.softmax,
+    "aten::logsumexp": masked.reduction,
     "aten::mm": _product,
     "aten::addmm": _affine_product,
     "aten::avg_pool2d": _average_pool,
@@ -262,6 +271,7 @@ REWRITES: dict[str, Rewrite] = {
     "aten::batch_norm": _batch_norm,
     **COMPOSITIONS,
     **ELEMENTARY,
+    **DISTANCES,
     **MOVES,
     "aten::einsum": einsum,
     **dict.fromkeys(CELLS, unroll),

@@ -9,14 +9,15 @@ from sampling import ball_points
 from torch import Tensor, nn
 
 from lirpa_lip import BoundedModule, BoundedTensor, PerturbationLpNorm
-from lirpa_lip.errors import LirpaLipError
+from lirpa_lip.errors import DomainError, LirpaLipError
 from lirpa_lip.local.bounds import network_graph
 from lirpa_lip.wrapping.trace import moves, recurrent
 
 EPS = 0.1
 METHODS = ("ibp", "crown", "local-lip", "local-lip-crown", "sdp-crown")
 #: Graphs of hundreds of nodes, made of operators that other rows bound by every method.
-LONG = ("lstm projected", "gru both ways", "lstm", "encoder layer", "attention weights")
+LONG = ("lstm projected", "gru both ways", "lstm", "encoder layer", "encoder layer masked", "attention weights",
+        "attention masked")  # fmt: skip
 
 
 def region(x: Tensor) -> tuple[BoundedTensor]:
@@ -52,6 +53,22 @@ def check(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_holds_it(name):
     check(name)
+
+
+def test_an_angle_is_bounded_off_its_cut():
+    class Angle(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.atan2(x[:, :2], x[:, 2:])
+
+    x = torch.tensor([[0.3, -0.4, 0.5, -0.1], [2.0, -1.0, -0.5, 1e-3]], dtype=torch.float64)
+    bounded = BoundedModule(Angle(), x)
+    points = torch.stack(list(ball_points(x, EPS, 200)))
+    lower, upper = bounded.compute_bounds(x=region(x), method="local-lip")
+    values = torch.atan2(points[..., :2], points[..., 2:])
+    assert (lower <= values.amin(0)).all() and (upper >= values.amax(0)).all()
+    with pytest.raises(DomainError):
+        across = torch.tensor([[0.05, 1.0, -1.0, 1.0]], dtype=torch.float64)
+        bounded.compute_bounds(x=region(across), method="local-lip")
 
 
 def test_gradients_reach_weights_of_layers_written_out():
