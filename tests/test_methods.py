@@ -95,6 +95,7 @@ def test_a_name_means_one_bound_at_every_door():
     model, x = build_model("mlp-small", (1, 4, 4), 3).double().eval(), torch.rand(4, 1, 4, 4, dtype=torch.float64)
     from lirpa_lip import BoundedModule, BoundedTensor, LocalLipConfig, PerturbationLpNorm
     from lirpa_lip.margin import margin_specification
+    from lirpa_lip.training.stages import Batch, least_margins
 
     rows = margin_specification(model(x).argmax(1), 3, torch.float64)
     config = LocalLipConfig(certificate="deterministic", norm_tolerance=1e-3)
@@ -105,7 +106,8 @@ def test_a_name_means_one_bound_at_every_door():
         compared = comparison.make_method(name, model, x, 20, config).lower(x, rows, 0.05).lower
         certifier = make_certifier(name, model, x[:1], "deterministic")
         certifier.prepare(1)
-        certified = certifier._least_margin(x, rows, torch.full((4,), 0.05, dtype=torch.float64))
+        eps = torch.full((4,), 0.05, dtype=torch.float64)
+        certified = least_margins(certifier.stages, Batch(x, rows, eps, margin=torch.ones_like(eps)))
         torch.testing.assert_close(there.amin(1), certified)
         torch.testing.assert_close(compared.amin(1), certified)
 

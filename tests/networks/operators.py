@@ -228,6 +228,8 @@ ROWS: dict[str, Row] = {
     "upsample trilinear aligned": Row(
         around(lambda x: F.interpolate(x.unsqueeze(1), (2, 5, 3), mode="trilinear", align_corners=True))
     ),
+    "antialiased bilinear": Row(around(lambda x: F.interpolate(x, (2, 3), mode="bilinear", antialias=True))),
+    "antialiased bicubic": Row(around(lambda x: F.interpolate(x, (3, 2), mode="bicubic", antialias=True))),
     "upsample bicubic": Row(around(nn.Upsample(scale_factor=1.5, mode="bicubic"))),
     "dropout": Row(around(nn.Dropout(0.5))),
     "identity": Row(around(nn.Identity())),
