@@ -120,11 +120,12 @@ def certify(
     certifier: Certifier | None = None
     found: list[Certified] = []
 
-    def verdicts(place: int, images: Tensor, labels: Tensor) -> list[Certified]:
+    def verdicts(_: int, index: Tensor) -> list[Certified]:
         nonlocal certifier
+        images = x[index].double()
         with torch.no_grad():
             predictions = _logits(wide, images).argmax(dim=1)
-        labels = predictions if y is None else labels.to(predictions)
+        labels = predictions if y is None else y[index].to(predictions)
         certifier = certifier or make_certifier(method, wide, images[:1], certificate, delta, **options)
         # with a search, the radius of a wrong prediction is wanted too
         wrong = torch.where(predictions == labels, torch.inf, -torch.inf) if radius_steps == 0 else None
@@ -132,10 +133,8 @@ def certify(
 
     with torch.random.fork_rng(devices=[]), memory_limit(max_memory, x.device):  # the caller's own chance is left alone
         wide, halving = copy.deepcopy(model).double(), Halving()
-        for place in range(0, len(x), batch_size):
-            here = slice(place, place + batch_size)
-            labels = torch.zeros(len(x[here])) if y is None else y[here]
-            for part in halving(verdicts, x[here].double(), labels):
+        for chunk in torch.arange(len(x)).split(batch_size):
+            for part in halving(verdicts, chunk):
                 found += part
                 advance(len(part))
     return found

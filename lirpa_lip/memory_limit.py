@@ -44,15 +44,13 @@ def free_memory(device: torch.device) -> int | None:
     within the limit of the process's control group."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    free, group = _said_by_linux("/proc/meminfo", "MemAvailable"), Path("/sys/fs/cgroup")
     try:
-        (line,) = [text for text in Path("/proc/meminfo").read_text().splitlines() if text.startswith("MemAvailable")]
-        free = int(line.split()[1]) << 10
-        group = Path("/sys/fs/cgroup")
-        limit = (group / "memory.max").read_text().strip() if (group / "memory.max").is_file() else "max"
+        limit = (group / "memory.max").read_text().strip()
         used = int((group / "memory.current").read_text()) if limit != "max" else 0
     except (OSError, ValueError):
-        return None
-    return free if limit == "max" else max(0, min(free, int(limit) - used))
+        limit = "max"
+    return free if free is None or limit == "max" else max(0, min(free, int(limit) - used))
 
 
 @contextmanager
@@ -68,20 +66,31 @@ def memory_limit(max_memory: int | str | None, device: torch.device, processes: 
     Raises:
         ConfigError: it is no size.
     """
-    free = free_memory(device)
-    limit = parse_bytes(max_memory) if max_memory is not None else None if free is None else free // 2 // processes
+    if max_memory is not None:
+        limit: int | None = parse_bytes(max_memory)
+    else:
+        free = free_memory(device)
+        limit = None if free is None else free // 2 // processes
     if limit is None:
         yield
         return
-    if device.type == "cuda":
-        total, held = torch.cuda.get_device_properties(device).total_memory, torch.cuda.memory_reserved(device)
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (held + limit) / total), device)
-        try:
-            yield
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
-        return
-    used = _data_in_use()
+    with _on_gpu(limit, device) if device.type == "cuda" else _of_process(limit):
+        yield
+
+
+@contextmanager
+def _on_gpu(limit: int, device: torch.device) -> Iterator[None]:
+    total, held = torch.cuda.get_device_properties(device).total_memory, torch.cuda.memory_reserved(device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, (held + limit) / total), device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+@contextmanager
+def _of_process(limit: int) -> Iterator[None]:
+    used = _said_by_linux("/proc/self/status", "VmData")  # what RLIMIT_DATA counts
     if used is None:
         yield
         return
@@ -98,10 +107,10 @@ def memory_limit(max_memory: int | str | None, device: torch.device, processes: 
         resource.setrlimit(resource.RLIMIT_DATA, (before, hard))
 
 
-def _data_in_use() -> int | None:
-    """Bytes that ``RLIMIT_DATA`` counts of this process."""
+def _said_by_linux(file: str, name: str) -> int | None:
+    """Bytes that a line ``name: … kB`` states; None on other systems."""
     try:
-        (line,) = [t for t in Path("/proc/self/status").read_text().splitlines() if t.startswith("VmData")]
+        (line,) = [text for text in Path(file).read_text().splitlines() if text.startswith(f"{name}:")]
     except (OSError, ValueError):
         return None
     return int(line.split()[1]) << 10

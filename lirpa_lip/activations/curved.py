@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.activations.base import Activation, Piece, SlopeRange
+from lirpa_lip.activations.domains import or_infinite, widest
 from lirpa_lip.activations.piecewise_linear import PiecewiseLinear
 from lirpa_lip.activations.planes import Plane, Relaxation, Relaxations, ratio
 from lirpa_lip.activations.smooth import Smooth
@@ -57,9 +58,8 @@ class Curved(Activation):
         inside = self._inside(lower, upper)
         if self.positive is None or bool(inside.all()):
             return ""
-        worst = f"[{float(lower[~inside].min()):.4g}, {float(upper[~inside].max()):.4g}]"
         needed = {"0": "that are not negative", "+": "above 0", "±": "on one side of 0"}[self.positive]
-        return f"its input may lie in {worst}, and it is defined for inputs {needed}"
+        return f"its input may lie in {widest(lower, upper, inside)}, and it is defined for inputs {needed}"
 
     def value(self, z: Tensor) -> Tensor:
         return self.fn(z)
@@ -74,20 +74,14 @@ class Curved(Activation):
         rounded = [low - slack * low.abs(), high + slack * high.abs()]
         if self.turn is not None:  # the least value, where it turns, is exact
             rounded[0] = torch.where(low == self.fn(torch.full_like(low, self.turn)), low, rounded[0])
-        return self._or_infinite(lower, upper, rounded[0], rounded[1])
-
-    def _or_infinite(self, lower: Tensor, upper: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """``low`` and ``high`` inside the domain, and no bound where an interval leaves it."""
-        if self.positive is None:
-            return low, high
-        inside = self._inside(lower, upper)
-        return torch.where(inside, low, -torch.inf), torch.where(inside, high, torch.inf)
+        return or_infinite(self._inside(lower, upper), rounded[0], rounded[1])
 
     def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
         ends = torch.stack([self.derivative(lower), self.derivative(upper)])
         low, high = ends.amin(0), ends.amax(0)
         slack = _ROUNDING * torch.finfo(low.dtype).eps
-        return SlopeRange(*self._or_infinite(lower, upper, low - slack * low.abs(), high + slack * high.abs()))
+        inside = self._inside(lower, upper)
+        return SlopeRange(*or_infinite(inside, low - slack * low.abs(), high + slack * high.abs()))
 
     def _secants(self, anchor: Tensor, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Slopes from the anchor to the lower end, at it, and to the upper end, and how far rounding may move them.
@@ -234,13 +228,10 @@ class Tangent(Smooth):
         whole = self._whole(lower, upper)
         if bool(whole.all()):
             return ""
-        worst = f"[{float(lower[~whole].min()):.4g}, {float(upper[~whole].max()):.4g}]"
-        return f"its input may lie in {worst}, which holds a pole"
+        return f"its input may lie in {widest(lower, upper, whole)}, which holds a pole"
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = super().interval(lower, upper)
-        whole = self._whole(lower, upper)
-        return torch.where(whole, low, -torch.inf), torch.where(whole, high, torch.inf)
+        return or_infinite(self._whole(lower, upper), *super().interval(lower, upper))
 
     def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
         centre = torch.round((lower + upper) / 2 / math.pi) * math.pi

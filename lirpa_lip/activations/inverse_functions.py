@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lirpa_lip.activations.base import SlopeRange
+from lirpa_lip.activations.domains import or_infinite, widest
 from lirpa_lip.activations.smooth import Smooth
 
 
@@ -37,19 +38,16 @@ class OnInterval(Smooth):
         inside = self._inside(lower, upper)
         if bool(inside.all()):
             return ""
-        worst = f"[{float(lower[~inside].min()):.4g}, {float(upper[~inside].max()):.4g}]"
         start, end = self.ends
         domain = f"above {start:g}" if end == math.inf else f"between {start:g} and {end:g}"
-        return f"its input may lie in {worst}, and it has slopes for inputs {domain}"
+        return f"its input may lie in {widest(lower, upper, inside)}, and it has slopes for inputs {domain}"
 
     def interval(self, lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = super().interval(lower, upper)
-        inside = self._inside(lower, upper)
-        return torch.where(inside, low, -torch.inf), torch.where(inside, high, torch.inf)
+        return or_infinite(self._inside(lower, upper), *super().interval(lower, upper))
 
     def slope_range(self, lower: Tensor, upper: Tensor, closed: bool = False) -> SlopeRange:
-        found, inside = super().slope_range(lower, upper, closed), self._inside(lower, upper)
-        return SlopeRange(torch.where(inside, found.low, -torch.inf), torch.where(inside, found.high, torch.inf))
+        found = super().slope_range(lower, upper, closed)
+        return SlopeRange(*or_infinite(self._inside(lower, upper), found.low, found.high))
 
 
 def _over_root(z: Tensor) -> Tensor:

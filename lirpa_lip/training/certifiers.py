@@ -201,9 +201,8 @@ class LocalCertifier:
         # rows that are verified are not worked on any more, so their values say little of the slope
         found = Brackets(margins.double(), exact_when_safe=self.name != "sdp-crown")
         refuted = torch.full_like(found.safe, torch.inf) if refuted is None else refuted.to(found.safe)
-        radii = [rounded_up(value) for value in eps]
         known = self._floors(x, predictions, eps, found)
-        for value in reversed(radii):
+        for value in reversed([rounded_up(value) for value in eps]):
             wanted = (found.safe < value) & (value < refuted)
             self._try(x, rows, found, torch.full_like(found.safe, value), wanted)
         for _ in range(self.radius_steps):

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, TextIO
 
 _SECONDS_BETWEEN_LINES = 30.0
@@ -75,7 +76,7 @@ def counted(console: Any, verb: str, things: str, pace: Pace) -> Iterator[Callab
     The first line comes with the first call, others at most every half minute, the last with the last call.
     """
     if not console.is_terminal:
-        yield _lines(console, verb, things, pace)
+        yield _lines(partial(console.print, highlight=False), verb, things, pace)
         return
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -94,31 +95,32 @@ def counted(console: Any, verb: str, things: str, pace: Pace) -> Iterator[Callab
 def said_late(verb: str, things: str, pace: Pace, stream: TextIO, after: float = 2.0) -> Callable[[int], None]:
     """The function that is called with how many more are done; nothing is shown of what takes less than ``after``
     seconds. On a terminal one line that changes, elsewhere one now and then; no package is needed."""
-    begun, last, open_line = time.monotonic(), -math.inf, stream.isatty()
+    if not stream.isatty():
+        return _lines(partial(print, file=stream, flush=True), verb, things, pace, after=after)
 
-    def advance(count: int) -> None:
-        nonlocal last
-        pace.add(count)
-        now, ended = time.monotonic(), pace.done >= pace.total
-        if now - begun < after or not (open_line or ended or now - last >= _SECONDS_BETWEEN_LINES):
-            return
-        line = f"{verb}: {pace.done} of {pace.total} {things}, left {pace.left}"
-        stream.write(f"\r{line:<70}" + ("\n" if ended else "") if open_line else f"{line}\n")
-        stream.flush()
-        last = now
+    def say(line: str) -> None:
+        print(f"\r{line:<70}", end="\n" if pace.done >= pace.total else "", file=stream, flush=True)
 
-    return advance
+    return _lines(say, verb, things, pace, after=after, between=0.0)
 
 
-def _lines(console: Any, verb: str, things: str, pace: Pace) -> Callable[[int], None]:
-    last: float | None = None
+def _lines(
+    say: Callable[[str], None],
+    verb: str,
+    things: str,
+    pace: Pace,
+    *,
+    after: float = 0.0,
+    between: float = _SECONDS_BETWEEN_LINES,
+) -> Callable[[int], None]:
+    begun, last = time.monotonic(), -math.inf
 
     def advance(count: int) -> None:
         nonlocal last
         pace.add(count)
         now = time.monotonic()
-        if last is None or now - last >= _SECONDS_BETWEEN_LINES or pace.done >= pace.total:
-            console.print(f"{verb}: {pace.done} of {pace.total} {things}, left {pace.left}", highlight=False)
+        if now - begun >= after and (now - last >= between or pace.done >= pace.total):
+            say(f"{verb}: {pace.done} of {pace.total} {things}, left {pace.left}")
             last = now
 
     return advance
